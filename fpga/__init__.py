@@ -1,0 +1,1 @@
+"""FPGA synthesis and board support."""

@@ -1,0 +1,1 @@
+"""Configuration, instruction set, compiler, generator and command line."""

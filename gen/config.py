@@ -1,0 +1,300 @@
+"""The accelerator's configuration: one frozen record, its presets, and the values derived from it.
+
+This module and :mod:`maskwork.gen.isa` import nothing else of the package (errors excepted): hardware, models,
+compiler and boards all stand on them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from maskwork.gen.errors import ConfigError
+
+CHUNK = 16
+"""Elements of the streamed operand whose bitmap travels in one record (see docs/formats.md)."""
+
+POST_MULT_WIDTH = 24
+"""Bits of the unsigned requantisation multiplier."""
+
+POST_MAX_SHIFT = 47
+"""Largest right shift of the requantisation."""
+
+
+def _doc(text: str, default: Any) -> Any:
+    return field(default=default, metadata={"doc": text})
+
+
+@dataclass(frozen=True, kw_only=True)
+class Config:
+    """Everything that shapes the generated hardware.
+
+    A cluster is a group of lanes with one activation buffer, one fetch unit and one post-processing unit; a lane
+    is a row of PEs that work on the same rows of C; a PE owns ``slots`` columns of the N tile. Depths are per bank;
+    every loadable buffer has two banks, so that loads hide behind compute.
+
+    Raises:
+        ConfigError: if a field, or a combination of fields, cannot be built.
+    """
+
+    name: str = _doc("module name of the generated accelerator, and the presets' name", "maskwork")
+    lanes: int = _doc("lanes in all clusters together", 4)
+    lanes_per_cluster: int = _doc("lanes that share an activation buffer, fetch and post-processing unit", 4)
+    pes_per_lane: int = _doc("processing elements (multipliers) in a lane", 4)
+    slots: int = _doc("columns of C that one PE accumulates", 16)
+    rows_in_flight: int = _doc("contexts of a lane: rows of C with accumulators of their own", 2)
+    queue_depth: int = _doc("tokens that wait in front of a PE's bit iterator", 16)
+    a_width: int = _doc("bits of a streamed operand, signed", 9)
+    b_width: int = _doc("bits of a resident operand, signed", 9)
+    acc_width: int = _doc("bits of an accumulator, signed", 32)
+    stream_words: int = _doc("32-bit words that each stream moves in a cycle", 1)
+    skip: str = _doc('operands whose masks skip cycles, letters of "abc"; "" is the dense array', "abc")
+    fetch_width: int = _doc("streamed operands in one word of the activation buffer and of a lane's FIFO", 4)
+    k_depth: int = _doc("rows of B (values of k) in one weight bank", 256)
+    a_depth: int = _doc("words in one activation bank of a cluster", 2048)
+    a_segments: int = _doc("segments (matrix rows, or pixels of a convolution) in one activation bank", 512)
+    c_rows: int = _doc("rows of C masks in one bank of a cluster", 128)
+    psum_rows: int = _doc("rows of partial sums that a lane keeps while K runs as tiles", 8)
+    fifo_depth: int = _doc("words in a lane's input FIFO", 512)
+    run_depth: int = _doc("RUN commands that wait in a cluster", 8)
+    post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
+
+    # ------------------------------------------------------------------ checks
+
+    def __post_init__(self) -> None:
+        for f in dataclasses.fields(self):
+            value = getattr(self, f.name)
+            expected = {"str": str, "int": int, "bool": bool}[str(f.type)]
+            if type(value) is not expected:
+                raise ConfigError(f"{f.name} must be of type {expected.__name__}, not {value!r}")
+        if not self.name or not self.name.replace("_", "").replace("-", "").isalnum() or not self.name[0].isalpha():
+            raise ConfigError(f"name must start with a letter and hold letters, digits, '-' and '_', not {self.name!r}")
+        if sorted(set(self.skip)) != sorted(self.skip) or not set(self.skip) <= set("abc"):
+            raise ConfigError(f'skip must hold each of the letters "a", "b" and "c" at most once, not {self.skip!r}')
+        object.__setattr__(self, "skip", "".join(sorted(self.skip)))
+        self._in_range("lanes", 1, 256)
+        self._power_of_two("lanes_per_cluster", 1, 8)
+        if self.lanes % self.lanes_per_cluster:
+            raise ConfigError(
+                f"lanes must be a multiple of lanes_per_cluster ({self.lanes_per_cluster}), not {self.lanes}"
+            )
+        if self.clusters > 32:
+            raise ConfigError(
+                f"lanes / lanes_per_cluster must be at most 32 clusters, not {self.lanes} / {self.lanes_per_cluster}"
+            )
+        self._power_of_two("pes_per_lane", 1, 16)
+        self._power_of_two("slots", 4, 32)
+        self._power_of_two("rows_in_flight", 2, 4)
+        self._power_of_two("queue_depth", 8, 64)
+        self._in_range("a_width", 4, 18)
+        self._in_range("b_width", 4, 18)
+        self._in_range("acc_width", 16, 64)
+        if self.acc_width < self.a_width + self.b_width:
+            raise ConfigError(
+                f"acc_width must hold one product, a_width + b_width = {self.a_width + self.b_width} bits or more, "
+                f"not {self.acc_width}"
+            )
+        if self.post and self.acc_width > 32:
+            raise ConfigError(f"acc_width must be at most 32 with post-processing (post = true), not {self.acc_width}")
+        self._power_of_two("stream_words", 1, 8)
+        self._power_of_two("fetch_width", 2, 8)
+        self._power_of_two("k_depth", 16, 8192)
+        self._power_of_two("a_depth", 64, 65536)
+        self._power_of_two("a_segments", 16, 16384)
+        self._power_of_two("c_rows", 16, 16384)
+        self._power_of_two("psum_rows", 1, 256)
+        self._power_of_two("fifo_depth", 32, 4096)
+        self._power_of_two("run_depth", 2, 32)
+        if self.tile_columns > 256:
+            raise ConfigError(
+                f"pes_per_lane * slots (the columns of an N tile) must be at most 256, not {self.tile_columns}"
+            )
+
+    def _in_range(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high:
+            raise ConfigError(f"{name} must be an integer from {low} to {high}, not {value}")
+
+    def _power_of_two(self, name: str, low: int, high: int) -> None:
+        value = getattr(self, name)
+        if not low <= value <= high or value & (value - 1):
+            raise ConfigError(f"{name} must be a power of two from {low} to {high}, not {value}")
+
+    # ------------------------------------------------------------------ derived values
+
+    @property
+    def clusters(self) -> int:
+        """Number of clusters."""
+        return self.lanes // self.lanes_per_cluster
+
+    @property
+    def pes(self) -> int:
+        """Processing elements, and so multipliers, of the whole array."""
+        return self.lanes * self.pes_per_lane
+
+    @property
+    def tile_columns(self) -> int:
+        """Columns of C that one lane accumulates: the N tile. Column c belongs to PE c % pes_per_lane, slot
+        c // pes_per_lane.
+        """
+        return self.pes_per_lane * self.slots
+
+    @property
+    def mask_words(self) -> int:
+        """32-bit words of one row's C mask, or of one k's bitmap of B (before padding to a beat)."""
+        return -(-self.tile_columns // 32)
+
+    @property
+    def k_width(self) -> int:
+        """Bits of a k index within a weight bank."""
+        return (self.k_depth - 1).bit_length()
+
+    @property
+    def beat_bits(self) -> int:
+        """Bits that a stream moves in a cycle."""
+        return 32 * self.stream_words
+
+    def values_per_word(self, width: int) -> int:
+        """Packed values of ``width`` bits in one 32-bit word (one for wider ones, which take more than a word)."""
+        return max(1, 32 // width)
+
+    @cached_property
+    def hash(self) -> int:
+        """32-bit hash of everything but the name: a program runs only on the configuration it was made for."""
+        fields = {k: v for k, v in self.to_dict().items() if k != "name"}
+        text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
+        return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
+
+    # ------------------------------------------------------------------ conversion
+
+    def to_dict(self) -> dict[str, Any]:
+        """All fields, as plain values."""
+        return dataclasses.asdict(self)
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any], where: str = "configuration") -> Config:
+        """Build from plain values; unknown keys are errors.
+
+        Raises:
+            ConfigError: naming ``where`` and the key.
+        """
+        known = cls.field_docs()
+        for key in values:
+            if key not in known:
+                raise ConfigError(f"{where}: unknown key {key!r}; known keys: {', '.join(known)}")
+        try:
+            return cls(**dict(values))
+        except ConfigError as error:
+            raise ConfigError(f"{where}: {error}") from None
+
+    @classmethod
+    def field_docs(cls) -> dict[str, str]:
+        """Each field's one-line description, in order."""
+        return {f.name: f.metadata["doc"] for f in dataclasses.fields(cls)}
+
+    def replace(self, **changes: Any) -> Config:
+        """A copy with some fields changed (checked again)."""
+        return Config.from_dict({**self.to_dict(), **changes})
+
+    @classmethod
+    def from_toml(cls, path: str | Path) -> Config:
+        """Read a TOML file: an optional ``preset`` key to start from, and any fields.
+
+        Raises:
+            ConfigError: if the file is missing, is not TOML, or holds a key or value that cannot be built.
+        """
+        path = Path(path)
+        try:
+            values = tomllib.loads(path.read_text(encoding="utf-8"))
+        except OSError as error:
+            raise ConfigError(f"{path}: cannot be read ({error.strerror}); a TOML file is expected") from None
+        except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+            raise ConfigError(f"{path}: not a TOML file: {error}") from None
+        base = preset(values.pop("preset")).to_dict() if "preset" in values else {}
+        return cls.from_dict({**base, **values}, where=str(path))
+
+    def with_settings(self, settings: Iterable[str]) -> Config:
+        """Apply ``key=value`` strings, as the command line's ``--set`` gives them.
+
+        Raises:
+            ConfigError: for a string without ``=``, an unknown key or a value of the wrong type.
+        """
+        changes: dict[str, Any] = {}
+        types = {f.name: str(f.type) for f in dataclasses.fields(self)}
+        for text in settings:
+            key, equals, value = text.partition("=")
+            key, value = key.strip(), value.strip().strip('"')
+            if not equals:
+                raise ConfigError(f"--set {text}: key=value is expected, such as --set lanes=8")
+            if key not in types:
+                raise ConfigError(f"--set {text}: unknown key {key!r}; known keys: {', '.join(types)}")
+            if types[key] == "int":
+                try:
+                    changes[key] = int(value, 0)
+                except ValueError:
+                    raise ConfigError(f"--set {text}: {key} must be an integer, not {value!r}") from None
+            elif types[key] == "bool":
+                if value.lower() not in ("true", "false", "0", "1"):
+                    raise ConfigError(f"--set {text}: {key} must be true or false, not {value!r}")
+                changes[key] = value.lower() in ("true", "1")
+            else:
+                changes[key] = value
+        return Config.from_dict({**self.to_dict(), **changes}, where="--set") if changes else self
+
+
+_PRESETS: dict[str, tuple[Config, str]] = {}
+
+
+def _preset(config: Config, doc: str) -> None:
+    _PRESETS[config.name] = (config, doc)
+
+
+_preset(
+    Config(name="tiny", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=8, queue_depth=8, k_depth=32,
+           a_depth=256, a_segments=64, c_rows=32, psum_rows=16, fifo_depth=64, run_depth=2),
+    "2 PEs, for tests and for reading the Verilog",
+)  # fmt: skip
+_preset(Config(name="small"), "16 PEs in one cluster: simulation, first experiments")
+_preset(Config(name="dense-small", skip=""), "small without any skipping: the dense baseline")
+_preset(
+    Config(name="ulx3s-85f", lanes=16, k_depth=64, a_depth=1024, a_segments=256),
+    "64 PEs for a ULX3S with an ECP5-85F",
+)
+_preset(
+    Config(name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,
+           k_depth=64, a_depth=256, a_segments=64, c_rows=64, psum_rows=16, fifo_depth=128, run_depth=2,
+           fetch_width=2),
+    "2 PEs for an iCEBreaker with an iCE40UP5K",
+)  # fmt: skip
+_preset(
+    Config(name="sim-64", lanes=16, stream_words=4, k_depth=128, a_depth=2048),
+    "64 PEs with 128-bit streams and 400 KB of buffers, for studies in simulation",
+)
+
+
+def presets() -> dict[str, Config]:
+    """The named configurations, in the order in which they are listed."""
+    return {name: config for name, (config, _) in _PRESETS.items()}
+
+
+def preset_doc(name: str) -> str:
+    """One line about a preset."""
+    return _PRESETS[name][1]
+
+
+def preset(name: str) -> Config:
+    """A named configuration.
+
+    Raises:
+        ConfigError: if there is none of that name; the message lists those there are.
+    """
+    if not isinstance(name, str) or name not in _PRESETS:
+        raise ConfigError(f"unknown preset {name!r}; presets: {', '.join(_PRESETS)}")
+    return _PRESETS[name][0]

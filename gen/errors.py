@@ -1,0 +1,25 @@
+"""Errors that a user can cause: one line each, saying what was wrong and what would be accepted."""
+
+
+class MaskworkError(Exception):
+    """Base of every error that bad input causes; the command line prints it as one line and exits with status 2."""
+
+
+class MaskworkValueError(MaskworkError, ValueError):
+    """A value, shape, file content or configuration that cannot be used."""
+
+
+class MaskworkTypeError(MaskworkError, TypeError):
+    """An object of the wrong type or an array of the wrong dtype."""
+
+
+class ConfigError(MaskworkValueError):
+    """A configuration that cannot be built; the message names the field and what it accepts."""
+
+
+class ProgramError(MaskworkValueError):
+    """A program that the configuration cannot run, or a program file that cannot be read."""
+
+
+class DeviceError(MaskworkError, RuntimeError):
+    """The accelerator answered with an error word, or a result that does not belong to the program."""

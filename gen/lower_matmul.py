@@ -1,0 +1,241 @@
+"""Lowering of a matrix product C = A . B to a program."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from maskwork.gen import pack
+from maskwork.gen.config import CHUNK, Config
+from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError, ProgramError
+from maskwork.gen.lower_schedule import (
+    Indices,
+    KTile,
+    Part,
+    Post,
+    Scheduler,
+    deltas,
+    estimate,
+    expected_words,
+    k_limit,
+    result_words,
+    row_cycles,
+    split,
+    split_n,
+    traffic,
+)
+from maskwork.gen.program import Program
+
+
+class MatrixPart(Part):
+    """Rows of a matrix: a segment each."""
+
+    def __init__(self, rows: Indices, a_rows: Indices) -> None:
+        self.rows = rows
+        self._segments = pack.to_ranges(a_rows)
+
+    def segments(self, tile: KTile) -> pack.Ranges:
+        """Rows of A to load: the same for every K tile."""
+        return self._segments
+
+    def run_fields(self, tile: KTile) -> dict[str, int]:
+        """One segment after the other, one tap each."""
+        return {"m0": len(self.rows) - 1, "x_limit": 1, "y_limit": 1, **deltas(m0=(1, 0, 0, 0))}
+
+
+def keep_indices(keep: Any, length: int, name: str) -> Indices:
+    """Kept indices of an axis, from None (all), a bool vector, or rising indices.
+
+    Raises:
+        MaskworkTypeError, MaskworkValueError: for anything else.
+    """
+    if keep is None:
+        return np.arange(length, dtype=np.int64)
+    array = np.asarray(keep)
+    if array.dtype == np.bool_:
+        if array.shape != (length,):
+            raise MaskworkValueError(f"{name} must have shape ({length},), not {array.shape}")
+        return np.flatnonzero(array).astype(np.int64)
+    if array.size and array.dtype.kind not in "iu":
+        raise MaskworkTypeError(f"{name} must be a vector of bool or of indices, not {array.dtype}")
+    index = array.astype(np.int64).reshape(-1)
+    if len(index) and (index[0] < 0 or index[-1] >= length or (np.diff(index) <= 0).any()):
+        raise MaskworkValueError(f"{name} must be rising indices from 0 to {length - 1}, not {keep!r}")
+    return index
+
+
+def add_operands(
+    program: Program, a: Sequence[int], b: Sequence[int], c: Sequence[int], use_c: bool, post: Post | None
+) -> None:
+    """Declare operands "a", "b" (and "c_mask", bias, mult, shift) and output "c" of these shapes."""
+
+    def spec(shape: Sequence[int], role: str) -> dict[str, Any]:
+        return {"shape": [int(v) for v in shape], "dtype": "int", "role": role}
+
+    program.operands.update(a=spec(a, "a"), b=spec(b, "b"))
+    if use_c:
+        program.operands["c_mask"] = spec(c, "c_mask")
+    if post:
+        for name, role in ((post.bias, "bias"), (post.mult, "mult"), (post.shift, "shift")):
+            program.operands[name] = spec(c[-1:], role)
+    dtype = "int32" if program.config.acc_width <= 32 else "int64"
+    program.outputs["c"] = {"shape": [int(v) for v in c], "dtype": dtype}
+
+
+@dataclass
+class _Plan:
+    cost: float
+    blocks: int
+    m_outer: bool
+    share: bool
+
+
+def _row_cap(config: Config, longest: int, k_tiles: int, use_c: bool, share: bool) -> int:
+    """Most rows of one block in one cluster."""
+    limits = [config.a_segments, config.a_depth // pack.segment_words(longest, config.fetch_width), 32767]
+    if use_c:
+        limits.append(config.c_rows)
+    if k_tiles > 1:
+        limits.append(config.psum_rows * (1 if share else config.lanes_per_cluster))
+    return min(limits)
+
+
+def _plans(config: Config, m: int, k: int, n: int, k_tiles: int, longest: int, use_c: bool) -> list[_Plan]:
+    """Ways to run the product, each with its estimated cycles (see :func:`estimate`)."""
+    plans = []
+    a_words = expected_words(config, m * k_tiles, -(-k // k_tiles), config.a_width)
+    for share in (False, True):
+        if share:
+            lanes = min(config.clusters, n // config.lanes_per_cluster) * config.lanes_per_cluster
+            if use_c or lanes < 1 or config.lanes == 1:
+                continue
+            across = 1
+        else:
+            lanes = 1
+            across = min(config.clusters, m)
+        tiles = -(-n // (lanes * config.tile_columns))
+        columns = -(-n // (lanes * tiles))
+        b_words = tiles * lanes * expected_words(config, k, columns, config.b_width)
+        cap = _row_cap(config, longest, k_tiles, use_c, share)
+        least = -(-m // (across * cap))
+        for blocks in sorted({min(least * f, m) for f in (1, 2, 4)}):
+            rows = -(-m // (blocks * across))
+            rows_per_lane = rows if share else -(-rows // config.lanes_per_cluster)
+            compute = blocks * tiles * rows_per_lane * row_cycles(config, k, columns, k_tiles)
+            out = result_words(config, m * tiles * lanes, m * n)
+            steps = blocks * tiles * k_tiles
+            first = a_words / (blocks * k_tiles) + b_words / (tiles * k_tiles)
+            for m_outer in (True, False):
+                load = traffic(a_words, b_words, blocks, k_tiles, k_tiles, tiles, m_outer)
+                load += 4 * lanes * steps if share else 3 * across * steps
+                plans.append(_Plan(estimate(config, load, first, compute, out, steps), blocks, m_outer, share))
+    return plans
+
+
+def matrix_blocks(config: Config, rows: Indices, a_rows: Indices, blocks: int) -> list[list[Part]]:
+    """Blocks of rows, dealt evenly to the clusters in pieces that stay together."""
+    result = []
+    order = np.arange(len(rows), dtype=np.int64)
+    for block in split(order, blocks):
+        pieces = split(block, min(config.clusters, len(block)))
+        result.append([MatrixPart(rows[p], a_rows[p]) for p in pieces])
+    return result
+
+
+def lower_matmul(
+    config: Config,
+    m: int,
+    k: int,
+    n: int,
+    *,
+    use_c: bool = False,
+    m_keep: Any = None,
+    k_keep: Any = None,
+    n_keep: Any = None,
+    post: Any = None,
+    mode: str = "auto",
+) -> Program:
+    """Lower C (m, n) = A (m, k) . B (k, n), of any size, to a program with operands "a" and "b" and output "c".
+
+    Rows of A are dealt to the clusters and by them to lanes that all hold the same columns of B (mode "rows"), or
+    every lane gets every row and holds columns of its own (mode "share", for few rows). "auto" takes the mode, number
+    of row blocks and loop order with the fewest estimated cycles:
+
+        max(load, compute, results) + (load + compute + results) / 4 + first loads + compute of one step
+
+    with the words of :func:`~maskwork.gen.lower_schedule.traffic` and the cycles of
+    :func:`~maskwork.gen.lower_schedule.row_cycles`, at density 0.5. C masks always use mode "rows".
+
+    Args:
+        config: the accelerator.
+        m: rows of A and C.
+        k: columns of A, rows of B.
+        n: columns of B and C.
+        use_c: there is an operand "c_mask" (m, n): only these results are wanted.
+        m_keep: vector mask over m (bools, or rising indices): other rows are not loaded and read as 0.
+        k_keep: the same over k.
+        n_keep: the same over n.
+        post: None, or requantisation (:class:`Post`, or a mapping with low and high): operands "bias", "mult" and
+            "shift" (n,).
+        mode: "auto", "rows" or "share".
+
+    Raises:
+        MaskworkTypeError, MaskworkValueError: for a size, vector mask or post that is none.
+        ProgramError: if the configuration cannot run it; says what to raise.
+    """
+    for name, size in (("m", m), ("k", k), ("n", n)):
+        if not isinstance(size, int | np.integer) or size < 1:
+            raise MaskworkValueError(f"{name} must be a positive integer, not {size!r}")
+    if mode not in ("auto", "rows", "share"):
+        raise MaskworkValueError(f'mode must be "auto", "rows" or "share", not {mode!r}')
+    the_post = Post.of(post, config)
+    rows, inner, columns = (keep_indices(v, size, name) for v, size, name in
+                            ((m_keep, m, "m_keep"), (k_keep, k, "k_keep"), (n_keep, n, "n_keep")))  # fmt: skip
+    program = Program(config)
+    add_operands(program, (m, k), (k, n), (m, n), use_c, the_post)
+    program.products.append({"a": "a", "b": "b", **({"k": pack.to_ranges(inner)} if len(inner) < k else {})})
+    scheduler = Scheduler(program, the_post, use_c)
+    scheduler.begin()
+    if len(rows) and len(columns):
+        if len(inner):
+            schedule_matmul(scheduler, rows, inner, columns, mode)
+        elif the_post is not None:
+            raise ProgramError("k_keep must keep one k or more with post-processing, not none")
+    scheduler.end()
+    return program
+
+
+def schedule_matmul(
+    scheduler: Scheduler, rows: Indices, inner: Indices, columns: Indices, mode: str, a_rows: Indices | None = None
+) -> None:
+    """Emit the product of the rows and columns named; ``a_rows`` are A's where they differ from C's."""
+    config = scheduler.program.config
+    limit = k_limit(config)
+    if limit < 1:
+        raise ProgramError("one element of A does not fit: raise a_depth, k_depth or fifo_depth")
+    pieces = split(inner, -(-len(inner) // limit), CHUNK if limit >= CHUNK else 1)
+    longest = max(map(len, pieces))
+    plans = _plans(config, len(rows), len(inner), len(columns), len(pieces), longest, scheduler.use_c)
+    plans = [p for p in plans if mode == "auto" or p.share == (mode == "share")]
+    if not plans:
+        raise ProgramError(
+            'mode "share" needs no C mask, more than one lane and as many columns as a cluster has lanes '
+            f"({config.lanes_per_cluster}); use mode \"rows\""
+        )
+    plan = min(plans, key=lambda p: p.cost)
+    k_tiles = [KTile(p, p) for p in pieces]
+    a_rows = rows if a_rows is None else a_rows
+    if plan.share:
+        clusters = min(config.clusters, len(columns) // config.lanes_per_cluster)
+        lanes = clusters * config.lanes_per_cluster
+        n_tiles = [split(tile, lanes) for tile in split(columns, -(-len(columns) // (lanes * config.tile_columns)))]
+        order = np.arange(len(rows))
+        blocks: list[list[Part]] = [
+            [MatrixPart(rows[p], a_rows[p])] * clusters for p in split(order, plan.blocks)
+        ]
+    else:
+        n_tiles = split_n(config, columns)
+        blocks = matrix_blocks(config, rows, a_rows, plan.blocks)
+    scheduler.run(blocks, k_tiles, n_tiles, plan.m_outer, plan.share)

@@ -1,0 +1,371 @@
+"""The part that all lowerings share: tiles of a product in, commands and results out.
+
+A product is cut into blocks of rows (a part for each cluster), K tiles and N tiles. Every step computes one (block,
+K tile, N tile); what a step needs and no bank holds is loaded into the bank not used last, so loads of the next step
+overlap the compute of this one, and tiles that stay useful stay loaded. Inner loops go back and forth, which saves
+the loads at their turns.
+"""
+
+from __future__ import annotations
+
+import abc
+import itertools
+from collections.abc import Hashable, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from maskwork.gen import pack
+from maskwork.gen.config import CHUNK, Config
+from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
+from maskwork.gen.isa import ISA_VERSION, LEVELS
+from maskwork.gen.program import Program
+from numpy.typing import NDArray
+
+Indices = NDArray[np.int64]
+
+ASSUMED_DENSITY = 0.5
+"""Density of each operand that estimates assume; programs are right for any."""
+
+
+@dataclass(frozen=True)
+class Post:
+    """Requantisation of a program's results: clamp(round_half_even((sum + bias) * mult / 2**shift), low, high).
+
+    bias, mult and shift are operands of shape (N,), bound under these names.
+    """
+
+    low: int
+    high: int
+    bias: str = "bias"
+    mult: str = "mult"
+    shift: str = "shift"
+
+    @classmethod
+    def of(cls, value: Any, config: Config) -> Post | None:
+        """From None, a Post, or a mapping with keys low and high (and optionally the names).
+
+        Raises:
+            MaskworkTypeError, MaskworkValueError: for anything else, or limits that a_width cannot hold.
+        """
+        if value is None:
+            return None
+        if not isinstance(value, Post):
+            try:
+                value = cls(**dict(value))
+            except (TypeError, ValueError):
+                raise MaskworkTypeError(
+                    f"post must have low and high (and may name bias, mult and shift), not {value!r}"
+                ) from None
+        if not config.post:
+            raise MaskworkValueError("post needs a configuration with post = true, not false")
+        limit = 1 << (config.a_width - 1)
+        if not -limit <= value.low <= value.high < limit:
+            raise MaskworkValueError(
+                f"post: low <= high must lie in {-limit}..{limit - 1} (a_width bits, signed), not "
+                f"{value.low}..{value.high}"
+            )
+        return value
+
+
+@dataclass(frozen=True)
+class KTile:
+    """Some of the sum: columns of A's view, and the rows of B's view they meet, tap by tap.
+
+    taps and halo are (first row, end row, first column, end column) of kernel taps: those of this tile, and those
+    whose pixels are loaded with it.
+    """
+
+    columns: Indices
+    b_rows: Indices
+    taps: tuple[int, int, int, int] = (0, 1, 0, 1)
+    halo: tuple[int, int, int, int] = (0, 1, 0, 1)
+
+    @property
+    def a_key(self) -> Hashable:
+        """What tells apart the segments that K tiles of one block need."""
+        return int(self.columns[0]), self.halo
+
+    @property
+    def tap_count(self) -> int:
+        """Taps of this tile."""
+        r0, r1, c0, c1 = self.taps
+        return (r1 - r0) * (c1 - c0)
+
+
+class Part(abc.ABC):
+    """A cluster's share of a block of rows."""
+
+    rows: Indices
+    """Rows of the output, in the order of computation."""
+
+    @abc.abstractmethod
+    def segments(self, tile: KTile) -> pack.Ranges:
+        """Rows of A's view to load."""
+
+    @abc.abstractmethod
+    def run_fields(self, tile: KTile) -> dict[str, int]:
+        """Fields of RUN: loop counts, limits, row state and deltas."""
+
+
+class _Banks:
+    """What the two banks of a buffer hold, by cluster."""
+
+    def __init__(self) -> None:
+        self.held: tuple[dict[int, Hashable], dict[int, Hashable]] = ({}, {})
+        self.recent = 1
+
+    def place(self, keys: dict[int, Hashable]) -> tuple[int, list[int]]:
+        """The bank to use for these contents, and the clusters that have to be loaded."""
+        for bank in (self.recent, 1 - self.recent):
+            if all(self.held[bank].get(c) == key for c, key in keys.items()):
+                self.recent = bank
+                return bank, []
+        self.recent = bank = 1 - self.recent
+        missing = [c for c, key in keys.items() if self.held[bank].get(c) != key]
+        self.held[bank].update(keys)
+        return bank, missing
+
+
+@dataclass
+class Scheduler:
+    """Emits the commands of one product into a program."""
+
+    program: Program
+    post: Post | None = None
+    use_c: bool = False
+    finals: int = field(default=0, init=False)
+
+    def __post_init__(self) -> None:
+        self._forget()
+
+    def _forget(self) -> None:
+        self._banks = {"A": _Banks(), "B": _Banks(), "C": _Banks()}
+        self._parameters: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        self._ranges: dict[int, pack.Ranges] = {}
+
+    def begin(self) -> None:
+        """Emit BEGIN."""
+        config = self.program.config
+        self._emit("BEGIN", version=ISA_VERSION, config=config.hash)
+
+    def end(self) -> None:
+        """Emit SYNC."""
+        self._emit("SYNC")
+
+    def _emit(self, op: str, data: dict[str, Any] | None = None, **fields: int) -> None:
+        command: dict[str, Any] = {"op": op, **{k: v for k, v in fields.items() if v}}
+        if data is not None:
+            command["data"] = data
+        self.program.commands.append(command)
+
+    def _compact(self, indices: Indices) -> pack.Ranges:
+        """Ranges of an index array that lives as long as the scheduler's tiles do."""
+        if id(indices) not in self._ranges:
+            self._ranges[id(indices)] = pack.to_ranges(indices)
+        return self._ranges[id(indices)]
+
+    def run(
+        self,
+        blocks: Sequence[Sequence[Part]],
+        k_tiles: Sequence[KTile],
+        n_tiles: Sequence[Sequence[Indices]],
+        m_outer: bool = True,
+        share: bool = False,
+    ) -> None:
+        """Emit all steps.
+
+        Args:
+            blocks: for each block, the parts of clusters 0, 1, ... (when shared: the same part for each).
+            k_tiles: the K tiles.
+            n_tiles: for each N tile its columns; when shared those of each lane of the clusters used.
+            m_outer: blocks are the outer loop (A stays), else N tiles (B stays).
+            share: rows go to all lanes, which hold different columns.
+        """
+        self._forget()
+        outer, inner = (len(blocks), len(n_tiles)) if m_outer else (len(n_tiles), len(blocks))
+        backwards = False
+        for o in range(outer):
+            for i in range(inner) if o % 2 == 0 else reversed(range(inner)):
+                b, n = (o, i) if m_outer else (i, o)
+                order = range(len(k_tiles))
+                for step, k in enumerate(reversed(order) if backwards else order):
+                    flags = {"first": int(step == 0), "final": int(step == len(k_tiles) - 1)}
+                    self._step((b, blocks[b]), (k, k_tiles[k]), (n, n_tiles[n]), share, flags)
+                backwards = not backwards
+
+    def _step(
+        self,
+        block: tuple[int, Sequence[Part]],
+        k_tile: tuple[int, KTile],
+        n_tile: tuple[int, Sequence[Indices]],
+        share: bool,
+        flags: dict[str, int],
+    ) -> None:
+        config = self.program.config
+        (b, parts), (k, tile), (n, columns) = block, k_tile, n_tile
+        clusters = range(len(parts))
+        b_bank, missing = self._banks["B"].place(dict.fromkeys(clusters, (n, k)))
+        self._load_b(b_bank, missing, tile, columns, share)
+        c_bank = 0
+        if self.use_c:
+            c_bank, missing = self._banks["C"].place(dict.fromkeys(clusters, (b, n)))
+            for c in missing:
+                data = {"operand": "c_mask", "rows": self._compact(parts[c].rows), "columns": self._compact(columns[0])}
+                self._emit("LOAD_C", data, bank=c_bank, clusters=1 << c, rows=len(parts[c].rows),
+                           columns=len(columns[0]))  # fmt: skip
+        if self.post and flags["final"]:
+            self._load_p(b_bank, [c for c in clusters if self._parameters[b_bank].get(c) != n], n, columns, share)
+        a_bank, missing = self._banks["A"].place(dict.fromkeys(clusters, (b, tile.a_key)))
+        for mask, c in [(sum(1 << c for c in missing), 0)] if share and missing else [(1 << c, c) for c in missing]:
+            rows = parts[c].segments(tile)
+            data = {"operand": "a", "rows": rows, "columns": self._compact(tile.columns)}
+            self._emit("LOAD_A", data, bank=a_bank, clusters=mask, segments=pack.count_ranges(rows),
+                       length=len(tile.columns))  # fmt: skip
+        groups: dict[tuple[tuple[str, int], ...], list[int]] = {}
+        for c in clusters:
+            fields = {"rows": len(parts[c].rows), **parts[c].run_fields(tile)}
+            groups.setdefault(tuple(fields.items()), []).append(c)
+        for items, members in groups.items():
+            mask = sum(1 << c for c in members)
+            self._emit("RUN", None, a_bank=a_bank, b_bank=b_bank, c_bank=c_bank, use_c=int(self.use_c),
+                       share=int(share), **flags, post=int(self.post is not None and bool(flags["final"])),
+                       tag=self.finals % 256, columns=max(map(len, columns)) - 1, clusters=mask,
+                       row_words=pack.row_words(config, len(tile.columns), tile.tap_count), **dict(items))  # fmt: skip
+            if flags["final"]:
+                self._result(parts, members, columns, share)
+
+    def _lanes(
+        self, columns: Sequence[Indices], clusters: Sequence[int], share: bool
+    ) -> list[tuple[int, int, Indices]]:
+        """(cluster mask, lane mask, columns) of the loads of one B tile or its parameters."""
+        config = self.program.config
+        per = config.lanes_per_cluster
+        if not share:
+            return [(sum(1 << c for c in clusters), (1 << per) - 1, columns[0])] if clusters else []
+        return [(1 << c, 1 << lane, columns[c * per + lane]) for c in clusters for lane in range(per)]
+
+    def _load_b(self, bank: int, clusters: list[int], tile: KTile, columns: Sequence[Indices], share: bool) -> None:
+        for mask, lanes, own in self._lanes(columns, clusters, share):
+            data = {"operand": "b", "rows": self._compact(tile.b_rows), "columns": self._compact(own)}
+            self._emit("LOAD_B", data, bank=bank, append=int(share and lanes > 1), clusters=mask,
+                       rows=len(tile.b_rows), lanes=lanes, columns=len(own))  # fmt: skip
+
+    def _load_p(self, bank: int, clusters: list[int], n: int, columns: Sequence[Indices], share: bool) -> None:
+        post = self.post
+        assert post is not None
+        for mask, lanes, own in self._lanes(columns, clusters, share):
+            data = {"bias": post.bias, "mult": post.mult, "shift": post.shift, "columns": self._compact(own)}
+            self._emit("LOAD_P", data, bank=bank, clusters=mask, lanes=lanes, columns=len(own), low=post.low,
+                       high=post.high)  # fmt: skip
+        self._parameters[bank].update(dict.fromkeys(clusters, n))
+
+    def _result(self, parts: Sequence[Part], members: list[int], columns: Sequence[Indices], share: bool) -> None:
+        per = self.program.config.lanes_per_cluster
+        entries = []
+        for c in members:
+            rows = self._compact(parts[c].rows)
+            if share:
+                for lane in range(c * per, (c + 1) * per):
+                    entries.append({"lanes": [lane, 1], "rows": rows, "columns": self._compact(columns[lane])})
+            else:
+                entries.append({"lanes": [c * per, per], "rows": rows, "columns": self._compact(columns[0])})
+        self.program.results.append({"tag": self.finals % 256, "row": 0, "output": "c", "parts": entries})
+        self.finals += 1
+
+
+# ---------------------------------------------------------------------- sizes
+
+
+def wrap16(value: int) -> int:
+    """A value as the 16-bit two's complement number that the row state keeps."""
+    return ((value + 0x8000) & 0xFFFF) - 0x8000
+
+
+def deltas(**levels: tuple[int, int, int, int]) -> dict[str, int]:
+    """RUN fields of the (seg, k, x, y) deltas of loop levels."""
+    fields = {}
+    for level, values in levels.items():
+        assert level in LEVELS
+        for name, value in zip(("seg", "k", "x", "y"), values, strict=True):
+            fields[f"{level}_{name}"] = wrap16(value)
+    return fields
+
+
+def split(indices: Indices, pieces: int, unit: int = 1) -> list[Indices]:
+    """``indices`` in at most ``pieces`` pieces of nearly equal size, all but the last multiples of ``unit``."""
+    units = -(-len(indices) // unit)
+    edges = [min(len(indices), units * i // pieces * unit) for i in range(pieces + 1)]
+    return [indices[a:b] for a, b in itertools.pairwise(edges) if b > a]
+
+
+def split_n(config: Config, columns: Indices) -> list[list[Indices]]:
+    """N tiles whose columns all lanes hold, in whole columns of PEs."""
+    return [[c] for c in split(columns, -(-len(columns) // config.tile_columns), config.pes_per_lane)]
+
+
+def traffic(a_words: float, b_words: float, blocks: int, na: int, nk: int, nn: int, m_outer: bool) -> float:
+    """Words loaded by :meth:`Scheduler.run`: A and B once, times how often their tiles have left the two banks.
+
+    Args:
+        a_words: words of all of A's tiles, once.
+        b_words: words of all of B's tiles, once.
+        blocks: blocks of rows.
+        na: A tiles of a block (not more than ``nk``).
+        nk: K tiles.
+        nn: N tiles.
+        m_outer: the loop order.
+    """
+    if m_outer:
+        a_times = 1.0 if na <= 2 else (na + (nn - 1) * (na - 2)) / na
+        b_times = 1.0 if nn * nk <= 2 else (blocks * nn * nk - 2 * (blocks - 1)) / (nn * nk)
+    else:
+        a_times = 1.0 if blocks * na <= 2 else (blocks * na * nn - 2 * (nn - 1)) / (blocks * na)
+        b_times = 1.0 if nk <= 2 else (nk + (blocks - 1) * (nk - 2)) / nk
+    return a_words * a_times + b_words * b_times
+
+
+def expected_words(config: Config, rows: float, length: int, width: int) -> float:
+    """Stream words of so many rows or segments at the assumed density."""
+    values = ASSUMED_DENSITY * length / (32 // width)
+    return rows * (pack.bitmap_words(length, config.stream_words) + max(values, config.stream_words))
+
+
+def row_cycles(config: Config, k: int, columns: int, k_tiles: int) -> float:
+    """Cycles a lane needs for one row at the assumed densities: each k costs a cycle, or more if its PEs have more
+    than one product; and every K tile drains the row's columns, a word a cycle, beside the next row's products.
+    """
+    products = ASSUMED_DENSITY * k * max(1.0, ASSUMED_DENSITY * -(-columns // config.pes_per_lane))
+    return max(products, k_tiles * columns) + k_tiles * 4
+
+
+def estimate(
+    config: Config, load_words: float, first_words: float, compute: float, out_words: float, steps: int
+) -> float:
+    """Estimated cycles of a product: the slowest of loading (with 20 words for each RUN), computing and sending
+    results, which overlap; a quarter of all three, because they overlap imperfectly and densities are not known;
+    and what cannot overlap: the loads before the first step and the compute of one step.
+    """
+    sw = config.stream_words
+    load, out = (load_words + 20 * steps) / sw, out_words / sw
+    return max(load, compute, out) + (load + compute + out) / 4 + first_words / sw + compute / steps
+
+
+def result_words(config: Config, packets: float, values: float) -> float:
+    """Words of so many result packets with so many nonzero values altogether."""
+    sw = config.stream_words
+    head = pack.pad_words(2, sw) + pack.bitmap_words(config.tile_columns, sw)
+    return packets * (head + (sw - 1) / 2) + values * (2 if config.acc_width > 32 else 1)
+
+
+def k_limit(config: Config, taps: int = 1) -> int:
+    """Longest segment, in elements, with which a tile of ``taps`` taps fits a weight bank, an activation bank and a
+    lane's FIFO; 0 if there is none.
+    """
+    length = min(config.k_depth // taps, 65535)
+    while length > 0 and (
+        pack.segment_words(length, config.fetch_width) > config.a_depth
+        or pack.row_words(config, length, taps) > config.fifo_depth
+    ):
+        length = (length - 1) // CHUNK * CHUNK if length > CHUNK else length - 1
+    return length

@@ -1,0 +1,91 @@
+"""Activation buffer of a cluster: two banks of chunk records, with a directory of their segments."""
+
+from amaranth import *
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from maskwork.gen.config import Config
+from maskwork.rtl.layouts import NO_CHECK, a_write_layout, clog2, word_width
+
+
+class ABuffer(wiring.Component):
+    """Takes segments as the loader makes them, in order; reads by address and by segment number.
+
+    Reads answer 2 cycles after their address (memory, then register).
+
+    Members:
+        write, selected: from the loader.
+        full: the packet being loaded did not fit (words or segments); until the next packet starts.
+        segments: complete segments, per bank.
+        clear: forget all segments.
+        address, word: records.
+        directory_address, directory: first word and number of words of a segment.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        address = clog2(config.a_depth)
+        super().__init__(
+            {
+                "write": In(a_write_layout(config)),
+                "selected": In(1),
+                "full": Out(1),
+                "segments": Out(data.ArrayLayout(range(config.a_segments + 1), 2)),
+                "clear": In(1),
+                "address": In(address + 1),
+                "word": Out(word_width(config)),
+                "directory_address": In(clog2(config.a_segments) + 1),
+                "directory": Out(data.StructLayout({"start": address, "words": address + 1})),
+            }
+        )
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("ABuffer", self._config.hash)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        m.submodules.words = words = memory.Memory(
+            shape=word_width(config), depth=2 * config.a_depth, init=[], attrs=NO_CHECK
+        )
+        m.submodules.directory = directory = memory.Memory(
+            shape=self.directory.shape().size, depth=2 * config.a_segments, init=[], attrs=NO_CHECK
+        )
+        write, read = words.write_port(), words.read_port()
+        directory_write, directory_read = directory.write_port(), directory.read_port()
+        filled = Array([Signal(range(config.a_depth + 1), name=f"filled{bank}") for bank in range(2)])
+        begin = Signal(range(config.a_depth + 1))
+        bank = self.write.bank
+        used = Signal(range(config.a_depth + 1))
+        count = Signal(range(config.a_segments + 1))
+        segments = Array([Signal(range(config.a_segments + 1), name=f"segments{n}") for n in range(2)])
+        m.d.comb += [
+            used.eq(filled[bank]),
+            count.eq(segments[bank]),
+            write.addr.eq(Cat(used[: clog2(config.a_depth)], bank)),
+            write.data.eq(self.write.word),
+            write.en.eq(self.write.we & self.selected & ~used[-1]),
+            read.addr.eq(self.address),
+            directory_write.addr.eq(Cat(count[: clog2(config.a_segments)], bank)),
+            directory_write.data.eq(Cat(begin[: clog2(config.a_depth)], (used - begin)[: clog2(config.a_depth) + 1])),
+            directory_write.en.eq(self.write.end & self.selected & ~count[-1]),
+            directory_read.addr.eq(self.directory_address),
+            *(self.segments[n].eq(segments[n]) for n in range(2)),
+        ]
+        m.d.sync += [self.word.eq(read.data), self.directory.eq(directory_read.data)]
+        with m.If(self.selected & self.write.start):
+            m.d.sync += [self.full.eq(0), begin.eq(used)]
+            with m.If(~self.write.append):
+                m.d.sync += [filled[bank].eq(0), segments[bank].eq(0), begin.eq(0)]
+        with m.Elif(self.selected & self.write.we):
+            m.d.sync += filled[bank].eq(Mux(used[-1], used, used + 1))
+            with m.If(used[-1]):
+                m.d.sync += self.full.eq(1)
+        with m.Elif(self.selected & self.write.end):
+            m.d.sync += [begin.eq(used), segments[bank].eq(Mux(count[-1], count, count + 1))]
+            with m.If(count[-1]):
+                m.d.sync += self.full.eq(1)
+        with m.If(self.clear):
+            m.d.sync += [n.eq(0) for n in segments]
+        return m

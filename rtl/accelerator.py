@@ -1,0 +1,153 @@
+"""Accelerator: the two-stream top of the generated hardware."""
+
+from functools import reduce
+
+from amaranth import *
+from amaranth.lib import stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from maskwork.gen.config import Config
+from maskwork.gen.isa import COUNTERS, Reply
+from maskwork.rtl.cluster import Cluster
+from maskwork.rtl.collector import Collector, WordPacker
+from maskwork.rtl.copier import COPY_LATENCY
+from maskwork.rtl.counters import Counters
+from maskwork.rtl.drain import DRAIN_LATENCY
+from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.loader import Loader
+from maskwork.rtl.pe import LOOKUP_LATENCY, MULTIPLY_LATENCY
+from maskwork.rtl.post import PostProcess
+from maskwork.rtl.sequencer import Sequencer
+from maskwork.rtl.stream import SkidBuffer, beat_layout
+
+REASONS = COUNTERS[:8]
+"""Counters of PE-cycles; the others follow."""
+
+
+class Accelerator(wiring.Component):
+    """Commands and data in, results and replies out (see :mod:`maskwork.gen.isa`).
+
+    Both streams are registered in both directions.
+
+    Members:
+        i: command packets, beats of ``stream_words`` words with ``last``.
+        o: reply packets.
+    """
+
+    latencies = {
+        "copy": COPY_LATENCY,
+        "lookup": LOOKUP_LATENCY,
+        "multiply": MULTIPLY_LATENCY,
+        "drain": DRAIN_LATENCY,
+        "post": PostProcess.LATENCY,
+    }
+
+    def __init__(self, config: Config):
+        self.config = config
+        signature = stream.Signature(beat_layout(config))
+        super().__init__({"i": In(signature), "o": Out(signature)})
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("Accelerator", self.config.hash)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self.config
+        submodule(m, "input", entry := SkidBuffer(beat_layout(config)), platform)
+        submodule(m, "output", leave := SkidBuffer(beat_layout(config)), platform)
+        submodule(m, "sequencer", sequencer := Sequencer(config), platform)
+        submodule(m, "loader", loader := Loader(config), platform)
+        submodule(m, "packer", packer := WordPacker(config), platform)
+        submodule(m, "collector", collector := Collector(config, config.clusters + 1), platform)
+        clusters = [submodule(m, f"cluster{n}", Cluster(config), platform) for n in range(config.clusters)]
+        wiring.connect(m, wiring.flipped(self.i), entry.i)
+        wiring.connect(m, entry.o, sequencer.i)
+        wiring.connect(m, sequencer.o, packer.i)
+        wiring.connect(m, packer.o, collector.i0)
+        wiring.connect(m, collector.o, leave.i)
+        wiring.connect(m, leave.o, wiring.flipped(self.o))
+        wiring.connect(m, sequencer.payload, loader.i)
+        m.d.comb += [
+            loader.load.eq(sequencer.load),
+            loader.start.eq(sequencer.load_start),
+            loader.ended.eq(sequencer.load_ended),
+            sequencer.load_done.eq(loader.done),
+            sequencer.load_end.eq(loader.end),
+        ]
+        for number, cluster in enumerate(clusters):
+            selected = sequencer.selected[number]
+            wiring.connect(m, cluster.o, getattr(collector, f"i{number + 1}"))
+            for name in ("p", "limits"):
+                source, target = getattr(loader, name), getattr(cluster, name)
+                for member in target.signature.members:
+                    m.d.comb += getattr(target, member).eq(getattr(source, member))
+                m.d.comb += target.valid.eq(source.valid & selected)
+            m.d.comb += [
+                cluster.number.eq(number),
+                cluster.a_write.eq(loader.a),
+                cluster.a_selected.eq(selected),
+                cluster.b_write.eq(loader.b),
+                cluster.b_selected.eq(selected),
+                cluster.c_write.eq(loader.c),
+                cluster.c_selected.eq(selected),
+                cluster.run_word.eq(sequencer.run_word),
+                cluster.run_we.eq(sequencer.run_we),
+                cluster.run_commit.eq(sequencer.run_commit & selected),
+                cluster.run_cancel.eq(sequencer.run_cancel | (sequencer.run_commit & ~selected)),
+                cluster.run.eq(Cat(sequencer.run_commit & selected, sequencer.run)),
+                cluster.begins.eq(sequencer.begins.as_value() & selected.replicate(8)),
+                cluster.completes.eq(sequencer.completes.as_value() & selected.replicate(8)),
+                cluster.clear.eq(sequencer.clear),
+                cluster.abort.eq(sequencer.abort),
+                cluster.loading.eq(sequencer.loading),
+                sequencer.run_space[number].eq(cluster.run_space),
+                sequencer.loaded[number].eq(cluster.loaded),
+                sequencer.fresh[number].eq(cluster.fresh),
+                sequencer.busy[number].eq(cluster.busy),
+                sequencer.full[number].eq(cluster.full),
+                sequencer.idle[number].eq(cluster.idle),
+            ]
+        self._count(m, platform, sequencer, clusters)
+        return m
+
+    def _count(self, m, platform, sequencer, clusters):
+        config = self.config
+        pe_bits = config.pes.bit_length()
+        sums = {n: Signal(pe_bits, name=f"pes_{n}", init=config.pes if n == "idle" else 0) for n in REASONS}
+        for name, total in sums.items():
+            m.d.sync += total.eq(reduce(lambda x, y: x + y, (cluster.counts[name] for cluster in clusters)))
+        word_in, word_out = Signal(), Signal()
+        token, finished = Signal(), Signal()
+        since = Signal(32)  # cycles since the last row left, or since the first nonzero entered
+        started = Signal()
+        m.d.sync += [
+            word_in.eq(self.i.valid & self.i.ready),
+            word_out.eq(self.o.valid & self.o.ready),
+            token.eq(Cat(cluster.token for cluster in clusters).any()),
+            finished.eq(Cat(cluster.finished for cluster in clusters).any()),
+            since.eq(Mux(finished, 0, since + 1)),
+        ]
+        with m.If(~started):
+            m.d.sync += since.eq(1)
+        with m.If(sequencer.count_clear):
+            m.d.sync += started.eq(0)
+        with m.Elif(token):
+            m.d.sync += started.eq(1)
+        computed = Mux(finished & started, since + 1, 0)[:32]
+        widths = [*(len(total) for total in sums.values()), 1, 1, 1, 32]
+        submodule(m, "counters", counters := Counters(widths), platform)
+        m.d.comb += [
+            counters.increments.eq(Cat(*sums.values(), Const(1, 1), word_in, word_out, computed)),
+            counters.enable.eq(sequencer.counting),
+            counters.clear.eq(sequencer.count_clear),
+            counters.address.eq(sequencer.counter_address),
+            sequencer.counter_value.eq(counters.value),
+        ]
+        # the reply that ends a program is a packet of one beat; its own cycle still counts
+        first_beat, synced = Signal(init=1), Signal()
+        leaves = self.o.valid & self.o.ready
+        with m.If(leaves):
+            m.d.sync += first_beat.eq(self.o.payload.last)
+        m.d.sync += synced.eq(leaves & first_beat & (self.o.payload.data[:8] == Reply.SYNCED))
+        m.d.comb += sequencer.stop_counting.eq(synced)

@@ -1,0 +1,249 @@
+"""Cluster: lanes that share an activation buffer, a fetch unit and a post-processing unit."""
+
+from functools import reduce
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from maskwork.gen.config import Config
+from maskwork.rtl.a_buffer import ABuffer
+from maskwork.rtl.banks import Banks, bank_flags
+from maskwork.rtl.c_buffer import CBuffer
+from maskwork.rtl.copier import Copier
+from maskwork.rtl.drain import DRAIN_LATENCY
+from maskwork.rtl.fetch import Fetch, item_layout
+from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.lane import Lane
+from maskwork.rtl.layouts import a_write_layout, b_write_layout, c_write_layout, counts_layout
+from maskwork.rtl.post import PostProcess, PostWord, limits_signature, parameter_signature
+from maskwork.rtl.queue import Queue
+from maskwork.rtl.run_fifo import RunFifo
+from maskwork.rtl.stream import beat_layout
+
+LANE_FIFO_MARGIN = 10
+"""Words of a lane's FIFO that are kept free for those on their way from the copier."""
+
+
+class Cluster(wiring.Component):
+    """Runs RUN commands over its own banks.
+
+    All inputs from the loader and the sequencer are taken as they come (they are registered on the way).
+
+    Members:
+        number: number of the cluster.
+        a_write, b_write, c_write, p, limits: loads; the ``*_selected`` inputs say that this cluster takes part.
+        run_word, run_we, run_commit, run_cancel, run_space: RUN commands.
+        run: banks of the RUN that is committed.
+        begins, completes, clear: see :class:`~maskwork.rtl.banks.Banks`.
+        abort: drop what was not dispatched.
+        loaded, fresh, busy, full: state of the banks, registered.
+        idle: no RUN is pending, nothing is inside.
+        o: RESULT packets.
+        loading: a load is in progress (for the counters).
+        counts: PEs by what they did.
+        token, finished: a nonzero entered a lane, a row left one (for compute_cycles).
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        pes = config.lanes_per_cluster * config.pes_per_lane
+        super().__init__(
+            {
+                "number": In(8),
+                "a_write": In(a_write_layout(config)),
+                "a_selected": In(1),
+                "b_write": In(b_write_layout(config)),
+                "b_selected": In(1),
+                "c_write": In(c_write_layout()),
+                "c_selected": In(1),
+                "p": In(parameter_signature(config)),
+                "limits": In(limits_signature()),
+                "run_word": In(32),
+                "run_we": In(1),
+                "run_commit": In(1),
+                "run_cancel": In(1),
+                "run_space": Out(1),
+                "run": In(data.StructLayout({"valid": 1, "a": 1, "b": 1, "c": 1, "use_c": 1})),
+                "begins": In(bank_flags()),
+                "completes": In(bank_flags()),
+                "clear": In(1),
+                "abort": In(1),
+                "loaded": Out(bank_flags()),
+                "fresh": Out(bank_flags()),
+                "busy": Out(bank_flags()),
+                "full": Out(1),
+                "idle": Out(1),
+                "o": Out(stream.Signature(beat_layout(config))),
+                "loading": In(1),
+                "counts": Out(counts_layout(config, pes), init={"idle": pes}),
+                "token": Out(1),
+                "finished": Out(1),
+            }
+        )
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("Cluster", self._config.hash)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        lanes = [submodule(m, f"lane{n}", Lane(config), platform) for n in range(config.lanes_per_cluster)]
+        submodule(m, "a_buffer", a_buffer := ABuffer(config), platform)
+        submodule(m, "c_buffer", c_buffer := CBuffer(config), platform)
+        submodule(m, "run_fifo", run_fifo := RunFifo(config), platform)
+        submodule(m, "fetch", fetch := Fetch(config), platform)
+        submodule(m, "items", items := Queue(item_layout(config), 16, margin=6), platform)
+        submodule(m, "copier", copier := Copier(config), platform)
+        submodule(m, "banks", banks := Banks(config), platform)
+
+        a_write = Signal(a_write_layout(config))
+        a_selected = Signal()
+        c_write = Signal(c_write_layout())
+        c_selected = Signal()
+        m.d.sync += [
+            a_write.eq(self.a_write),
+            a_selected.eq(self.a_selected),
+            c_write.eq(self.c_write),
+            c_selected.eq(self.c_selected),
+        ]
+        m.d.comb += [
+            a_buffer.write.eq(a_write),
+            a_buffer.selected.eq(a_selected),
+            a_buffer.clear.eq(self.clear),
+            c_buffer.write.eq(c_write),
+            c_buffer.selected.eq(c_selected),
+            run_fifo.word.eq(self.run_word),
+            run_fifo.we.eq(self.run_we),
+            run_fifo.commit.eq(self.run_commit),
+            run_fifo.cancel.eq(self.run_cancel),
+            self.run_space.eq(run_fifo.space),
+            fetch.abort.eq(self.abort),
+            fetch.segments.eq(a_buffer.segments),
+            a_buffer.directory_address.eq(fetch.directory_address),
+            fetch.directory.eq(a_buffer.directory),
+            c_buffer.address.eq(fetch.mask_address),
+            fetch.mask.eq(c_buffer.word),
+            items.i.valid.eq(fetch.o.valid),
+            items.i.payload.eq(fetch.o.item),
+            fetch.space.eq(items.space),
+            a_buffer.address.eq(copier.address),
+            copier.word.eq(a_buffer.word),
+        ]
+        wiring.connect(m, run_fifo.o, fetch.run)
+        wiring.connect(m, items.o, copier.i)
+        self._feed_lanes(m, lanes, fetch, copier)
+        post_busy, post_idle = self._post_process(m, lanes, platform)
+
+        weights = [Signal(name=f"weights{bank}") for bank in range(2)]
+        m.d.comb += [
+            *(weights[bank].eq(Cat(lane.banks[bank] for lane in lanes).any()) for bank in range(2)),
+            banks.lanes.eq(Cat(weights)),
+            banks.post.eq(post_busy),
+            banks.begins.eq(self.begins),
+            banks.completes.eq(self.completes),
+            banks.clear.eq(self.clear),
+            banks.run.eq(self.run),
+            banks.taken.valid.eq(fetch.taken),
+            banks.taken.a.eq(fetch.taken_a),
+            banks.taken.b.eq(fetch.taken_b),
+            banks.taken.c.eq(fetch.taken_c),
+            banks.taken.use_c.eq(fetch.taken_use_c),
+        ]
+        m.d.sync += [
+            self.loaded.eq(banks.loaded),
+            self.fresh.eq(banks.fresh),
+            self.busy.eq(banks.busy),
+            self.full.eq(a_buffer.full | c_buffer.full),
+            self.idle.eq(
+                ~fetch.active & ~items.o.valid & ~copier.busy & ~Cat(weights).any() & post_idle & ~banks.busy.a.any()
+            ),
+        ]
+        self._count(m, lanes, fetch)
+        return m
+
+    def _feed_lanes(self, m, lanes, fetch, copier):
+        config = self._config
+        b_write = Signal(b_write_layout(config))
+        b_selected = Signal()
+        m.d.sync += [b_write.eq(self.b_write), b_selected.eq(self.b_selected)]
+        # room for a whole row, found lane by lane: thresholds once, then one comparison a cycle
+        depth = config.fifo_depth
+        level_bits = range(depth + 1)
+        one_row, two_rows = Signal(level_bits), Signal(level_bits)
+        two_fit = Signal()
+        usable = depth - LANE_FIFO_MARGIN
+        m.d.sync += [
+            one_row.eq(Mux(fetch.row_words >= usable, 0, usable - fetch.row_words)),
+            two_rows.eq(usable - 2 * fetch.row_words),
+            two_fit.eq(2 * fetch.row_words <= usable),
+        ]
+        turn = Signal(range(max(2, len(lanes))))
+        turn1 = Signal.like(turn)
+        level = Signal(level_bits)
+        waits = Signal()
+        m.d.sync += [
+            turn.eq(Mux(turn == len(lanes) - 1, 0, turn + 1)),
+            turn1.eq(turn),
+            level.eq(Array([lane.level for lane in lanes])[turn]),
+            waits.eq(Array([lane.pending for lane in lanes])[turn] != 0),
+        ]
+        for number, lane in enumerate(lanes):
+            space = Signal(name=f"space{number}")
+            m.d.sync += space.eq(lane.level <= depth - LANE_FIFO_MARGIN)
+            with m.If(turn1 == number):
+                m.d.sync += fetch.room[number].eq(Mux(waits, two_fit & (level <= two_rows), level <= one_row))
+            m.d.comb += [
+                copier.space[number].eq(space),
+                lane.i.valid.eq(copier.o.lanes[number]),
+                lane.i.payload.eq(copier.o.word),
+                fetch.pending[number].eq(lane.pending),
+                lane.row_coming.eq(fetch.coming[number]),
+                lane.coming_bank.eq(fetch.coming_bank),
+                lane.write.eq(b_write),
+                lane.selected.eq(b_selected & b_write.lanes[number]),
+                lane.lane.eq(self.number * len(lanes) + number),
+                lane.loading.eq(self.loading),
+                lane.running.eq(fetch.active),
+            ]
+
+    def _post_process(self, m, lanes, platform):
+        """One lane at a time sends a row to the post-processing unit."""
+        config = self._config
+        submodule(m, "post", post := PostProcess(config), platform)
+        # a word may be chosen in the lane while the queue's flag is on its way: lane, multiplexer, queue
+        submodule(m, "rows", rows := Queue(PostWord(config), 16, margin=DRAIN_LATENCY + 4), platform)
+        wiring.connect(m, rows.o, post.i)
+        wiring.connect(m, wiring.flipped(self.p), post.p)
+        wiring.connect(m, wiring.flipped(self.limits), post.limits)
+        wiring.connect(m, post.o, wiring.flipped(self.o))
+        requests = Cat(lane.request for lane in lanes)
+        granted = Signal(len(lanes))
+        last = Signal(len(lanes))  # lanes up to the one granted last have to wait for the others
+        fair = requests & ~last
+        with m.If((granted & requests) == 0):
+            choice = Mux(fair.any(), fair, requests)
+            one = (choice & (~choice + 1))[: len(lanes)]
+            m.d.sync += granted.eq(one)
+            with m.If(choice.any()):
+                m.d.sync += last.eq(one | (one - 1)[: len(lanes)])
+        word = Signal(PostWord(config))
+        valid = Signal()
+        m.d.sync += valid.eq(Cat(lane.o.valid for lane in lanes).any())
+        for number, lane in enumerate(lanes):
+            m.d.comb += [lane.grant.eq(granted[number]), lane.space.eq(rows.space)]
+            with m.If(granted[number]):
+                m.d.sync += word.eq(lane.o.word)
+        m.d.comb += [rows.i.valid.eq(valid), rows.i.payload.eq(word)]
+        return rows.o.valid | valid | post.busy, post.idle & ~rows.o.valid & ~valid
+
+    def _count(self, m, lanes, fetch):
+        for name in self.counts.shape().members:
+            m.d.sync += self.counts[name].eq(reduce(lambda x, y: x + y, (lane.counts[name] for lane in lanes)))
+        m.d.sync += [
+            self.token.eq(Cat(lane.token for lane in lanes).any()),
+            self.finished.eq(Cat(lane.row_finished for lane in lanes).any()),
+        ]
+
+

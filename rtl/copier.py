@@ -1,0 +1,106 @@
+"""Copier: sends the words and segments that fetch lists from the activation buffer to the lanes."""
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from maskwork.gen.config import CHUNK, Config
+from maskwork.rtl.fetch import item_layout, segment_layout
+from maskwork.rtl.layouts import chunk_layout, clog2, value_words_width, word_width
+
+COPY_LATENCY = 4
+"""Cycles from an item, or a word's address, to the word at the lanes: the words that may follow a lane's `space`."""
+
+
+class Copier(wiring.Component):
+    """One word a cycle; chunk heads get their k on the way.
+
+    Members:
+        i: items.
+        address, word: the activation buffer, its data 2 cycles later.
+        o: the word, registered; ``lanes`` says which lanes take it.
+        space: per lane, its FIFO takes COPY_LATENCY + 1 more words.
+        busy: words are under way.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(item_layout(config))),
+                "address": Out(clog2(config.a_depth) + 1),
+                "word": In(word_width(config)),
+                "o": Out(data.StructLayout({"lanes": config.lanes_per_cluster, "word": word_width(config)})),
+                "space": In(config.lanes_per_cluster),
+                "busy": Out(1),
+            }
+        )
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("Copier", self._config.hash)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        width = word_width(config)
+        item = self.i.payload
+        segment = data.View(segment_layout(config), item.body[: segment_layout(config).size])
+
+        # the item in progress; a segment's address and number of words left move on
+        held = Signal()
+        current = Signal(item_layout(config))
+        address = Signal(clog2(config.a_depth) + 1)
+        left = Signal(clog2(config.a_depth) + 1)
+        k = Signal(config.k_width)
+        fires, ends = Signal(), Signal()
+        m.d.comb += [
+            fires.eq(held & ((~current.lanes) | self.space).all()),
+            ends.eq(current.raw | (left == 1)),
+            self.i.ready.eq(~held | (fires & ends)),
+            self.address.eq(address),
+        ]
+        with m.If(self.i.ready):
+            m.d.sync += [
+                held.eq(self.i.valid),
+                current.eq(item),
+                address.eq(segment.start),
+                left.eq(segment.words),
+                k.eq(segment.k),
+            ]
+        with m.Elif(fires):
+            m.d.sync += [address.eq(address + 1), left.eq(left - 1)]
+
+        # two stages beside the memory and its register, a third for the word that goes out
+        stages = []
+        lanes = Mux(fires, current.lanes, 0)
+        raw, body = current.raw, current.body[:width]
+        for stage in range(2):
+            after = (
+                Signal(config.lanes_per_cluster, name=f"lanes{stage}"),
+                Signal(name=f"raw{stage}"),
+                Signal(width, name=f"body{stage}"),
+                Signal(config.k_width, name=f"k{stage}"),
+            )
+            m.d.sync += [b.eq(a) for a, b in zip((lanes, raw, body, k), after, strict=True)]
+            lanes, raw, body, k = after
+            stages.append(lanes)
+        values_left = Signal(value_words_width(config) + 1)
+        head = Signal(chunk_layout(config))
+        m.d.comb += [
+            head.eq(self.word[: chunk_layout(config).size]),
+            head.k.eq((k + self.word[CHUNK + value_words_width(config) :][:14] * CHUNK)[: config.k_width]),
+        ]
+        m.d.sync += self.o.lanes.eq(lanes)
+        with m.If(raw):
+            m.d.sync += self.o.word.eq(body)
+        with m.Elif(values_left == 0):
+            m.d.sync += self.o.word.eq(head.as_value())
+            with m.If(lanes.any()):
+                m.d.sync += values_left.eq(head.value_words + 1)
+        with m.Else():
+            m.d.sync += self.o.word.eq(self.word)
+            with m.If(lanes.any()):
+                m.d.sync += values_left.eq(values_left - 1)
+        m.d.comb += self.busy.eq(held | Cat(stages).any() | self.o.lanes.any())
+        return m

@@ -1,0 +1,205 @@
+"""Drain: takes finished rows out of a lane's accumulators, through partial sums, to post-processing."""
+
+from amaranth import *
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from maskwork.gen.config import Config
+from maskwork.rtl.bit_iterator import BitIterator
+from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.layouts import NO_CHECK, clog2, row_meta_layout
+from maskwork.rtl.pe import context_width, drain_layout
+from maskwork.rtl.post import PostKind, PostWord
+
+DRAIN_LATENCY = 4
+"""Cycles from a column's choice to its total at the partial-sum buffer or at ``o``."""
+
+
+class Drain(wiring.Component):
+    """Drains contexts in the order in which their rows started, wanted columns only, in rising order.
+
+    Row headers are kept in LUT RAM, by context. A row whose K tile is not the final one leaves its sums in the
+    partial-sum buffer; the final one goes to ``o`` once ``grant`` came, and pauses while ``space`` is low.
+
+    Members:
+        header, header_word, header_index, context: from the expander.
+        done: per context, every PE has finished the row.
+        done_clear: to the PEs; also the expander's ``release``.
+        drain: to PEs; ``select`` says which.
+        sum: OR of the PEs' sums, 2 cycles after ``drain``.
+        o: post-processing words, valid only; up to DRAIN_LATENCY + 1 words follow after ``space`` fell.
+        request, grant, space: arbitration of post-processing, held from ``request`` to the row's END word.
+        finished: one cycle: a row of weight bank ``finished_bank`` was drained.
+        active: a row is being drained.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        contexts = config.rows_in_flight
+        self._header_words = 2 + config.mask_words
+        super().__init__(
+            {
+                "header": In(1),
+                "header_word": In(32),
+                "header_index": In(range(self._header_words)),
+                "context": In(context_width(config)),
+                "done": In(contexts),
+                "done_clear": Out(contexts),
+                "drain": Out(drain_layout(config)),
+                "select": Out(config.pes_per_lane),
+                "sum": In(signed(config.acc_width)),
+                "lane": In(8),
+                "o": Out(data.StructLayout({"valid": 1, "word": PostWord(config)})),
+                "request": Out(1),
+                "grant": In(1),
+                "space": In(1),
+                "finished": Out(1),
+                "finished_bank": Out(1),
+                "active": Out(1),
+            }
+        )
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("Drain", self._config.hash)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        contexts, pes = config.rows_in_flight, config.pes_per_lane
+        words = 1 << clog2(self._header_words)
+        m.submodules.headers = headers = memory.Memory(shape=32, depth=contexts * words, init=[])
+        write, read = headers.write_port(), headers.read_port(domain="comb")
+        index = Signal(range(words))
+        context = Signal(context_width(config))
+        m.d.comb += [
+            write.addr.eq(Cat(self.header_index, Const(0, clog2(words) - len(self.header_index)), self.context)),
+            write.data.eq(self.header_word),
+            write.en.eq(self.header),
+            read.addr.eq(Cat(index, context)),
+        ]
+        mask_width = min(32, config.tile_columns)
+        submodule(m, "columns", columns := BitIterator(mask_width, clog2(config.mask_words)), platform)
+        column = Signal(range(config.tile_columns))
+        m.d.comb += column.eq(Cat(columns.o.payload.index, columns.o.payload.meta))
+        meta = Signal(row_meta_layout())
+        row = Signal(16)
+        go = Signal()
+        scrub = Signal(init=1)
+        scrub_count = Signal(range(contexts * config.slots))
+        pe_bits = pes.bit_length() - 1
+
+        # the column's way through PE (2 cycles), OR (1) and addition (1)
+        stage_valid = Signal(DRAIN_LATENCY)
+        stage_columns = [Signal(range(config.tile_columns), name=f"column{n}") for n in range(DRAIN_LATENCY)]
+        total = Signal(signed(config.acc_width))
+        lane_sum = Signal(signed(config.acc_width))
+        m.d.comb += [
+            columns.o.ready.eq(go),
+            self.drain.valid.eq((columns.o.valid & go) | scrub),
+            self.drain.context.eq(Mux(scrub, scrub_count[len(self.drain.slot) :], context)),
+            self.drain.slot.eq(Mux(scrub, scrub_count[: len(self.drain.slot)], column[pe_bits:])),
+            self.select.eq(((1 << column[:pe_bits]) if pe_bits else 1) | scrub.replicate(pes)),
+        ]
+        # PEs without C masks also sum what nobody wants: that is taken out (and so cleared), but not passed on
+        wanted_words = Array(
+            [Signal(mask_width, name=f"wanted{n}") for n in range(config.mask_words)]
+            if "c" not in config.skip
+            else [Signal(0)]
+        )
+        wanted: Value = Const(1)
+        if "c" not in config.skip:
+            wanted = Cat(*wanted_words).bit_select(column, 1)
+        m.d.sync += [
+            stage_valid.eq(Cat(columns.o.valid & go & wanted, stage_valid)),
+            lane_sum.eq(self.sum),
+            *(b.eq(a) for a, b in zip([column, *stage_columns], stage_columns, strict=False)),
+        ]
+        self._partial_sums(m, meta, column, stage_valid, stage_columns, lane_sum, total)
+
+        out = self.o.word
+        starting, ending = Signal(), Signal()
+        m.d.comb += [
+            self.o.valid.eq((stage_valid[-1] & meta.final) | starting | ending),
+            out.kind.eq(Mux(starting, PostKind.START, Mux(ending, PostKind.END, PostKind.VALUE))),
+            out.lane.eq(self.lane),
+            out.column.eq(stage_columns[-1]),
+            out.value.eq(total),
+            out.row.eq(row),
+            out.tag.eq(meta.tag),
+            out.post.eq(meta.post),
+            out.bank.eq(meta.bank),
+            self.finished_bank.eq(meta.bank),
+        ]
+        done = Signal()
+        m.d.comb += done.eq(self.done.bit_select(context, 1))
+        with m.FSM():
+            with m.State("SCRUB"):
+                # accumulators may hold sums of a row that a reset interrupted
+                m.d.sync += scrub_count.eq(scrub_count + 1)
+                with m.If(scrub_count == contexts * config.slots - 1):
+                    m.d.sync += scrub.eq(0)
+                    m.next = "IDLE"
+            with m.State("IDLE"):
+                m.d.sync += [meta.eq(read.data[: meta.shape().size]), index.eq(0)]
+                with m.If(done):
+                    m.d.sync += index.eq(1)
+                    m.next = "ROW"
+            with m.State("ROW"):
+                m.d.comb += self.active.eq(1)
+                m.d.sync += [row.eq(read.data), index.eq(2)]
+                m.next = "REQUEST"
+            with m.State("REQUEST"):
+                m.d.comb += [self.active.eq(1), self.request.eq(meta.final)]
+                with m.If(~meta.final):
+                    m.next = "MASK"
+                with m.Elif(self.grant & self.space):
+                    m.d.comb += starting.eq(1)
+                    m.next = "MASK"
+            with m.State("MASK"):
+                m.d.comb += [
+                    self.active.eq(1),
+                    self.request.eq(meta.final),
+                    columns.i.valid.eq(1),
+                    columns.i.payload.mask.eq(read.data if "c" in config.skip else ~0),
+                    columns.i.payload.meta.eq(index - 2),
+                    go.eq(self.space | ~meta.final),
+                ]
+                with m.If(columns.i.ready):
+                    m.d.sync += [index.eq(index + 1), wanted_words[index - 2].eq(read.data)]
+                    with m.If(index == self._header_words - 1):
+                        m.next = "COLUMNS"
+            with m.State("COLUMNS"):
+                m.d.comb += [self.active.eq(1), self.request.eq(meta.final), go.eq(self.space | ~meta.final)]
+                with m.If(~columns.busy & ~stage_valid.any()):  # unwanted columns need no wait: nothing follows them
+                    m.d.comb += [
+                        ending.eq(meta.final),
+                        self.finished.eq(1),
+                        self.done_clear.eq(1 << context),
+                    ]
+                    m.d.sync += [context.eq(context + 1), index.eq(0)]
+                    m.next = "NEXT"
+            with m.State("NEXT"):
+                # the header of the next context is at the read port one cycle later
+                m.next = "IDLE"
+        return m
+
+    def _partial_sums(self, m, meta, column, stage_valid, stage_columns, lane_sum, total):
+        config = self._config
+        m.submodules.partial_sums = sums = memory.Memory(
+            shape=signed(config.acc_width), depth=config.psum_rows * config.tile_columns, init=[], attrs=NO_CHECK
+        )
+        read, write = sums.read_port(), sums.write_port()
+        slot = meta.slot[: (config.psum_rows - 1).bit_length()]
+        kept = Signal(signed(config.acc_width))
+        m.d.comb += [
+            # read two cycles before the addition: memory, then register
+            read.addr.eq(Cat(stage_columns[0], slot)),
+            write.addr.eq(Cat(stage_columns[-1], slot)),
+            write.data.eq(total),
+            write.en.eq(stage_valid[-1] & ~meta.final),
+        ]
+        m.d.sync += [
+            kept.eq(Mux(meta.first, 0, read.data)),
+            total.eq(lane_sum + kept),
+        ]

@@ -1,0 +1,327 @@
+"""Fetch: walks the rows and taps of a RUN, picks a lane for every row, and lists what the lane is to be sent."""
+
+from amaranth import *
+from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from maskwork.gen.config import Config
+from maskwork.gen.isa import COMMANDS, Op
+from maskwork.rtl.layouts import NO_CHECK, WordKind, clog2, start_layout, word_width
+
+RUN = COMMANDS[Op.RUN]
+
+
+def segment_layout(config: Config) -> data.StructLayout:
+    """A segment to send: first word of the activation buffer (bank on top), number of words, k of element 0."""
+    return data.StructLayout(
+        {"start": clog2(config.a_depth) + 1, "words": clog2(config.a_depth) + 1, "k": config.k_width}
+    )
+
+
+def item_layout(config: Config) -> data.StructLayout:
+    """One item for the copier: a word to send as it is (``raw``), or a segment."""
+    width = max(word_width(config), segment_layout(config).size)
+    return data.StructLayout({"lanes": config.lanes_per_cluster, "raw": 1, "body": width})
+
+
+class Fetch(wiring.Component):
+    """Turns RUN descriptors into the words and segments of rows, each row for the lane that is free.
+
+    A row without wanted columns has no segments. Taps outside the limits, and segments that are not loaded, are left
+    out at a cycle each. One tap a cycle; about 10 cycles of its own per row, hidden behind the copier's queue.
+
+    Members:
+        run: words of RUN commands.
+        abort: drop what was not dispatched yet.
+        segments: loaded segments, per activation bank.
+        directory_address, directory: the segment directory, data 2 cycles later.
+        mask_address, mask: the C-mask memory, data 2 cycles later.
+        o: items; at most 4 more follow once ``space`` is low.
+        room: per lane, its FIFO has room for a row of ``row_words``.
+        row_words: room that a row of this RUN needs.
+        pending: per lane, rows that wait in it.
+        coming, coming_bank: per lane, a row was given to it.
+        active: a RUN is being dispatched.
+        taken: one cycle: the RUN (banks in ``taken_*``) has been dispatched completely.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        lanes = config.lanes_per_cluster
+        self.mask_address_width = clog2(2 * config.c_rows * config.mask_words)
+        super().__init__(
+            {
+                "run": In(stream.Signature(32)),
+                "abort": In(1),
+                "segments": In(data.ArrayLayout(range(config.a_segments + 1), 2)),
+                "directory_address": Out(clog2(config.a_segments) + 1),
+                "directory": In(data.StructLayout({"start": clog2(config.a_depth), "words": clog2(config.a_depth) + 1})),
+                "mask_address": Out(self.mask_address_width),
+                "mask": In(32),
+                "o": Out(data.StructLayout({"valid": 1, "item": item_layout(config)})),
+                "space": In(1),
+                "room": In(lanes),
+                "row_words": Out(16),
+                "pending": In(data.ArrayLayout(3, lanes)),
+                "coming": Out(lanes),
+                "coming_bank": Out(1),
+                "active": Out(1),
+                "taken": Out(1),
+                "taken_a": Out(1),
+                "taken_b": Out(1),
+                "taken_c": Out(1),
+                "taken_use_c": Out(1),
+            }
+        )
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("Fetch", self._config.hash)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        lanes, words = config.lanes_per_cluster, config.mask_words
+        run = {}
+        word_number = Signal(range(RUN.words))
+        for f in RUN.fields:
+            run[f.name] = Signal(signed(f.width) if f.signed else f.width, name=f"run_{f.name}")
+        # fields that are only checked, never used here, synthesise to nothing
+        row_seg, row_k, row_x, row_y = (run[n] for n in ("seg", "k", "x", "y"))
+        tap_seg, tap_k = Signal(signed(16)), Signal(config.k_width)
+        tap_x, tap_y = Signal(signed(16)), Signal(signed(16))
+        m0, m1, t0, t1 = (Signal(16, name=n) for n in ("m0", "m1", "t0", "t1"))
+        index = Signal(16)
+        column_mask = [Signal(32, name=f"mask{n}") for n in range(words)]
+        mask_step = Signal(range(words + 3))
+        mask_pointer = Signal(self.mask_address_width - 1)
+        m.d.comb += [
+            self.row_words.eq(run["row_words"]),
+            self.coming_bank.eq(run["b_bank"]),
+            self.taken_a.eq(run["a_bank"]),
+            self.taken_b.eq(run["b_bank"]),
+            self.taken_c.eq(run["c_bank"]),
+            self.taken_use_c.eq(run["use_c"]),
+            self.mask_address.eq(Cat(mask_pointer, run["c_bank"])),
+        ]
+        self._next_row = Signal()
+        lane, slot, found = self._choose_lane(m, run, index)
+        chosen = Signal(lanes)
+
+        # items pass two registers, so that a segment's directory entry is there when it leaves
+        push, raw, inside = Signal(), Signal(), Signal()
+        body = Signal(word_width(config))
+        push1, raw1, push2, raw2 = Signal(), Signal(), Signal(), Signal()
+        body1, body2, k1, k2 = Signal.like(body), Signal.like(body), Signal.like(tap_k), Signal.like(tap_k)
+        chosen1, chosen2 = Signal(lanes), Signal(lanes)
+        segment = Signal(segment_layout(config))
+        entry = Signal(self.directory.shape())
+        m.d.comb += [
+            self.directory_address.eq(Cat(tap_seg[: clog2(config.a_segments)], run["a_bank"])),
+            inside.eq(
+                (tap_x >= 0) & (tap_x < run["x_limit"].as_unsigned())
+                & (tap_y >= 0) & (tap_y < run["y_limit"].as_unsigned())
+                & (tap_seg >= 0) & (tap_seg < Array(self.segments)[run["a_bank"]])
+            ),
+            entry.eq(self.directory),
+            segment.start.eq(Cat(entry.start, run["a_bank"])),
+            segment.words.eq(entry.words),
+            segment.k.eq(k2),
+            self.o.valid.eq(push2 & (raw2 | (entry.words != 0))),
+            self.o.item.raw.eq(raw2),
+            self.o.item.lanes.eq(chosen2),
+            self.o.item.body.eq(Mux(raw2, body2, segment.as_value())),
+        ]  # fmt: skip
+        m.d.sync += [
+            push1.eq(push & (raw | inside)), raw1.eq(raw), body1.eq(body), k1.eq(tap_k), chosen1.eq(chosen),
+            push2.eq(push1), raw2.eq(raw1), body2.eq(body1), k2.eq(k1), chosen2.eq(chosen1),
+        ]  # fmt: skip
+
+        start = Signal(start_layout(config))
+        end = Signal(start_layout(config))
+        m.d.comb += [
+            start.tag.eq(run["tag"]),
+            start.slot.eq(slot),
+            start.bank.eq(run["b_bank"]),
+            start.first.eq(run["first"]),
+            start.final.eq(run["final"]),
+            start.post.eq(run["post"]),
+            start.kind.eq(WordKind.START),
+            end.kind.eq(WordKind.END),
+        ]
+        limits = [_columns_below(run["columns"], word) for word in range(words)]
+        header = Signal(range(words + 1))
+        wanted = Signal()
+        m.d.comb += wanted.eq(Cat(column_mask).any())
+
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.comb += [self.run.ready.eq(1), self.active.eq(self.run.valid | (word_number != 0))]
+                with m.If(self.run.valid):
+                    for f in RUN.fields:
+                        with m.If(word_number == f.word):
+                            m.d.sync += run[f.name].eq(self.run.payload[f.lsb : f.lsb + f.width])
+                    m.d.sync += word_number.eq(word_number + 1)
+                    with m.If(word_number == RUN.words - 1):
+                        m.d.sync += [word_number.eq(0), index.eq(0), m0.eq(0), m1.eq(0)]
+                        m.next = "RUN"
+            with m.State("RUN"):
+                m.d.comb += self.active.eq(1)
+                m.d.sync += mask_pointer.eq(run["c_row"] << (words - 1).bit_length())
+                m.next = "ROW"
+            with m.State("ROW"):
+                m.d.comb += self.active.eq(1)
+                m.d.sync += mask_step.eq(0)
+                for word in range(words):
+                    m.d.sync += column_mask[word].eq(limits[word])
+                with m.If(self.abort):
+                    m.next = "TAKEN"
+                with m.Elif(run["use_c"]):
+                    m.next = "MASK"
+                with m.Else():
+                    m.next = "CHOOSE"
+            with m.State("MASK"):
+                m.d.comb += self.active.eq(1)
+                m.d.sync += mask_step.eq(mask_step + 1)
+                with m.If(mask_step < words):
+                    m.d.sync += mask_pointer.eq(mask_pointer + 1)
+                for word in range(words):
+                    with m.If(mask_step == word + 2):
+                        m.d.sync += column_mask[word].eq(self.mask & limits[word])
+                with m.If(mask_step == words + 1):
+                    m.next = "CHOOSE"
+            with m.State("CHOOSE"):
+                m.d.comb += [self.active.eq(1), raw.eq(1), body.eq(start.as_value())]
+                m.d.sync += [header.eq(0), chosen.eq(lane)]
+                with m.If(self.abort):
+                    m.next = "TAKEN"
+                with m.Elif(found & self.space):
+                    m.d.comb += self.coming.eq(lane)
+                    m.next = "START"
+            with m.State("START"):
+                m.d.comb += [self.active.eq(1), push.eq(1), raw.eq(1), body.eq(start.as_value())]
+                m.next = "HEADER"
+            with m.State("HEADER"):
+                m.d.comb += [self.active.eq(1), raw.eq(1)]
+                with m.Switch(header):
+                    with m.Case(0):
+                        m.d.comb += body.eq((run["row"] + index)[:16])
+                    for word in range(words):
+                        with m.Case(word + 1):
+                            m.d.comb += body.eq(column_mask[word])
+                m.d.sync += [
+                    tap_seg.eq(row_seg), tap_k.eq(row_k), tap_x.eq(row_x), tap_y.eq(row_y), t0.eq(0), t1.eq(0),
+                ]  # fmt: skip
+                with m.If(self.space):
+                    m.d.comb += push.eq(1)
+                    m.d.sync += header.eq(header + 1)
+                    with m.If(header == words):
+                        m.next = "TAPS"
+                        with m.If(~wanted):
+                            m.next = "END"
+            with m.State("TAPS"):
+                m.d.comb += self.active.eq(1)
+                with m.If(self.space):
+                    m.d.comb += push.eq(1)
+                    with m.If(t0 != run["t0"]):
+                        m.d.sync += t0.eq(t0 + 1)
+                        self._step(m, (tap_seg, tap_k, tap_x, tap_y), run, "t0")
+                    with m.Else():
+                        m.d.sync += [t0.eq(0), t1.eq(t1 + 1)]
+                        self._step(m, (tap_seg, tap_k, tap_x, tap_y), run, "t1")
+                        with m.If(t1 == run["t1"]):
+                            m.next = "END"
+            with m.State("END"):
+                m.d.comb += [self.active.eq(1), raw.eq(1), body.eq(end.as_value())]
+                with m.If(self.space):
+                    m.d.comb += [push.eq(1), self._next_row.eq(1)]
+                    m.d.sync += index.eq(index + 1)
+                    row = (row_seg, row_k, row_x, row_y)
+                    with m.If(m0 != run["m0"]):
+                        m.d.sync += m0.eq(m0 + 1)
+                        self._step(m, row, run, "m0")
+                    with m.Elif(m1 != run["m1"]):
+                        m.d.sync += [m0.eq(0), m1.eq(m1 + 1)]
+                        self._step(m, row, run, "m1")
+                    with m.Else():
+                        m.d.sync += [m0.eq(0), m1.eq(0)]
+                        self._step(m, row, run, "m2")
+                    m.next = "ROW"
+                    with m.If(index == (run["rows"] - 1)[:16]):
+                        m.next = "TAKEN"
+            with m.State("TAKEN"):
+                m.d.comb += [self.active.eq(1), self.taken.eq(1)]
+                m.next = "IDLE"
+        return m
+
+    def _step(self, m, state, run, level):
+        for register, name in zip(state, ("seg", "k", "x", "y"), strict=True):
+            m.d.sync += register.eq(register + run[f"{level}_{name}"])
+
+    def _choose_lane(self, m, run, index):
+        """One-hot lane for the row (all lanes when shared), its partial-sum slot, and whether one is free."""
+        config = self._config
+        lanes = config.lanes_per_cluster
+        slot_width = max(1, (config.psum_rows - 1).bit_length())
+        used = [Signal(range(config.psum_rows + 1), name=f"used{n}") for n in range(lanes)]
+        m.submodules.table = table = memory.Memory(
+            shape=lanes + slot_width, depth=max(2, lanes * config.psum_rows), init=[], attrs=NO_CHECK
+        )
+        read, write = table.read_port(), table.write_port()
+        fresh = [used[n] != config.psum_rows for n in range(lanes)]
+        idle = Cat(self.pending[n] == 0 for n in range(lanes))
+        open_ = Cat(self.pending[n][1:] == 0 for n in range(lanes))  # fewer than two rows wait
+        able = Signal(lanes)  # could take a row; registered, for the choice is not urgent
+        idle_able = Signal(lanes)
+        keeps = Signal()  # partial sums stay: the lane needs a free slot for them
+        all_open = Signal()
+        m.d.comb += keeps.eq(run["first"] & ~run["final"])
+        m.d.sync += [
+            able.eq(self.room & open_ & (Cat(fresh) | (~keeps).replicate(lanes)) & ~self.coming),
+            idle_able.eq(self.room & idle & (Cat(fresh) | (~keeps).replicate(lanes)) & ~self.coming),
+            all_open.eq((self.room & open_ & ~self.coming).all()),
+        ]
+        settled = Signal()  # `able` and the table's data belong to this row
+        wait = Signal(2)
+        with m.If(self.coming.any() | self._next_row):
+            m.d.sync += wait.eq(0)
+        with m.Elif(wait != 3):
+            m.d.sync += wait.eq(wait + 1)
+        m.d.comb += settled.eq(wait == 3)
+
+        pick = Signal(lanes)
+        candidates = Mux(idle_able.any(), idle_able, able)
+        m.d.comb += pick.eq(candidates & (~candidates + 1)[:lanes])
+        kept_lane, kept_slot = Signal(lanes), Signal(slot_width)
+        m.d.sync += Cat(kept_slot, kept_lane).eq(read.data)
+        lane, slot, found = Signal(lanes), Signal(8), Signal()
+        new_slot = Signal(slot_width)
+        for n in range(lanes):
+            with m.If(pick[n]):
+                m.d.comb += new_slot.eq(used[n])
+        with m.If(run["share"]):
+            m.d.comb += [lane.eq(~0), slot.eq(index), found.eq(all_open & settled)]
+        with m.Elif(run["first"]):
+            m.d.comb += [lane.eq(pick), slot.eq(new_slot), found.eq(pick.any() & settled)]
+        with m.Else():
+            m.d.comb += [
+                lane.eq(kept_lane),
+                slot.eq(kept_slot),
+                found.eq(((able | idle_able) & kept_lane).any() & settled),
+            ]
+        m.d.comb += [
+            read.addr.eq(index),
+            write.addr.eq(index),
+            write.data.eq(Cat(new_slot, pick)),
+            write.en.eq(self.coming.any() & run["first"]),
+        ]
+        with m.If(self.taken):
+            m.d.sync += [count.eq(0) for count in used]
+        with m.Elif(keeps & ~run["share"]):
+            m.d.sync += [used[n].eq(used[n] + self.coming[n]) for n in range(lanes)]
+        return lane, slot, found
+
+
+def _columns_below(columns: Value, word: int) -> Value:
+    """The 32 bits of mask word ``word`` that belong to columns 0 to ``columns``."""
+    return Cat(columns >= 32 * word + bit for bit in range(32))

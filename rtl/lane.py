@@ -1,0 +1,201 @@
+"""Lane: a FIFO of row words, the expander, a row of PEs that share its tokens, and the drain."""
+
+from functools import reduce
+from operator import or_
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from maskwork.gen.config import Config
+from maskwork.rtl.drain import Drain
+from maskwork.rtl.expander import Expander
+from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.lane_fifo import LaneFifo
+from maskwork.rtl.layouts import b_write_layout, counts_layout, word_width
+from maskwork.rtl.pe import LOOKUP_LATENCY, PE, token_layout
+from maskwork.rtl.post import PostWord
+
+
+class Lane(wiring.Component):
+    """Computes whole rows of C for the columns of its PEs.
+
+    Tokens go to all PEs at once: a lane is narrow, and what a skid buffer for every PE would cost buys more queue.
+
+    Members:
+        i: words of rows (see :mod:`maskwork.rtl.expander`).
+        level: words in the FIFO.
+        pending: rows whose START has not left the FIFO (``row_coming`` counts those announced).
+        row_coming: one cycle: a row for weight bank ``coming_bank`` will be written.
+        banks: per weight bank, rows are announced, waiting, in progress or draining.
+        write: weights; ``lanes`` was already resolved into ``selected``.
+        o, request, grant, space: to post-processing (see :mod:`maskwork.rtl.drain`).
+        lane: number of the lane.
+        loading, running: what the rest of the accelerator does, for the counters.
+        counts: PEs by what they did two cycles ago.
+        token: a nonzero entered the PEs.
+        row_finished: a row was drained.
+        working: a row is anywhere in the lane.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        super().__init__(
+            {
+                "i": In(stream.Signature(word_width(config))),
+                "level": Out(range(config.fifo_depth + 1)),
+                "pending": Out(3),
+                "row_coming": In(1),
+                "coming_bank": In(1),
+                "banks": Out(2),
+                "write": In(b_write_layout(config)),
+                "selected": In(1),
+                "o": Out(data.StructLayout({"valid": 1, "word": PostWord(config)})),
+                "request": Out(1),
+                "grant": In(1),
+                "space": In(1),
+                "lane": In(8),
+                "loading": In(1),
+                "running": In(1),
+                "counts": Out(counts_layout(config, config.pes_per_lane), init={"idle": config.pes_per_lane}),
+                "token": Out(1),
+                "row_finished": Out(1),
+                "working": Out(1),
+            }
+        )
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("Lane", self._config.hash)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        submodule(m, "fifo", fifo := LaneFifo(word_width(config), config.fifo_depth), platform)
+        submodule(m, "expander", expander := Expander(config), platform)
+        submodule(m, "drain", drain := Drain(config), platform)
+        pes = [submodule(m, f"pe{n}", PE(config), platform) for n in range(config.pes_per_lane)]
+        wiring.connect(m, wiring.flipped(self.i), fifo.i)
+        wiring.connect(m, fifo.o, expander.i)
+        m.d.comb += self.level.eq(fifo.level)
+
+        # tokens: all PEs look up the same k; the rest of the token follows when their masks are there
+        fire = Signal()
+        m.d.comb += [
+            expander.o.ready.eq(Cat(pe.space for pe in pes).all()),
+            fire.eq(expander.o.valid & expander.o.ready),
+        ]
+        valid, token = fire, expander.o.payload
+        in_lookup = [valid]
+        for stage in range(LOOKUP_LATENCY):
+            valid_after = Signal(name=f"valid{stage + 1}")
+            token_after = Signal(token_layout(config), name=f"token{stage + 1}")
+            m.d.sync += [valid_after.eq(valid), token_after.eq(token)]
+            valid, token = valid_after, token_after
+            in_lookup.append(valid)
+
+        write = Signal(b_write_layout(config))
+        m.d.sync += write.eq(self.write)
+        selected = Signal()
+        m.d.sync += selected.eq(self.selected)
+        for number, pe in enumerate(pes):
+            m.d.comb += [
+                pe.k.eq(expander.o.payload.k),
+                pe.token.eq(token),
+                pe.token_valid.eq(valid),
+                pe.write.k.eq(write.k),
+                pe.write.slot.eq(write.slot),
+                pe.write.value.eq(write.values[number]),
+                pe.write.we.eq(write.enable[number] & selected),
+                pe.drain.eq(drain.drain),
+                pe.drain.valid.eq(drain.drain.valid & drain.select[number]),
+                pe.done_clear.eq(drain.done_clear),
+            ]
+            if "b" in config.skip:
+                m.d.comb += [
+                    pe.write.mask_we.eq(write.mask_we & selected),
+                    pe.write.mask.eq(Cat(write.mask[slot * len(pes) + number] for slot in range(config.slots))),
+                ]
+            if not set("bc") & set(config.skip):
+                m.d.comb += [
+                    pe.write.columns_we.eq(write.columns_we & selected),
+                    pe.write.last_slot.eq(write.slot),
+                ]
+            if "c" in config.skip:
+                slots = range(len(pe.column_mask.mask))
+                m.d.comb += [
+                    pe.column_mask.we.eq(expander.header & (expander.header_index >= 2)),
+                    pe.column_mask.context.eq(expander.context),
+                    pe.column_mask.word.eq(expander.header_index - 2),
+                    pe.column_mask.mask.eq(
+                        Cat(expander.header_word[slot * len(pes) + number] for slot in slots)
+                    ),
+                ]
+
+        m.d.comb += [
+            drain.header.eq(expander.header),
+            drain.header_word.eq(expander.header_word),
+            drain.header_index.eq(expander.header_index),
+            drain.context.eq(expander.context),
+            drain.done.eq(reduce(lambda x, y: x & y, (pe.done for pe in pes))),
+            drain.sum.eq(reduce(or_, (pe.sum for pe in pes))),
+            drain.lane.eq(self.lane),
+            expander.release.eq(drain.done_clear),
+            self.o.eq(drain.o),
+            self.request.eq(drain.request),
+            drain.grant.eq(self.grant),
+            drain.space.eq(self.space),
+        ]
+        self._rows(m, expander, drain)
+        self._count(m, expander, drain, pes, in_lookup)
+        return m
+
+    def _rows(self, m, expander, drain):
+        started = expander.header & (expander.header_index == 0)
+        m.d.sync += self.row_finished.eq(drain.finished)
+        m.d.sync += self.pending.eq(self.pending + self.row_coming - started)
+        for bank in range(2):
+            rows = Signal(4, name=f"rows{bank}")
+            coming = self.row_coming & (self.coming_bank == bank)
+            finished = drain.finished & (drain.finished_bank == bank)
+            m.d.sync += rows.eq(rows + coming - finished)
+            m.d.comb += self.banks[bank].eq(rows != 0)
+        m.d.comb += self.working.eq(self.banks.any())
+
+    def _count(self, m, expander, drain, pes, in_lookup):
+        """Charge every PE's cycle to the first reason that applies (one register, then the sums in another)."""
+        multiply = Signal(len(pes))
+        lookup = Signal(len(pes))
+        reasons = ("fetch", "imbalance", "drain", "load", "dispatch", "idle")
+        # out of reset every PE is idle, also in the registers of this pipeline
+        rest = {name: Signal(name=name, init=name == "idle") for name in reasons}
+        conditions = {
+            "fetch": expander.in_row & ~expander.o.valid,
+            "imbalance": expander.o.valid & ~expander.o.ready,
+            "drain": expander.waits | expander.busy.any() | drain.active,
+            "load": self.loading & ~self.working,
+            "dispatch": self.running | self.working,
+        }
+        taken = Const(0, 1)
+        for name, condition in conditions.items():
+            m.d.sync += rest[name].eq(condition & ~taken)
+            taken = taken | condition
+        m.d.sync += [
+            rest["idle"].eq(~taken),
+            multiply.eq(Cat(pe.multiply for pe in pes)),
+            lookup.eq(Cat(~pe.multiply & (pe.working | Cat(in_lookup).any()) for pe in pes)),
+            self.token.eq(in_lookup[0] & ~expander.o.payload.end),
+        ]
+        others = Signal(range(len(pes) + 1))
+        m.d.comb += others.eq(len(pes) - sum_bits(multiply | lookup))
+        m.d.sync += [self.counts.multiply.eq(sum_bits(multiply)), self.counts.lookup.eq(sum_bits(lookup))]
+        for name, applies in rest.items():
+            m.d.sync += self.counts[name].eq(Mux(applies, others, 0))
+
+
+def sum_bits(bits: Value) -> Value:
+    """Number of set bits."""
+    return reduce(lambda x, y: x + y, list(bits))
+
+
+

@@ -1,0 +1,92 @@
+"""Words and buses inside a cluster, shared by the components on both of their ends."""
+
+from amaranth import *
+from amaranth.lib import data, enum
+
+from maskwork.gen.config import CHUNK, Config
+
+NO_CHECK = {"no_rw_check": 1}
+"""Memory attribute: no address is read while it is written, so synthesis needs no collision logic."""
+
+
+class WordKind(enum.Enum, shape=2):
+    """Kinds of head words in a lane's FIFO; value words follow a CHUNK, row and mask words a START."""
+
+    CHUNK = 0
+    START = 1
+    END = 2
+
+
+def clog2(count: int) -> int:
+    """Bits of an index below ``count``, at least 1."""
+    return max(1, (count - 1).bit_length())
+
+
+def value_words_width(config: Config) -> int:
+    """Bits of the number of value words after a head, minus one."""
+    return clog2(CHUNK // config.fetch_width)
+
+
+def chunk_layout(config: Config) -> data.StructLayout:
+    """Head of a chunk: its bitmap (elements - 1 where A is not skipped), number of value words - 1, and k.
+
+    In the activation buffer ``k`` is the chunk's number in its segment; in a lane's FIFO, k of its first element.
+    """
+    return data.StructLayout({"bitmap": CHUNK, "value_words": value_words_width(config), "k": 14, "kind": WordKind})
+
+
+def word_width(config: Config) -> int:
+    """Bits of an activation-buffer and lane-FIFO word."""
+    return max(chunk_layout(config).size, 32 + 2, config.fetch_width * config.a_width)
+
+
+def start_layout(config: Config) -> data.StructLayout:
+    """First word of a row; then come a word with the row number and the words of its C mask."""
+    pad = chunk_layout(config).size - 2 - 20
+    return data.StructLayout(
+        {"tag": 8, "slot": 8, "bank": 1, "first": 1, "final": 1, "post": 1, "pad": pad, "kind": WordKind}
+    )
+
+
+def row_meta_layout() -> data.StructLayout:
+    """What a lane remembers of a row's START word."""
+    return data.StructLayout({"tag": 8, "slot": 8, "bank": 1, "first": 1, "final": 1, "post": 1})
+
+
+def b_write_layout(config: Config) -> data.StructLayout:
+    """Weight bus from the loader to the lanes: one slot of every PE of a lane, or a row's masks.
+
+    ``lanes`` selects lanes of the cluster. ``values`` and ``enable`` hold one entry a PE.
+    """
+    members = {
+        "lanes": config.lanes_per_cluster,
+        "k": config.k_width + 1,
+        "slot": range(config.slots),
+        "enable": config.pes_per_lane,
+        "values": data.ArrayLayout(signed(config.b_width), config.pes_per_lane),
+    }
+    if "b" in config.skip:
+        members |= {"mask_we": 1, "mask": config.tile_columns}
+    if not set("bc") & set(config.skip):
+        members |= {"columns_we": 1}
+    return data.StructLayout(members)
+
+
+def a_write_layout(config: Config) -> data.StructLayout:
+    """Activation bus from the loader to the clusters: buffer words, then the end of their segment."""
+    return data.StructLayout(
+        {"bank": 1, "start": 1, "append": 1, "we": 1, "end": 1, "word": word_width(config)}
+    )
+
+
+def c_write_layout() -> data.StructLayout:
+    """C-mask bus from the loader to the clusters: 32-bit words in order."""
+    return data.StructLayout({"bank": 1, "start": 1, "append": 1, "we": 1, "word": 32})
+
+
+def counts_layout(config: Config, pes: int) -> data.StructLayout:
+    """PEs by what they did in one cycle, in the order in which reasons are charged."""
+    width = pes.bit_length()
+    reasons = ("multiply", "lookup", "fetch", "imbalance", "drain", "load", "dispatch", "idle")
+    return data.StructLayout(dict.fromkeys(reasons, width))
+

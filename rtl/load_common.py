@@ -1,0 +1,59 @@
+"""What the parts of the loader share: a LOAD packet's fields, and how a part is offered beats."""
+
+from amaranth import *
+from amaranth.lib import data, enum
+from amaranth.lib.wiring import In, Out
+
+from maskwork.gen.config import Config
+
+
+class Load(enum.Enum, shape=2):
+    """Which buffer a LOAD packet fills."""
+
+    A = 0
+    B = 1
+    C = 2
+    P = 3
+
+
+class LoadEnd(enum.Enum, shape=2):
+    """How a load ended."""
+
+    GOOD = 0
+    SHORT = 1
+    LONG = 2
+
+
+def load_layout(config: Config) -> data.StructLayout:
+    """A LOAD packet's fields, checked by the sequencer."""
+    return data.StructLayout(
+        {
+            "kind": Load,
+            "bank": 1,
+            "append": 1,
+            "dense": 1,
+            "count": 16,  # segments, rows
+            "length": 16,  # elements of a segment, columns
+            "k": 16,
+            "lanes": config.lanes_per_cluster,
+            "low": signed(16),
+            "high": signed(16),
+        }
+    )
+
+
+def beats_for(config: Config, bits: Value) -> Value:
+    """Beats that a bitmap of so many bits takes, minus one."""
+    return (bits - 1)[:16] >> (config.beat_bits - 1).bit_length()
+
+
+def part_members(config: Config):
+    """Ports of every part of the loader: the packet, beats by ``want`` (taken when also valid), start and done."""
+    return {
+        "load": In(load_layout(config)),
+        "start": In(1),
+        "beat": In(config.beat_bits),
+        "beat_valid": In(1),
+        "want": Out(1),
+        "done": Out(1),
+    }

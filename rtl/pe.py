@@ -1,0 +1,247 @@
+"""Processing element: mask lookup, queue, bit iterator, weights, multiplier and accumulators of ``slots`` columns."""
+
+from amaranth import *
+from amaranth.lib import data, memory, wiring
+from amaranth.lib.wiring import In, Out
+
+from maskwork.gen.config import Config
+from maskwork.rtl.bit_iterator import BitIterator
+from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.layouts import NO_CHECK
+from maskwork.rtl.queue import Queue
+from maskwork.rtl.slot_counter import SlotCounter
+
+LOOKUP_LATENCY = 2
+"""Cycles from a token at the lane's register to its mask at the PE's queue."""
+
+QUEUE_MARGIN = LOOKUP_LATENCY + 2
+"""Tokens that may still arrive after the queue's space flag was computed: those in lookup, one that the flag's own
+register hides, and the one being decided on."""
+
+MULTIPLY_LATENCY = 3
+"""Cycles from a slot's issue to its sum in the accumulator's write port."""
+
+
+def context_width(config: Config) -> int:
+    """Bits of a context number."""
+    return (config.rows_in_flight - 1).bit_length()
+
+
+def token_layout(config: Config) -> data.StructLayout:
+    """One nonzero of A on its way to the PEs of a lane; ``end`` marks the end of a row instead."""
+    return data.StructLayout(
+        {
+            "k": config.k_width + 1,  # the top bit is the weight bank
+            "a": signed(config.a_width),
+            "context": context_width(config),
+            "end": 1,
+        }
+    )
+
+
+def weight_write_layout(config: Config) -> data.StructLayout:
+    """Write to one PE's weights (``we``) or masks (``mask_we``)."""
+    members = {"we": 1, "k": config.k_width + 1, "slot": range(config.slots), "value": signed(config.b_width)}
+    if "b" in config.skip:
+        members |= {"mask_we": 1, "mask": config.slots}
+    if not set("bc") & set(config.skip):
+        members |= {"columns_we": 1, "last_slot": range(config.slots)}
+    return data.StructLayout(members)
+
+
+def drain_layout(config: Config) -> data.StructLayout:
+    """Read, and thereby clear, of one accumulator."""
+    return data.StructLayout({"valid": 1, "context": context_width(config), "slot": range(config.slots)})
+
+
+def column_mask_layout(config: Config) -> data.StructLayout:
+    """Write to part of a context's C mask: bits of ``32 / pes_per_lane`` slots a word."""
+    slots_a_word = min(config.slots, 32 // config.pes_per_lane)
+    return data.StructLayout(
+        {"we": 1, "context": context_width(config), "word": range(max(2, config.mask_words)), "mask": slots_a_word}
+    )
+
+
+class PE(wiring.Component):
+    """One multiplier with its masks, weights and accumulators.
+
+    A token's k is looked up LOOKUP_LATENCY cycles before its ``meta`` arrives; wanted slots (B mask AND C mask) are
+    queued, iterated one a cycle, and added to the context's accumulator MULTIPLY_LATENCY cycles after their issue.
+    The accumulate loop (LUT RAM read, add, write) takes one cycle, so that no hazard exists.
+
+    Members:
+        k: k of the token in the lane's register.
+        token: that token, LOOKUP_LATENCY cycles later.
+        token_valid: it exists.
+        column_mask: C mask of a context whose row starts.
+        write: weights and masks from the loader.
+        drain: accumulator to read and clear.
+        sum: drained value 2 cycles later, else 0.
+        done: per context, the end of the row has passed the accumulators.
+        done_clear: clears ``done``.
+        space: the queue takes what may be under way and one more token.
+        working: a token waits or is iterated.
+        multiply: a multiplication was issued.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        contexts = config.rows_in_flight
+        members = {
+            "k": In(config.k_width + 1),
+            "token": In(token_layout(config)),
+            "token_valid": In(1),
+            "write": In(weight_write_layout(config)),
+            "drain": In(drain_layout(config)),
+            "sum": Out(signed(config.acc_width)),
+            "done": Out(contexts),
+            "done_clear": In(contexts),
+            "space": Out(1),
+            "working": Out(1),
+            "multiply": Out(1),
+        }
+        if "c" in config.skip:
+            members["column_mask"] = In(column_mask_layout(config))
+        super().__init__(members)
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("PE", self._config.hash)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        wanted = self._lookup(m)
+        counting = wanted is None
+        queue_shape = data.StructLayout(
+            {"mask": 0 if wanted is None else config.slots, "token": token_layout(config)}
+        )
+        submodule(m, "queue", queue := Queue(queue_shape, config.queue_depth, QUEUE_MARGIN), platform)
+        if counting:
+            submodule(m, "iterator", iterator := SlotCounter(config.slots, token_layout(config)), platform)
+            last_slots = Array([Signal(range(config.slots), name=f"last_slot{bank}") for bank in range(2)])
+            with m.If(self.write.columns_we):
+                m.d.sync += last_slots[self.write.k[-1]].eq(self.write.last_slot)
+            head = queue.o.payload.token
+            m.d.comb += [
+                queue.i.valid.eq(self.token_valid),
+                iterator.i.payload.last.eq(Mux(head.end, 0, last_slots[head.k[-1]])),
+            ]
+        else:
+            submodule(m, "iterator", iterator := BitIterator(config.slots, token_layout(config)), platform)
+            m.d.comb += [
+                queue.i.valid.eq(self.token_valid & (wanted.any() | self.token.end)),
+                queue.i.payload.mask.eq(wanted | self.token.end),
+                iterator.i.payload.mask.eq(queue.o.payload.mask),
+            ]
+        m.d.comb += [
+            queue.i.payload.token.eq(self.token),
+            iterator.i.valid.eq(queue.o.valid),
+            queue.o.ready.eq(iterator.i.ready),
+            iterator.i.payload.meta.eq(queue.o.payload.token),
+            iterator.o.ready.eq(1),
+            self.space.eq(queue.space),
+            self.working.eq(queue.o.valid | iterator.busy),
+            self.multiply.eq(iterator.o.valid & ~iterator.o.payload.meta.end),
+        ]
+        self._multiply_accumulate(m, iterator.o)
+        return m
+
+    def _lookup(self, m: Module) -> Value | None:
+        """Wanted slots of the token that is now at ``token``; None if no mask says anything."""
+        config = self._config
+        wanted = None
+        if "b" in config.skip:
+            m.submodules.masks = masks = memory.Memory(shape=config.slots, depth=2 * config.k_depth, init=[], attrs=NO_CHECK)
+            write = masks.write_port()
+            read = masks.read_port()
+            looked_up = Signal(config.slots)
+            m.d.comb += [
+                write.addr.eq(self.write.k),
+                write.data.eq(self.write.mask),
+                write.en.eq(self.write.mask_we),
+                read.addr.eq(self.k),
+            ]
+            m.d.sync += looked_up.eq(read.data)
+            wanted = looked_up
+        if "c" in config.skip:
+            column_mask = self.column_mask
+            bits = len(column_mask.mask)
+            column_masks = []
+            for context in range(config.rows_in_flight):
+                register = Signal(config.slots, name=f"column_mask{context}")
+                for word in range(config.slots // bits):
+                    chosen = column_mask.we & (column_mask.context == context) & (column_mask.word == word)
+                    with m.If(chosen):
+                        m.d.sync += register.word_select(word, bits).eq(column_mask.mask)
+                column_masks.append(register)
+            column = Array(column_masks)[self.token.context]
+            wanted = column if wanted is None else wanted & column
+        if wanted is None:
+            return None
+        result = Signal(config.slots, name="wanted")
+        m.d.comb += result.eq(wanted)
+        return result
+
+    def _multiply_accumulate(self, m: Module, issue) -> None:
+        config = self._config
+        contexts = config.rows_in_flight
+        meta = issue.payload.meta
+        m.submodules.weights = weights = memory.Memory(
+            shape=signed(config.b_width), depth=2 * config.k_depth * config.slots, init=[], attrs=NO_CHECK
+        )
+        write = weights.write_port()
+        read = weights.read_port()
+        m.d.comb += [
+            write.addr.eq(Cat(self.write.slot, self.write.k)),
+            write.data.eq(self.write.value),
+            write.en.eq(self.write.we),
+            read.addr.eq(Cat(issue.payload.index, meta.k)),
+        ]
+        # stage 1: block RAM; stage 2: operands registered; stage 3: product registered, accumulate
+        a1, a2 = Signal(signed(config.a_width)), Signal(signed(config.a_width))
+        b2 = Signal(signed(config.b_width))
+        product = Signal(signed(config.a_width + config.b_width))
+        m.d.sync += [a1.eq(meta.a), a2.eq(a1), b2.eq(read.data), product.eq(a2 * b2)]
+
+        context_bits = context_width(config)
+        slot, context, valid, end = issue.payload.index, meta.context, issue.valid & ~meta.end, issue.valid & meta.end
+        for _ in range(MULTIPLY_LATENCY - 1):
+            following = Signal.like(slot), Signal(context_bits), Signal(), Signal()
+            m.d.sync += [after.eq(before) for after, before in zip(following, (slot, context, valid, end), strict=True)]
+            slot, context, valid, end = following
+
+        accumulated = Signal(signed(config.acc_width))
+        current, drained = [], []
+        for bank in range(contexts):
+            m.submodules[f"accumulators{bank}"] = ram = memory.Memory(
+                shape=config.acc_width + 1, depth=config.slots, init=[]
+            )
+            read, write = ram.read_port(domain="comb"), ram.write_port()
+            # an address register of its own for every context: short wires, and drains go on beside accumulation
+            address = Signal(range(config.slots), name=f"address{bank}")
+            adds, drains = Signal(name=f"adds{bank}"), Signal(name=f"drains{bank}")
+            drain_here = self.drain.valid & (self.drain.context == bank)
+            m.d.sync += [
+                drains.eq(drain_here),
+                adds.eq(valid & (context == bank)),
+                address.eq(Mux(self.drain.context == bank, Mux(self.drain.valid, self.drain.slot, slot), slot)),
+            ]
+            m.d.comb += [
+                read.addr.eq(address),
+                write.addr.eq(address),
+                write.en.eq(adds | drains),
+                # the top bit says that the accumulator holds something; a drain clears it
+                write.data.eq(Cat(accumulated, adds)),
+            ]
+            current.append(read.data[:-1] & (read.data[-1] & adds).replicate(config.acc_width))
+            drained.append(read.data[:-1] & (read.data[-1] & drains).replicate(config.acc_width))
+            with m.If(end & (context == bank)):
+                m.d.sync += self.done[bank].eq(1)
+            with m.Elif(self.done_clear[bank]):
+                m.d.sync += self.done[bank].eq(0)
+        total, out = current[0], drained[0]
+        for more, more_drained in zip(current[1:], drained[1:], strict=True):
+            total, out = total | more, out | more_drained
+        m.d.comb += accumulated.eq(total.as_signed() + product)
+        m.d.sync += self.sum.eq(out)

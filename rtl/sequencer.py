@@ -1,0 +1,317 @@
+"""Sequencer: takes command packets, checks them, starts loads and runs, and answers."""
+
+from functools import reduce
+from operator import or_
+
+from amaranth import *
+from amaranth.lib import data, stream, wiring
+from amaranth.lib.wiring import In, Out
+
+from maskwork.gen.config import Config
+from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, REPLIES, Fault, Op, Reply
+from maskwork.rtl.banks import bank_flags
+from maskwork.rtl.command_check import CommandCheck
+from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.layouts import clog2
+from maskwork.rtl.load_common import LoadEnd, load_layout
+from maskwork.rtl.stream import beat_layout
+
+HEADER_WORDS = 4
+"""Header words that the sequencer keeps; the further ones of RUN go straight to the clusters."""
+
+SETTLE = 7
+"""Cycles until what a command changed in the clusters shows in their registered state."""
+
+
+class Sequencer(wiring.Component):
+    """One packet after the other; a packet that is at fault is answered with ERROR and dropped to its last beat.
+
+    Never waits for anything but RUNs that were accepted (they end by themselves while replies are taken).
+
+    Members:
+        i: command packets.
+        o: replies, one word a cycle, ``last`` with a packet's last word.
+        payload: the stream handed to the loader during a load; load, load_start, load_ended, load_done, load_end: to
+            and from the loader.
+        selected: clusters that the load in progress, or a RUN, is for.
+        run_word, run_we, run_commit, run_cancel, run_space: RUN words to the clusters.
+        run: banks of the RUN that is committed.
+        begins, completes: events of banks, for ``selected``.
+        clear, abort: to all clusters.
+        loaded, fresh, busy, full, idle: of each cluster.
+        loading: a load is in progress.
+        counting, count_clear, counter_address, counter_value: the counters. ``stop_counting``: SYNCED has left.
+    """
+
+    def __init__(self, config: Config):
+        self._config = config
+        clusters = config.clusters
+        flags = data.ArrayLayout(bank_flags(), clusters)
+        super().__init__(
+            {
+                "i": In(stream.Signature(beat_layout(config))),
+                "o": Out(stream.Signature(data.StructLayout({"word": 32, "last": 1}))),
+                "payload": Out(stream.Signature(beat_layout(config))),
+                "load": Out(load_layout(config)),
+                "load_start": Out(1),
+                "load_ended": Out(1),
+                "load_done": In(1),
+                "load_end": In(LoadEnd),
+                "selected": Out(clusters),
+                "run_word": Out(32),
+                "run_we": Out(1),
+                "run_commit": Out(1),
+                "run_cancel": Out(1),
+                "run_space": In(clusters),
+                "run": Out(data.StructLayout({"a": 1, "b": 1, "c": 1, "use_c": 1})),
+                "begins": Out(bank_flags()),
+                "completes": Out(bank_flags()),
+                "clear": Out(1),
+                "abort": Out(1),
+                "loaded": In(flags),
+                "fresh": In(flags),
+                "busy": In(flags),
+                "full": In(clusters),
+                "idle": In(clusters),
+                "loading": Out(1),
+                "counting": Out(1),
+                "count_clear": Out(1),
+                "stop_counting": In(1),
+                "counter_address": Out(range(len(COUNTERS))),
+                "counter_value": In(48),
+            }
+        )
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("Sequencer", self._config.hash)
+
+    def elaborate(self, platform):
+        m = Module()
+        config = self._config
+        words = config.stream_words
+        run = COMMANDS[Op.RUN]
+        header = [Signal(32, name=f"header{n}") for n in range(HEADER_WORDS)]
+        submodule(m, "check", check := CommandCheck(config), platform)
+        m.d.comb += [check.header[n].eq(header[n]) for n in range(HEADER_WORDS)]
+        m.d.comb += [self.load.eq(check.load), self.selected.eq(check.clusters), self.run.eq(check.run)]
+
+        beat = self.i.payload
+        position = Signal(range(max(2, words)))  # of the word in its beat
+        number = Signal(range(run.words + 1))  # of the word in the header
+        word = Signal(32)
+        op = Signal(8)
+        length = Signal(range(run.words + 1))
+        m.d.comb += [
+            word.eq(beat.data.word_select(position[: (words - 1).bit_length()], 32)),
+            op.eq(Mux(number == 0, word[:8], header[0][:8])),
+            length.eq(0),
+            self.payload.payload.eq(beat),
+            self.run_word.eq(word),
+        ]
+        with m.Switch(op):
+            for code, packet in COMMANDS.items():
+                with m.Case(code):
+                    m.d.comb += length.eq(packet.words)
+
+        begun = Signal()
+        ended = Signal()  # the packet's last beat was taken
+        end = Signal(LoadEnd)
+        fault = Signal(8)
+        settle = Signal(range(SETTLE + 1))
+        settled = Signal()
+        reply = Signal(8)
+        reply_word = Signal(range(2 * len(COUNTERS) + 1))
+        all_idle = Signal()
+        m.d.comb += settled.eq(settle == SETTLE)
+        m.d.sync += [settle.eq(0), all_idle.eq(self.idle.all())]
+        with m.If(self.stop_counting):
+            m.d.sync += self.counting.eq(0)
+        fresh, stale, busy, unloaded = self._bank_state(m, check)
+        full = Signal()
+        m.d.sync += full.eq((self.full & self.selected).any())
+
+        def wrong(code: Fault):
+            m.d.sync += [fault.eq(code), settle.eq(0)]
+            m.next = "DROP"
+
+        def answer(kind: Reply):
+            m.d.sync += [reply.eq(kind), reply_word.eq(0)]
+            m.next = "REPLY"
+
+        def wait():
+            m.d.sync += settle.eq(Mux(settled, settle, settle + 1))
+
+        with m.FSM():
+            with m.State("HEADER"):
+                takes, beat_ends, header_ends = Signal(), Signal(), Signal()
+                m.d.comb += [
+                    header_ends.eq(number == length - 1),
+                    beat_ends.eq((position == words - 1) | header_ends | (length == 0)),
+                    takes.eq(self.i.valid & ((op != Op.RUN) | self.run_space.all())),
+                    self.i.ready.eq(takes & beat_ends),
+                    self.run_we.eq(takes & (op == Op.RUN)),
+                    self.count_clear.eq(takes & (number == 0) & (op == Op.BEGIN)),
+                ]
+                with m.If(self.count_clear):
+                    m.d.sync += self.counting.eq(1)
+                with m.If(takes):
+                    for n in range(HEADER_WORDS):
+                        with m.If(number == n):
+                            m.d.sync += header[n].eq(word)
+                    m.d.sync += [
+                        number.eq(number + 1),
+                        position.eq(Mux(beat_ends, 0, position + 1)),
+                        ended.eq(beat.last),
+                    ]
+                    with m.If(length == 0):
+                        wrong(Fault.UNKNOWN_OPCODE)
+                    with m.Elif(header_ends):
+                        m.next = "CHECK"
+                    with m.Elif(beat_ends & beat.last):
+                        wrong(Fault.SHORT_PACKET)
+            with m.State("CHECK"):
+                m.d.sync += number.eq(0)
+                wait()
+                with m.If(settled):
+                    with m.If(~check.is_load & ~ended):
+                        wrong(Fault.LONG_PACKET)
+                    with m.Elif((check.is_load | check.is_run) & ~begun):
+                        wrong(Fault.NOT_BEGUN)
+                    with m.Elif(check.bad):
+                        wrong(Fault.BAD_FIELD)
+                    with m.Elif(check.is_load):
+                        with m.If(check.append & stale):
+                            wrong(Fault.BANK_EMPTY)
+                        with m.Elif(check.has_fresh & ~check.append & fresh):
+                            wrong(Fault.BANK_IN_USE)
+                        with m.Elif(~busy):
+                            m.d.comb += [self.load_start.eq(1), self.load_ended.eq(ended)]
+                            m.d.comb += self.begins.eq(check.bank)
+                            m.next = "LOAD"
+                    with m.Else():
+                        with m.Switch(header[0][:8]):
+                            with m.Case(Op.RUN):
+                                with m.If(unloaded):
+                                    wrong(Fault.BANK_EMPTY)
+                                with m.Else():
+                                    m.d.comb += self.run_commit.eq(1)
+                                    m.next = "HEADER"
+                            with m.Case(Op.BEGIN):
+                                m.d.sync += begun.eq(0)
+                                with m.If(header[1][:16] != ISA_VERSION):
+                                    wrong(Fault.WRONG_VERSION)
+                                with m.Elif(header[2] != config.hash):
+                                    wrong(Fault.WRONG_CONFIG)
+                                with m.Elif(all_idle):
+                                    m.d.comb += self.clear.eq(1)
+                                    m.d.sync += begun.eq(1)
+                                    m.next = "HEADER"
+                            with m.Case(Op.SYNC):
+                                with m.If(all_idle):
+                                    answer(Reply.SYNCED)
+                            with m.Case(Op.ABORT):
+                                m.d.comb += self.abort.eq(1)
+                                with m.If(all_idle):
+                                    m.d.comb += self.clear.eq(1)
+                                    answer(Reply.ABORTED)
+                            with m.Case(Op.ECHO):
+                                answer(Reply.ECHOED)
+                            with m.Case(Op.READ_COUNTERS):
+                                m.next = "COUNTERS"
+                            with m.Default():
+                                answer(Reply.IDENTITY)
+            with m.State("LOAD"):
+                m.d.comb += [
+                    self.payload.valid.eq(self.i.valid),
+                    self.i.ready.eq(self.payload.ready),
+                    self.loading.eq(1),
+                ]
+                with m.If(self.load_done):
+                    m.d.sync += [end.eq(self.load_end), ended.eq(self.load_end != LoadEnd.LONG)]
+                    m.next = "LOADED"
+            with m.State("LOADED"):
+                m.d.comb += self.loading.eq(1)
+                wait()
+                with m.If(settled):
+                    with m.If(full):
+                        wrong(Fault.BUFFER_FULL)
+                    with m.Elif(end == LoadEnd.SHORT):
+                        wrong(Fault.SHORT_PACKET)
+                    with m.Elif(end == LoadEnd.LONG):
+                        wrong(Fault.LONG_PACKET)
+                    with m.Else():
+                        m.d.comb += self.completes.eq(check.bank)
+                        m.next = "HEADER"
+            with m.State("DROP"):
+                m.d.comb += self.run_cancel.eq(1)
+                m.d.sync += [number.eq(0), position.eq(0)]
+                with m.If(ended):
+                    answer(Reply.ERROR)
+                with m.Else():
+                    m.d.comb += self.i.ready.eq(1)
+                    with m.If(self.i.valid):
+                        m.d.sync += ended.eq(beat.last)
+            with m.State("COUNTERS"):
+                # let the sums that are still gathered reach their words
+                m.d.sync += reply_word.eq(reply_word + 1)
+                with m.If(reply_word == 2 * len(COUNTERS)):
+                    answer(Reply.COUNTERS)
+            with m.State("REPLY"):
+                m.d.comb += self.o.valid.eq(1)
+                with m.If(self.o.ready):
+                    m.d.sync += reply_word.eq(reply_word + 1)
+                    with m.If(self.o.payload.last):
+                        m.d.sync += reply_word.eq(0)
+                        m.next = "HEADER"
+        self._reply(m, reply, reply_word, header, fault)
+        return m
+
+    def _bank_state(self, m, check):
+        """What the registered states of the selected clusters say about the banks that the command names."""
+        own = [Signal(4, name=f"cluster{n}_state") for n in range(self._config.clusters)]
+        for n, state in enumerate(own):
+            bank = check.bank.as_value()
+            needed = check.needed.as_value()
+            m.d.sync += state.eq(
+                Cat(
+                    (self.fresh[n].as_value() & bank).any(),
+                    (~self.fresh[n].as_value() & bank).any(),
+                    (self.busy[n].as_value() & bank).any(),
+                    (~self.loaded[n].as_value() & needed).any(),
+                )
+                & check.clusters[n].replicate(4)
+            )
+        result = Signal(4)
+        m.d.sync += result.eq(reduce(or_, own))
+        return result[0], result[1], result[2], result[3]
+
+    def _reply(self, m, reply, index, header, fault):
+        config = self._config
+        identity = REPLIES[Reply.IDENTITY].encode(
+            {
+                "version": ISA_VERSION,
+                "config": config.hash,
+                "lanes": config.lanes,
+                "pes_per_lane": config.pes_per_lane,
+                "slots": config.slots,
+                "stream_words": config.stream_words,
+            }
+        )
+        out = self.o.payload
+        m.d.comb += [out.word.eq(reply), out.last.eq(1), self.counter_address.eq((index - 1)[: clog2(64)] >> 1)]
+        with m.Switch(reply):
+            with m.Case(Reply.IDENTITY):
+                m.d.comb += [out.word.eq(Array(identity)[index[:2]]), out.last.eq(index == len(identity) - 1)]
+            with m.Case(Reply.ECHOED):
+                m.d.comb += out.last.eq(index == 1)
+                with m.If(index == 1):
+                    m.d.comb += out.word.eq(header[1])
+            with m.Case(Reply.SYNCED):
+                m.d.comb += out.word.eq(Cat(reply, header[0][8:]))
+            with m.Case(Reply.ERROR):
+                m.d.comb += out.word.eq(Cat(reply, fault, header[0][:8]))
+            with m.Case(Reply.COUNTERS):
+                m.d.comb += out.last.eq(index == 2 * len(COUNTERS))
+                with m.If(index != 0):
+                    m.d.comb += out.word.eq(Mux(index[0], self.counter_value[:32], self.counter_value[32:]))

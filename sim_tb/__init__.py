@@ -1,0 +1,1 @@
+"""Golden model, simulators and test benches."""
