@@ -371,9 +371,7 @@ def check_range(name: str, array: NDArray[Any], width: int) -> None:
         )
 
 
-def check_overflow(
-    acc_width: int, a: NDArray[Any], b: NDArray[Any], what: str = "product", taps: int | None = None
-) -> None:
+def check_overflow(acc_width: int, a: NDArray[Any], b: NDArray[Any], what: str = "product") -> None:
     """Refuse a product whose final sums could leave the accumulator: for each column n, the sum over k of
     max_m |a[m, k]| * |b[k, n]| must fit ``acc_width`` bits, signed.
 
@@ -382,16 +380,15 @@ def check_overflow(
         a: (M, C) integers, masked elements 0.
         b: (taps * C, N) integers, masked elements 0; taps is 1 for a matrix product.
         what: name of the product in the message.
-        taps: repetitions of A's columns along B's rows; by default the quotient of the sizes.
 
     Raises:
         MaskworkValueError: naming the bound and the limit.
     """
     if not a.size or not b.size:
         return
-    times = b.shape[0] // a.shape[1] if taps is None else taps
+    taps = b.shape[0] // a.shape[1]
     largest = np.maximum(np.abs(a.max(axis=0).astype(np.int64)), np.abs(a.min(axis=0).astype(np.int64)))
-    bound = np.tile(largest.astype(np.float64), times) @ np.abs(b.astype(np.float64))  # exact below 2**53
+    bound = np.tile(largest.astype(np.float64), taps) @ np.abs(b.astype(np.float64))  # exact below 2**53
     worst = int(bound.max())
     limit = (1 << (acc_width - 1)) - 1
     if worst > limit:

@@ -129,7 +129,8 @@ def emit(top: wiring.Component, name: str, *, verilog: bool = False, verify: boo
         *(["delete t:$check"] if verilog else []),  # Verilog-2005 has no assertions
         f"attrmap {removals}",
         f"attrmap -modattr {removals}",
-        f"write_verilog {'' if verilog else '-sv '}-norename",
+        # internal names such as $procmux$1 become functions' names, which Icarus takes for system functions: renamed
+        "write_verilog" if verilog else "write_verilog -sv -norename",
     ]
     text = yosys.run(["-q", "-"], "\n".join(script), ignore_warnings=True)
     return _compact_initial_values(text), module_count(rtlil_text)

@@ -319,15 +319,13 @@ def bind(
     pieces: list[NDArray[np.uint32]] = []
     sizes: list[int] = []
     cache: dict[str, NDArray[np.uint32]] = {}
-    empty = np.zeros(0, dtype=np.uint32)
     for command in program.commands:
         op = Op[command["op"]]
         fields = {key: value for key, value in command.items() if key not in ("op", "data")}
-        payload = empty
+        payload = np.zeros(0, dtype=np.uint32)
         if op in (Op.LOAD_A, Op.LOAD_B, Op.LOAD_C, Op.LOAD_P):
             data = command["data"]
-            key = f"{op.name}{data}"
-            if key not in cache:
+            if (key := f"{op.name}{data}") not in cache:
                 if op == Op.LOAD_C:
                     cache[key] = state.c_rows(data)
                 elif op == Op.LOAD_P:
@@ -377,8 +375,8 @@ def _line(op: Op, fields: Mapping[str, int], data: Mapping[str, Any] | None = No
 
 def disassemble(program: Program) -> str:
     """A readable listing of a program: fields that are 0 are left out (banks, tags and k excepted)."""
-    config = program.config
-    lines = [f"; maskwork program, instruction set {ISA_VERSION}, configuration {config.name} ({config.hash:#010x})"]
+    name, number = program.config.name, program.config.hash
+    lines = [f"; maskwork program, instruction set {ISA_VERSION}, configuration {name} ({number:#010x})"]
     for name, spec in program.operands.items():
         lines.append(f"; operand {name}: {spec['role']} {tuple(spec['shape'])}")
     for name, spec in program.outputs.items():

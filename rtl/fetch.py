@@ -107,6 +107,7 @@ class Fetch(wiring.Component):
         self._next_row = Signal()
         lane, slot, found = self._choose_lane(m, run, index)
         chosen = Signal(lanes)
+        chosen_slot = Signal(8)
 
         # items pass two registers, so that a segment's directory entry is there when it leaves
         push, raw, inside = Signal(), Signal(), Signal()
@@ -141,7 +142,7 @@ class Fetch(wiring.Component):
         end = Signal(start_layout(config))
         m.d.comb += [
             start.tag.eq(run["tag"]),
-            start.slot.eq(slot),
+            start.slot.eq(chosen_slot),
             start.bank.eq(run["b_bank"]),
             start.first.eq(run["first"]),
             start.final.eq(run["final"]),
@@ -191,8 +192,8 @@ class Fetch(wiring.Component):
                 with m.If(mask_step == words + 1):
                     m.next = "CHOOSE"
             with m.State("CHOOSE"):
-                m.d.comb += [self.active.eq(1), raw.eq(1), body.eq(start.as_value())]
-                m.d.sync += [header.eq(0), chosen.eq(lane)]
+                m.d.comb += self.active.eq(1)
+                m.d.sync += [header.eq(0), chosen.eq(lane), chosen_slot.eq(slot)]
                 with m.If(self.abort):
                     m.next = "TAKEN"
                 with m.Elif(found & self.space):

@@ -1,11 +1,13 @@
 """Words and buses inside a cluster, shared by the components on both of their ends."""
 
+from typing import Any
+
 from amaranth import *
 from amaranth.lib import data, enum
 
 from maskwork.gen.config import CHUNK, Config
 
-NO_CHECK = {"no_rw_check": 1}
+NO_CHECK: dict[str, Any] = {"no_rw_check": 1}
 """Memory attribute: no address is read while it is written, so synthesis needs no collision logic."""
 
 

@@ -1,6 +1,6 @@
 """Requantisation: from accumulator sums to operands of the next layer, one value a cycle."""
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from amaranth import *
 from amaranth.lib import wiring
@@ -22,7 +22,7 @@ _SPLIT = 16
 """Where both factors are cut: the pieces (16 and 17 by 16 and 8 bits) fit one 18 x 18 multiplier each."""
 
 
-def register(shape=1, *, name: str | None = None) -> Signal:
+def register(shape: Any = 1, *, name: str | None = None) -> Signal:
     """A signal for a data path's register: reset leaves it alone."""
     return Signal(shape, name=name, reset_less=True, src_loc_at=1)
 

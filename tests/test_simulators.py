@@ -89,6 +89,10 @@ class Scrambler(wiring.Component):
         with m.If(moves):
             m.d.sync += [low_valid.eq(self.i.valid), low_last.eq(self.i.payload.last), rest.eq(word)]
             m.d.sync += low.eq(Cat(Const(0, 8), lut_read.data, total))
+            with m.Switch(word[24:27]):  # a selection of many becomes a function in Verilog-2005
+                for case in range(5):
+                    with m.Case(case):
+                        m.d.sync += low[24:].eq(case * 40 + 1)
             with m.If(self.i.valid):
                 m.d.sync += total.eq(total + word[:8])
         return m
@@ -122,12 +126,13 @@ class ScramblerModel:
 
     def __call__(self, value):
         word = value & 0xFFFFFFFF
-        low = self.lut[word & 15] << 8 | self.total << 16
+        case = word >> 24 & 7
+        low = self.lut[word & 15] << 8 | self.total << 16 | (case * 40 + 1 if case < 5 else 0) << 24
         self.lut[word >> 4 & 15] = word >> 8 & 255
         self.block[word >> 20 & 15] = word >> 24  # the read port is transparent
         low += self.block[word >> 16 & 15]
         self.total = (self.total + word) & 255
-        return value ^ low
+        return value ^ (low & 0xFFFFFFFF)
 
 
 FAULTS = ["valid falls", "payload changes", "valid depends on ready", "stuck", "endless"]
