@@ -112,6 +112,17 @@ class Config:
         self._power_of_two("psum_rows", 1, 256)
         self._power_of_two("fifo_depth", 32, 4096)
         self._power_of_two("run_depth", 2, 32)
+        if self.psum_rows < self.rows_in_flight:
+            raise ConfigError(
+                f"psum_rows must be at least rows_in_flight ({self.rows_in_flight}: each has rows of its own), "
+                f"not {self.psum_rows}"
+            )
+        ring, least = self.fifo_depth // self.rows_in_flight, 2 * (self.lanes_per_cluster * self.rows_in_flight + 8)
+        if ring < least:
+            raise ConfigError(
+                f"fifo_depth must be at least rows_in_flight * {least} = {self.rows_in_flight * least} (a ring of words "
+                f"for every row in flight), not {self.fifo_depth}"
+            )
         if self.tile_columns > 256:
             raise ConfigError(
                 f"pes_per_lane * slots (the columns of an N tile) must be at most 256, not {self.tile_columns}"

@@ -10,19 +10,21 @@ from maskwork.gen.config import Config
 from maskwork.rtl.a_buffer import ABuffer
 from maskwork.rtl.banks import Banks, bank_flags
 from maskwork.rtl.c_buffer import CBuffer
-from maskwork.rtl.copier import Copier
+from maskwork.rtl.copier import COPY_LATENCY, Copier
 from maskwork.rtl.drain import DRAIN_LATENCY
 from maskwork.rtl.fetch import Fetch, item_layout
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.lane import Lane
-from maskwork.rtl.layouts import a_write_layout, b_write_layout, c_write_layout, counts_layout
+from maskwork.rtl.layouts import a_write_layout, b_write_layout, c_write_layout, counts_layout, ring_words
 from maskwork.rtl.post import PostProcess, PostWord, limits_signature, parameter_signature
 from maskwork.rtl.queue import Queue
 from maskwork.rtl.run_fifo import RunFifo
 from maskwork.rtl.stream import beat_layout
 
-LANE_FIFO_MARGIN = 10
-"""Words of a lane's FIFO that are kept free for those on their way from the copier."""
+LOW_WATER = 24
+"""Words left in a lane's ring when it asks for its next row: early enough to hide the way there, late enough that rows
+go to the lane that is free first.
+"""
 
 
 class Cluster(wiring.Component):
@@ -168,38 +170,41 @@ class Cluster(wiring.Component):
         b_write = Signal(b_write_layout(config))
         b_selected = Signal()
         m.d.sync += [b_write.eq(self.b_write), b_selected.eq(self.b_selected)]
-        # room for a whole row, found lane by lane: thresholds once, then one comparison a cycle
-        depth = config.fifo_depth
-        level_bits = range(depth + 1)
-        one_row, two_rows = Signal(level_bits), Signal(level_bits)
-        two_fit = Signal()
-        usable = depth - LANE_FIFO_MARGIN
+        # a ring wants a row once it runs low, if the whole row fits; the rings are looked at one after the other
+        rings, words = config.rows_in_flight, ring_words(config)
+        count = len(lanes) * rings
+        margin = count + COPY_LATENCY + 4  # what is written until a ring is looked at again, and what is under way
+        usable = words - margin
+        fits, low = Signal(range(words + 1)), Signal(range(words + 1))
         m.d.sync += [
-            one_row.eq(Mux(fetch.row_words >= usable, 0, usable - fetch.row_words)),
-            two_rows.eq(usable - 2 * fetch.row_words),
-            two_fit.eq(2 * fetch.row_words <= usable),
+            fits.eq(Mux(fetch.row_words >= usable, 0, usable - fetch.row_words)),
+            low.eq(Mux(fits > LOW_WATER, LOW_WATER, fits)),
         ]
-        turn = Signal(range(max(2, len(lanes))))
-        turn1 = Signal.like(turn)
-        level = Signal(level_bits)
-        waits = Signal()
+        turn, turn1, turn2 = (Signal(range(max(2, count)), name=f"turn{n}") for n in range(3))
+        pointer = range(2 * words)
+        written, taken, level = Signal(pointer), Signal(pointer), Signal(pointer)
         m.d.sync += [
-            turn.eq(Mux(turn == len(lanes) - 1, 0, turn + 1)),
+            turn.eq(Mux(turn == count - 1, 0, turn + 1)),
             turn1.eq(turn),
-            level.eq(Array([lane.level for lane in lanes])[turn]),
-            waits.eq(Array([lane.pending for lane in lanes])[turn] != 0),
+            turn2.eq(turn1),
+            written.eq(Array([lane.written[ring] for lane in lanes for ring in range(rings)])[turn]),
+            taken.eq(Array([lane.taken[ring] for lane in lanes for ring in range(rings)])[turn]),
+            level.eq(written - taken),
+        ]
+        room, space = Signal(count), Signal(count, init=-1)
+        for number in range(count):
+            with m.If(turn2 == number):
+                m.d.sync += [room[number].eq(level <= low), space[number].eq(level <= usable)]
+        m.d.comb += [
+            fetch.room.eq(room & ~Cat(lane.pending for lane in lanes)),
+            copier.space.eq(space),
         ]
         for number, lane in enumerate(lanes):
-            space = Signal(name=f"space{number}")
-            m.d.sync += space.eq(lane.level <= depth - LANE_FIFO_MARGIN)
-            with m.If(turn1 == number):
-                m.d.sync += fetch.room[number].eq(Mux(waits, two_fit & (level <= two_rows), level <= one_row))
             m.d.comb += [
-                copier.space[number].eq(space),
-                lane.i.valid.eq(copier.o.lanes[number]),
-                lane.i.payload.eq(copier.o.word),
-                fetch.pending[number].eq(lane.pending),
-                lane.row_coming.eq(fetch.coming[number]),
+                lane.valid.eq(copier.o.lanes[number]),
+                lane.ring.eq(copier.o.ring),
+                lane.word.eq(copier.o.word),
+                lane.coming.eq(fetch.coming[number * rings : (number + 1) * rings]),
                 lane.coming_bank.eq(fetch.coming_bank),
                 lane.write.eq(b_write),
                 lane.selected.eq(b_selected & b_write.lanes[number]),
@@ -213,7 +218,7 @@ class Cluster(wiring.Component):
         config = self._config
         submodule(m, "post", post := PostProcess(config), platform)
         # a word may be chosen in the lane while the queue's flag is on its way: lane, multiplexer, queue
-        submodule(m, "rows", rows := Queue(PostWord(config), 16, margin=DRAIN_LATENCY + 4), platform)
+        submodule(m, "rows", rows := Queue(PostWord(config), 16, margin=DRAIN_LATENCY + 5), platform)
         wiring.connect(m, rows.o, post.i)
         wiring.connect(m, wiring.flipped(self.p), post.p)
         wiring.connect(m, wiring.flipped(self.limits), post.limits)

@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.fetch import item_layout, segment_layout
 from maskwork.rtl.layouts import chunk_layout, clog2, value_words_width, word_width
+from maskwork.rtl.pe import context_width
 
 COPY_LATENCY = 4
 """Cycles from an item, or a word's address, to the word at the lanes: the words that may follow a lane's `space`."""
@@ -18,8 +19,8 @@ class Copier(wiring.Component):
     Members:
         i: items.
         address, word: the activation buffer, its data 2 cycles later.
-        o: the word, registered; ``lanes`` says which lanes take it.
-        space: per lane, its FIFO takes COPY_LATENCY + 1 more words.
+        o: the word, registered; ``lanes`` says which lanes take it, ``ring`` into which ring.
+        space: per ring of each lane (rings side by side), it takes what may be under way and one more word.
         busy: words are under way.
     """
 
@@ -30,8 +31,16 @@ class Copier(wiring.Component):
                 "i": In(stream.Signature(item_layout(config))),
                 "address": Out(clog2(config.a_depth) + 1),
                 "word": In(word_width(config)),
-                "o": Out(data.StructLayout({"lanes": config.lanes_per_cluster, "word": word_width(config)})),
-                "space": In(config.lanes_per_cluster),
+                "o": Out(
+                    data.StructLayout(
+                        {
+                            "lanes": config.lanes_per_cluster,
+                            "ring": context_width(config),
+                            "word": word_width(config),
+                        }
+                    )
+                ),
+                "space": In(config.lanes_per_cluster * config.rows_in_flight),
                 "busy": Out(1),
             }
         )
@@ -54,8 +63,10 @@ class Copier(wiring.Component):
         left = Signal(clog2(config.a_depth) + 1)
         k = Signal(config.k_width)
         fires, ends = Signal(), Signal()
+        count = config.rows_in_flight
+        rings = [Cat(self.space[n::count]) for n in range(count)]  # by ring, then lane
         m.d.comb += [
-            fires.eq(held & ((~current.lanes) | self.space).all()),
+            fires.eq(held & ((~current.lanes) | Array(rings)[current.ring]).all()),
             ends.eq(current.raw | (left == 1)),
             self.i.ready.eq(~held | (fires & ends)),
             self.address.eq(address),
@@ -74,16 +85,17 @@ class Copier(wiring.Component):
         # two stages beside the memory and its register, a third for the word that goes out
         stages = []
         lanes = Mux(fires, current.lanes, 0)
-        raw, body = current.raw, current.body[:width]
+        raw, body, ring = current.raw, current.body[:width], current.ring
         for stage in range(2):
             after = (
                 Signal(config.lanes_per_cluster, name=f"lanes{stage}"),
                 Signal(name=f"raw{stage}"),
                 Signal(width, name=f"body{stage}"),
                 Signal(config.k_width, name=f"k{stage}"),
+                Signal(context_width(config), name=f"ring{stage}"),
             )
-            m.d.sync += [b.eq(a) for a, b in zip((lanes, raw, body, k), after, strict=True)]
-            lanes, raw, body, k = after
+            m.d.sync += [b.eq(a) for a, b in zip((lanes, raw, body, k, ring), after, strict=True)]
+            lanes, raw, body, k, ring = after
             stages.append(lanes)
         values_left = Signal(value_words_width(config) + 1)
         head = Signal(chunk_layout(config))
@@ -91,7 +103,7 @@ class Copier(wiring.Component):
             head.eq(self.word[: chunk_layout(config).size]),
             head.k.eq((k + self.word[CHUNK + value_words_width(config) :][:14] * CHUNK)[: config.k_width]),
         ]
-        m.d.sync += self.o.lanes.eq(lanes)
+        m.d.sync += [self.o.lanes.eq(lanes), self.o.ring.eq(ring)]
         with m.If(raw):
             m.d.sync += self.o.word.eq(body)
         with m.Elif(values_left == 0):

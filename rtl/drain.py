@@ -8,25 +8,26 @@ from maskwork.gen.config import Config
 from maskwork.rtl.bit_iterator import BitIterator
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import NO_CHECK, clog2, row_meta_layout
-from maskwork.rtl.pe import context_width, drain_layout
+from maskwork.rtl.pe import DRAIN_READ_LATENCY, context_width, drain_layout
 from maskwork.rtl.post import PostKind, PostWord
 
-DRAIN_LATENCY = 4
-"""Cycles from a column's choice to its total at the partial-sum buffer or at ``o``."""
+DRAIN_LATENCY = 1 + DRAIN_READ_LATENCY + 2
+"""Cycles from a column's choice to its total at the partial-sum buffer or at ``o``: a register to the PEs, the PE, the
+OR over PEs, the addition."""
 
 
 class Drain(wiring.Component):
-    """Drains contexts in the order in which their rows started, wanted columns only, in rising order.
+    """Drains contexts whose row has ended, in turns, wanted columns only, in rising order.
 
     Row headers are kept in LUT RAM, by context. A row whose K tile is not the final one leaves its sums in the
     partial-sum buffer; the final one goes to ``o`` once ``grant`` came, and pauses while ``space`` is low.
 
     Members:
-        header, header_word, header_index, context: from the expander.
+        header, header_word, header_index, context: from the expander (``context`` is the ring it reads).
         done: per context, every PE has finished the row.
         done_clear: to the PEs; also the expander's ``release``.
-        drain: to PEs; ``select`` says which.
-        sum: OR of the PEs' sums, 2 cycles after ``drain``.
+        drain: to PEs, registered; ``select`` says which.
+        sum: OR of the PEs' sums, DRAIN_READ_LATENCY cycles after ``drain``.
         o: post-processing words, valid only; up to DRAIN_LATENCY + 1 words follow after ``space`` fell.
         request, grant, space: arbitration of post-processing, held from ``request`` to the row's END word.
         finished: one cycle: a row of weight bank ``finished_bank`` was drained.
@@ -78,8 +79,12 @@ class Drain(wiring.Component):
             write.en.eq(self.header),
             read.addr.eq(Cat(index, context)),
         ]
-        mask_width = min(32, config.tile_columns)
-        submodule(m, "columns", columns := BitIterator(mask_width, clog2(config.mask_words)), platform)
+        mask_width = min(16, config.tile_columns)
+        parts = -(-config.tile_columns // mask_width)  # of a row's mask, each its turn in the iterator
+        submodule(m, "columns", columns := BitIterator(mask_width, clog2(parts)), platform)
+        part = Signal(range(max(2, parts)))
+        halves = part[: 1 if config.tile_columns > mask_width else 0]
+        mask_part = read.data.word_select(halves, mask_width)
         column = Signal(range(config.tile_columns))
         m.d.comb += column.eq(Cat(columns.o.payload.index, columns.o.payload.meta))
         meta = Signal(row_meta_layout())
@@ -89,29 +94,24 @@ class Drain(wiring.Component):
         scrub_count = Signal(range(contexts * config.slots))
         pe_bits = pes.bit_length() - 1
 
-        # the column's way through PE (2 cycles), OR (1) and addition (1)
         stage_valid = Signal(DRAIN_LATENCY)
         stage_columns = [Signal(range(config.tile_columns), name=f"column{n}") for n in range(DRAIN_LATENCY)]
         total = Signal(signed(config.acc_width))
         lane_sum = Signal(signed(config.acc_width))
-        m.d.comb += [
-            columns.o.ready.eq(go),
+        m.d.comb += columns.o.ready.eq(go)
+        m.d.sync += [
             self.drain.valid.eq((columns.o.valid & go) | scrub),
             self.drain.context.eq(Mux(scrub, scrub_count[len(self.drain.slot) :], context)),
             self.drain.slot.eq(Mux(scrub, scrub_count[: len(self.drain.slot)], column[pe_bits:])),
             self.select.eq(((1 << column[:pe_bits]) if pe_bits else 1) | scrub.replicate(pes)),
         ]
         # PEs without C masks also sum what nobody wants: that is taken out (and so cleared), but not passed on
-        wanted_words = Array(
-            [Signal(mask_width, name=f"wanted{n}") for n in range(config.mask_words)]
-            if "c" not in config.skip
-            else [Signal(0)]
-        )
-        wanted: Value = Const(1)
+        wanted = Array([Signal(mask_width if "c" not in config.skip else 0, name=f"wanted{n}") for n in range(parts)])
+        is_wanted: Value = Const(1)
         if "c" not in config.skip:
-            wanted = Cat(*wanted_words).bit_select(column, 1)
+            is_wanted = Cat(*wanted).bit_select(column, 1)
         m.d.sync += [
-            stage_valid.eq(Cat(columns.o.valid & go & wanted, stage_valid)),
+            stage_valid.eq(Cat(columns.o.valid & go & is_wanted, stage_valid)),
             lane_sum.eq(self.sum),
             *(b.eq(a) for a, b in zip([column, *stage_columns], stage_columns, strict=False)),
         ]
@@ -131,8 +131,7 @@ class Drain(wiring.Component):
             out.bank.eq(meta.bank),
             self.finished_bank.eq(meta.bank),
         ]
-        done = Signal()
-        m.d.comb += done.eq(self.done.bit_select(context, 1))
+        done = self.done.bit_select(context, 1)
         with m.FSM():
             with m.State("SCRUB"):
                 # accumulators may hold sums of a row that a reset interrupted
@@ -141,10 +140,12 @@ class Drain(wiring.Component):
                     m.d.sync += scrub.eq(0)
                     m.next = "IDLE"
             with m.State("IDLE"):
-                m.d.sync += [meta.eq(read.data[: meta.shape().size]), index.eq(0)]
+                m.d.sync += meta.eq(read.data[: meta.shape().size])
                 with m.If(done):
                     m.d.sync += index.eq(1)
                     m.next = "ROW"
+                with m.Else():
+                    m.d.sync += context.eq(context + 1)
             with m.State("ROW"):
                 m.d.comb += self.active.eq(1)
                 m.d.sync += [row.eq(read.data), index.eq(2)]
@@ -161,13 +162,17 @@ class Drain(wiring.Component):
                     self.active.eq(1),
                     self.request.eq(meta.final),
                     columns.i.valid.eq(1),
-                    columns.i.payload.mask.eq(read.data if "c" in config.skip else ~0),
-                    columns.i.payload.meta.eq(index - 2),
+                    columns.i.payload.mask.eq(mask_part if "c" in config.skip else ~0),
+                    columns.i.payload.meta.eq(part),
                     go.eq(self.space | ~meta.final),
                 ]
                 with m.If(columns.i.ready):
-                    m.d.sync += [index.eq(index + 1), wanted_words[index - 2].eq(read.data)]
-                    with m.If(index == self._header_words - 1):
+                    m.d.sync += [
+                        part.eq(part + 1),
+                        index.eq(2 + ((part + 1) * mask_width >> 5)),
+                        wanted[part].eq(mask_part),
+                    ]
+                    with m.If(part == parts - 1):
                         m.next = "COLUMNS"
             with m.State("COLUMNS"):
                 m.d.comb += [self.active.eq(1), self.request.eq(meta.final), go.eq(self.space | ~meta.final)]
@@ -177,7 +182,7 @@ class Drain(wiring.Component):
                         self.finished.eq(1),
                         self.done_clear.eq(1 << context),
                     ]
-                    m.d.sync += [context.eq(context + 1), index.eq(0)]
+                    m.d.sync += [context.eq(context + 1), index.eq(0), part.eq(0)]
                     m.next = "NEXT"
             with m.State("NEXT"):
                 # the header of the next context is at the read port one cycle later
@@ -194,7 +199,7 @@ class Drain(wiring.Component):
         kept = Signal(signed(config.acc_width))
         m.d.comb += [
             # read two cycles before the addition: memory, then register
-            read.addr.eq(Cat(stage_columns[0], slot)),
+            read.addr.eq(Cat(stage_columns[-4], slot)),
             write.addr.eq(Cat(stage_columns[-1], slot)),
             write.data.eq(total),
             write.en.eq(stage_valid[-1] & ~meta.final),

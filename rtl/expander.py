@@ -6,26 +6,30 @@ from amaranth.lib.wiring import In, Out
 
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.bit_iterator import lowest, single
-from maskwork.rtl.layouts import WordKind, chunk_layout, clog2, start_layout, word_width
+from maskwork.rtl.layouts import WordKind, chunk_layout, start_layout, word_width
 from maskwork.rtl.pe import context_width, token_layout
 
 
+TURN_CHUNKS = 2
+"""Chunks of one row before the next row in flight has its turn: rows that need different PEs fill each other's gaps."""
+
+
 class Expander(wiring.Component):
-    """Walks the words of rows and emits their nonzeros in order, then an ``end`` token for each row.
+    """Walks the words of the rows in flight in turns and emits their nonzeros, then an ``end`` token for each row.
 
     A row is a START word, a word with its number, its C-mask words, chunks (a head and its value words) and an END
-    word. Latency from a value word to its first token is 2 cycles; a chunk of n elements takes n + 1 cycles. A START
-    waits until the next context is free.
+    word. Latency from a value word to its first token is 2 cycles; a chunk of n elements takes n + 1 cycles or more.
+    Every context has a ring of words; its next row is started once the last one was drained.
 
     Members:
-        i: stream of words.
+        i: stream of words of ring ``reading``.
+        reading, filled, go, turn, turn_ring: see :class:`~maskwork.rtl.lane_fifo.LaneFifo`.
         o: stream of tokens, registered.
         header: a START, row or mask word of the row that starts is at ``header_word`` (as the ``header_index``-th).
-        context: context of the row in progress or, between rows, of the next.
         busy: per context, a row is in progress or drains.
         release: per context, its row has been drained.
-        in_row: between START and END.
-        waits: a START waits for its context.
+        in_row: a row is between START and END.
+        waits: rows wait, but no context is free.
     """
 
     def __init__(self, config: Config):
@@ -35,11 +39,15 @@ class Expander(wiring.Component):
         super().__init__(
             {
                 "i": In(stream.Signature(word_width(config))),
+                "reading": In(context_width(config)),
+                "filled": In(contexts),
+                "go": Out(1),
+                "turn": Out(1),
+                "turn_ring": Out(context_width(config)),
                 "o": Out(stream.Signature(token_layout(config))),
                 "header": Out(1),
                 "header_word": Out(32),
                 "header_index": Out(range(self.header_words)),
-                "context": Out(context_width(config)),
                 "busy": Out(contexts),
                 "release": In(contexts),
                 "in_row": Out(1),
@@ -54,35 +62,32 @@ class Expander(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
+        contexts = config.rows_in_flight
         word = self.i.payload
         head = data.View(chunk_layout(config), word[: chunk_layout(config).size])
         start = data.View(start_layout(config), word[: start_layout(config).size])
         values = [word[n * config.a_width :][: config.a_width] for n in range(config.fetch_width)]
+        banks = Array([Signal(name=f"bank{n}") for n in range(contexts)])
+        rows = Signal(contexts)  # between START and END
 
         # first stage: index within the chunk, chunk's k and value; second stage: the token
-        staged = Signal()
+        staged, staged_end, staged_bank = Signal(), Signal(), Signal()
         staged_index = Signal(range(CHUNK))
         staged_k = Signal(config.k_width)
         staged_a = Signal(signed(config.a_width))
-        staged_end = Signal()
-        token = Signal(token_layout(config))
-        token_valid = Signal()
-        token_free = Signal()
-        staged_free = Signal()
-        bank = Signal()
-        context = Signal(context_width(config))
         staged_context = Signal(context_width(config))
+        token = Signal(token_layout(config))
+        token_valid, token_free, staged_free = Signal(), Signal(), Signal()
         m.d.comb += [
             self.o.payload.eq(token),
             self.o.valid.eq(token_valid),
             token_free.eq(~token_valid | self.o.ready),
             staged_free.eq(~staged | token_free),
-            self.context.eq(context),
         ]
         with m.If(token_free):
             m.d.sync += [
                 token_valid.eq(staged),
-                token.k.eq(Cat((staged_k + staged_index)[: config.k_width], bank)),
+                token.k.eq(Cat((staged_k + staged_index)[: config.k_width], staged_bank)),
                 token.a.eq(staged_a),
                 token.end.eq(staged_end),
                 token.context.eq(staged_context),
@@ -93,12 +98,12 @@ class Expander(wiring.Component):
         index = Signal(range(CHUNK))
         last_element = Signal()
         if "a" in config.skip:
-            m.d.comb += [index.eq(lowest_of_chunk(bits)), last_element.eq(single(bits))]
+            index_of, bits_without, only = lowest_of_chunk(bits)
+            m.d.comb += [index.eq(index_of), last_element.eq(only)]
         else:
             m.d.comb += last_element.eq(index == bits)
         value = Signal(range(config.fetch_width))
-        load = Signal()
-        ends = Signal()
+        load, ends = Signal(), Signal()
         with m.If(staged_free):
             m.d.sync += [
                 staged.eq(load | ends),
@@ -106,47 +111,73 @@ class Expander(wiring.Component):
                 staged_k.eq(chunk_k),
                 staged_a.eq(Array(values)[value]),
                 staged_end.eq(ends),
-                staged_context.eq(context),
+                staged_bank.eq(banks[self.reading]),
+                staged_context.eq(self.reading),
             ]
 
-        context_busy = Signal()
-        m.d.comb += context_busy.eq(self.busy.bit_select(context, 1))
+        # a ring has its turn if its row goes on, or if a row waits and its context is free
+        open_ = self.filled & (rows | ~self.busy)
+        turn_ring = Signal(context_width(config))
+        others = Signal()
+        with m.Switch(self.reading):
+            for n in range(contexts):
+                with m.Case(n):
+                    m.d.comb += turn_ring.eq(n)
+                    for step in reversed(range(1, contexts)):
+                        other = (n + step) % contexts
+                        with m.If(open_[other]):
+                            m.d.comb += [turn_ring.eq(other), others.eq(1)]
+        turn_left = Signal(range(TURN_CHUNKS))
         header_index = Signal(range(self.header_words))
-        m.d.comb += [self.header_word.eq(word[:32]), self.header_index.eq(header_index)]
-        started = Signal(config.rows_in_flight)
+        started = Signal(contexts)
+        m.d.comb += [
+            self.turn_ring.eq(turn_ring),
+            self.go.eq(1),
+            self.header_word.eq(word[:32]),
+            self.header_index.eq(header_index),
+            self.in_row.eq(rows.any()),
+        ]
         m.d.sync += self.busy.eq((self.busy | started) & ~self.release)
 
         with m.FSM():
+            with m.State("SELECT"):
+                # the word after an END must not leave its ring before its context is free
+                m.d.comb += [self.go.eq(0), self.waits.eq(self.filled.any())]
+                with m.If(others | open_.bit_select(self.reading, 1)):
+                    m.d.comb += self.turn.eq(1)
+                    m.d.sync += turn_left.eq(TURN_CHUNKS - 1)
+                    m.next = "HEAD"
             with m.State("HEAD"):
                 with m.If(self.i.valid):
                     with m.Switch(head.kind):
                         with m.Case(WordKind.START):
-                            m.d.comb += self.waits.eq(context_busy)
-                            with m.If(~context_busy):
-                                m.d.comb += [
-                                    self.i.ready.eq(1),
-                                    self.header.eq(1),
-                                    started.eq(1 << context),
-                                ]
-                                m.d.sync += header_index.eq(1)
-                                m.next = "HEADER"
+                            m.d.comb += [self.i.ready.eq(1), self.header.eq(1), started.eq(1 << self.reading)]
+                            m.d.sync += [
+                                header_index.eq(1),
+                                rows.bit_select(self.reading, 1).eq(1),
+                                banks[self.reading].eq(start.bank),
+                            ]
+                            m.next = "HEADER"
                         with m.Case(WordKind.END):
                             m.d.comb += ends.eq(1)
                             with m.If(staged_free):
-                                m.d.comb += self.i.ready.eq(1)
-                                m.d.sync += [context.eq(context + 1), self.in_row.eq(0)]
+                                m.d.comb += [self.i.ready.eq(1), self.go.eq(0)]
+                                m.d.sync += rows.bit_select(self.reading, 1).eq(0)
+                                m.next = "SELECT"
                         with m.Default():
                             m.d.comb += self.i.ready.eq(1)
                             m.d.sync += [chunk_k.eq(head.k), bits.eq(head.bitmap)]
                             if "a" not in config.skip:
                                 m.d.sync += index.eq(0)
                             m.next = "VALUES"
+                with m.Elif(~self.filled.bit_select(self.reading, 1) & others):
+                    m.d.comb += self.turn.eq(1)
             with m.State("HEADER"):
                 m.d.comb += [self.i.ready.eq(1), self.header.eq(self.i.valid)]
                 with m.If(self.i.valid):
                     m.d.sync += header_index.eq(header_index + 1)
                     with m.If(header_index == self.header_words - 1):
-                        m.d.sync += [header_index.eq(0), self.in_row.eq(1)]
+                        m.d.sync += header_index.eq(0)
                         m.next = "HEAD"
             with m.State("VALUES"):
                 m.d.comb += load.eq(self.i.valid)
@@ -154,19 +185,23 @@ class Expander(wiring.Component):
                     m.d.comb += self.i.ready.eq(last_element | (value == config.fetch_width - 1))
                     m.d.sync += value.eq(value + 1)
                     if "a" in config.skip:
-                        m.d.sync += bits.eq(bits & (bits - 1)[:CHUNK])
+                        m.d.sync += bits.eq(bits_without)
                     else:
                         m.d.sync += index.eq(index + 1)
                     with m.If(last_element):
-                        m.d.sync += value.eq(0)
+                        m.d.sync += [value.eq(0), turn_left.eq(turn_left - 1)]
                         m.next = "HEAD"
-        with m.If(started.any()):
-            m.d.sync += bank.eq(start.bank)
+                        with m.If((turn_left == 0) & others):
+                            m.d.comb += self.turn.eq(1)
         return m
 
 
-def lowest_of_chunk(bits: Value) -> Value:
-    """Index of the lowest set bit of a chunk's bitmap, nibble first."""
-    flags = Cat(bits.word_select(n, 4).any() for n in range(CHUNK // 4))
-    nibble = lowest(flags)
-    return Cat(lowest(bits.word_select(nibble, 4)), nibble[: clog2(CHUNK // 4)])
+def lowest_of_chunk(bits: Value) -> tuple[Value, Value, Value]:
+    """Index of a chunk's lowest set bit, the chunk without it, and whether it was the only one; nibble first."""
+    nibbles = [bits.word_select(n, 4) for n in range(CHUNK // 4)]
+    flags = Cat(nibble.any() for nibble in nibbles)
+    which = lowest(flags)
+    chosen = bits.word_select(which, 4)
+    cleared = chosen & (chosen - 1)[:4]
+    without = Cat(Mux(which == n, cleared, nibble) for n, nibble in enumerate(nibbles))
+    return Cat(lowest(chosen), which), without, single(flags) & single(chosen)

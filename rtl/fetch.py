@@ -7,6 +7,7 @@ from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
 from maskwork.gen.isa import COMMANDS, Op
 from maskwork.rtl.layouts import NO_CHECK, WordKind, clog2, start_layout, word_width
+from maskwork.rtl.pe import context_width
 
 RUN = COMMANDS[Op.RUN]
 
@@ -21,7 +22,9 @@ def segment_layout(config: Config) -> data.StructLayout:
 def item_layout(config: Config) -> data.StructLayout:
     """One item for the copier: a word to send as it is (``raw``), or a segment."""
     width = max(word_width(config), segment_layout(config).size)
-    return data.StructLayout({"lanes": config.lanes_per_cluster, "raw": 1, "body": width})
+    return data.StructLayout(
+        {"lanes": config.lanes_per_cluster, "ring": context_width(config), "raw": 1, "body": width}
+    )
 
 
 class Fetch(wiring.Component):
@@ -37,10 +40,9 @@ class Fetch(wiring.Component):
         directory_address, directory: the segment directory, data 2 cycles later.
         mask_address, mask: the C-mask memory, data 2 cycles later.
         o: items; at most 4 more follow once ``space`` is low.
-        room: per lane, its FIFO has room for a row of ``row_words``.
+        room: per ring of each lane (rings side by side), it has room for a row of ``row_words`` and wants one.
         row_words: room that a row of this RUN needs.
-        pending: per lane, rows that wait in it.
-        coming, coming_bank: per lane, a row was given to it.
+        coming, coming_bank: per ring of each lane, a row was given to it.
         active: a RUN is being dispatched.
         taken: one cycle: the RUN (banks in ``taken_*``) has been dispatched completely.
     """
@@ -60,10 +62,9 @@ class Fetch(wiring.Component):
                 "mask": In(32),
                 "o": Out(data.StructLayout({"valid": 1, "item": item_layout(config)})),
                 "space": In(1),
-                "room": In(lanes),
+                "room": In(lanes * config.rows_in_flight),
                 "row_words": Out(16),
-                "pending": In(data.ArrayLayout(3, lanes)),
-                "coming": Out(lanes),
+                "coming": Out(lanes * config.rows_in_flight),
                 "coming_bank": Out(1),
                 "active": Out(1),
                 "taken": Out(1),
@@ -105,8 +106,8 @@ class Fetch(wiring.Component):
             self.mask_address.eq(Cat(mask_pointer, run["c_bank"])),
         ]
         self._next_row = Signal()
-        lane, slot, found = self._choose_lane(m, run, index)
-        chosen = Signal(lanes)
+        lane, ring, slot, found = self._choose_lane(m, run, index)
+        chosen = Signal(lanes + context_width(config))  # lanes, then ring
         chosen_slot = Signal(8)
 
         # items pass two registers, so that a segment's directory entry is there when it leaves
@@ -114,7 +115,7 @@ class Fetch(wiring.Component):
         body = Signal(word_width(config))
         push1, raw1, push2, raw2 = Signal(), Signal(), Signal(), Signal()
         body1, body2, k1, k2 = Signal.like(body), Signal.like(body), Signal.like(tap_k), Signal.like(tap_k)
-        chosen1, chosen2 = Signal(lanes), Signal(lanes)
+        chosen1, chosen2 = Signal.like(chosen), Signal.like(chosen)
         segment = Signal(segment_layout(config))
         entry = Signal(self.directory.shape())
         m.d.comb += [
@@ -130,7 +131,7 @@ class Fetch(wiring.Component):
             segment.k.eq(k2),
             self.o.valid.eq(push2 & (raw2 | (entry.words != 0))),
             self.o.item.raw.eq(raw2),
-            self.o.item.lanes.eq(chosen2),
+            Cat(self.o.item.lanes, self.o.item.ring).eq(chosen2),
             self.o.item.body.eq(Mux(raw2, body2, segment.as_value())),
         ]  # fmt: skip
         m.d.sync += [
@@ -193,11 +194,13 @@ class Fetch(wiring.Component):
                     m.next = "CHOOSE"
             with m.State("CHOOSE"):
                 m.d.comb += self.active.eq(1)
-                m.d.sync += [header.eq(0), chosen.eq(lane), chosen_slot.eq(slot)]
+                m.d.sync += [header.eq(0), chosen.eq(Cat(lane, ring)), chosen_slot.eq(slot)]
                 with m.If(self.abort):
                     m.next = "TAKEN"
                 with m.Elif(found & self.space):
-                    m.d.comb += self.coming.eq(lane)
+                    for n in range(lanes * config.rows_in_flight):
+                        ring_is = ring == n % config.rows_in_flight
+                        m.d.comb += self.coming[n].eq(lane[n // config.rows_in_flight] & ring_is)
                     m.next = "START"
             with m.State("START"):
                 m.d.comb += [self.active.eq(1), push.eq(1), raw.eq(1), body.eq(start.as_value())]
@@ -260,28 +263,33 @@ class Fetch(wiring.Component):
             m.d.sync += register.eq(register + run[f"{level}_{name}"])
 
     def _choose_lane(self, m, run, index):
-        """One-hot lane for the row (all lanes when shared), its partial-sum slot, and whether one is free."""
+        """One-hot lane for the row (all lanes when shared), ring, partial-sum slot, and whether there is one."""
         config = self._config
-        lanes = config.lanes_per_cluster
+        lanes, rings = config.lanes_per_cluster, config.rows_in_flight
+        ring_bits = context_width(config)
         slot_width = max(1, (config.psum_rows - 1).bit_length())
-        used = [Signal(range(config.psum_rows + 1), name=f"used{n}") for n in range(lanes)]
+        # a ring has partial-sum slots of its own, so that they are used again in the order in which rows drain
+        own_slots = config.psum_rows // rings
+        used = [Signal(range(own_slots + 1), name=f"used{n}") for n in range(lanes * rings)]
         m.submodules.table = table = memory.Memory(
-            shape=lanes + slot_width, depth=max(2, lanes * config.psum_rows), init=[], attrs=NO_CHECK
+            shape=lanes + ring_bits + slot_width, depth=max(2, lanes * config.psum_rows), init=[], attrs=NO_CHECK
         )
         read, write = table.read_port(), table.write_port()
-        fresh = [used[n] != config.psum_rows for n in range(lanes)]
-        idle = Cat(self.pending[n] == 0 for n in range(lanes))
-        open_ = Cat(self.pending[n][1:] == 0 for n in range(lanes))  # fewer than two rows wait
-        able = Signal(lanes)  # could take a row; registered, for the choice is not urgent
-        idle_able = Signal(lanes)
         keeps = Signal()  # partial sums stay: the lane needs a free slot for them
-        all_open = Signal()
         m.d.comb += keeps.eq(run["first"] & ~run["final"])
-        m.d.sync += [
-            able.eq(self.room & open_ & (Cat(fresh) | (~keeps).replicate(lanes)) & ~self.coming),
-            idle_able.eq(self.room & idle & (Cat(fresh) | (~keeps).replicate(lanes)) & ~self.coming),
-            all_open.eq((self.room & open_ & ~self.coming).all()),
-        ]
+        # registered, for the choice is not urgent: rings that could take a row, first where the whole lane is free
+        able = Signal(lanes * rings)
+        lane_free = Signal(lanes * rings)
+        common = Signal(rings)  # able in every lane
+        for n in range(lanes):
+            own = self.room[n * rings : (n + 1) * rings] & ~self.coming[n * rings : (n + 1) * rings]
+            has_slot = Cat(~keeps | (used[n * rings + ring] != own_slots) for ring in range(rings))
+            m.d.sync += [
+                able[n * rings : (n + 1) * rings].eq(own & has_slot),
+                lane_free[n * rings : (n + 1) * rings].eq(Mux(own.all(), own & has_slot, 0)),
+            ]
+        for ring in range(rings):
+            m.d.comb += common[ring].eq(Cat(able[n * rings + ring] for n in range(lanes)).all())
         settled = Signal()  # `able` and the table's data belong to this row
         wait = Signal(2)
         with m.If(self.coming.any() | self._next_row):
@@ -290,39 +298,47 @@ class Fetch(wiring.Component):
             m.d.sync += wait.eq(wait + 1)
         m.d.comb += settled.eq(wait == 3)
 
-        pick = Signal(lanes)
-        candidates = Mux(idle_able.any(), idle_able, able)
-        m.d.comb += pick.eq(candidates & (~candidates + 1)[:lanes])
-        kept_lane, kept_slot = Signal(lanes), Signal(slot_width)
-        m.d.sync += Cat(kept_slot, kept_lane).eq(read.data)
-        lane, slot, found = Signal(lanes), Signal(8), Signal()
+        candidates = Mux(lane_free.any(), lane_free, able)
+        pick = Signal(lanes * rings)
+        m.d.comb += pick.eq(candidates & (~candidates + 1)[: lanes * rings])
+        pick_lane = Cat(pick[n * rings : (n + 1) * rings].any() for n in range(lanes))
+        pick_ring = Signal(ring_bits)
         new_slot = Signal(slot_width)
-        for n in range(lanes):
+        for n in range(lanes * rings):
             with m.If(pick[n]):
-                m.d.comb += new_slot.eq(used[n])
+                m.d.comb += [pick_ring.eq(n % rings), new_slot.eq(Cat(Const(n % rings, ring_bits), used[n]))]
+        kept_lane, kept_ring, kept_slot = Signal(lanes), Signal(ring_bits), Signal(slot_width)
+        m.d.sync += Cat(kept_slot, kept_ring, kept_lane).eq(read.data)
+        kept_able = Cat(able[n * rings : (n + 1) * rings].bit_select(kept_ring, 1) for n in range(lanes))
+
+        lane, ring, slot, found = Signal(lanes), Signal(ring_bits), Signal(8), Signal()
         with m.If(run["share"]):
-            m.d.comb += [lane.eq(~0), slot.eq(index), found.eq(all_open & settled)]
+            m.d.comb += [lane.eq(~0), slot.eq(index)]
+            # later K tiles must follow in the ring of the first
+            m.d.comb += [ring.eq(index), found.eq(common.bit_select(ring, 1) & settled)]
         with m.Elif(run["first"]):
-            m.d.comb += [lane.eq(pick), slot.eq(new_slot), found.eq(pick.any() & settled)]
+            m.d.comb += [lane.eq(pick_lane), ring.eq(pick_ring), slot.eq(new_slot), found.eq(pick.any() & settled)]
         with m.Else():
             m.d.comb += [
                 lane.eq(kept_lane),
+                ring.eq(kept_ring),
                 slot.eq(kept_slot),
-                found.eq(((able | idle_able) & kept_lane).any() & settled),
+                found.eq((kept_able & kept_lane).any() & settled),
             ]
         m.d.comb += [
             read.addr.eq(index),
             write.addr.eq(index),
-            write.data.eq(Cat(new_slot, pick)),
-            write.en.eq(self.coming.any() & run["first"]),
+            write.data.eq(Cat(new_slot, pick_ring, pick_lane)),
+            write.en.eq(self.coming.any() & run["first"] & ~run["share"]),
         ]
         with m.If(self.taken):
             m.d.sync += [count.eq(0) for count in used]
         with m.Elif(keeps & ~run["share"]):
-            m.d.sync += [used[n].eq(used[n] + self.coming[n]) for n in range(lanes)]
-        return lane, slot, found
+            m.d.sync += [used[n].eq(used[n] + self.coming[n]) for n in range(lanes * rings)]
+        return lane, ring, slot, found
 
 
 def _columns_below(columns: Value, word: int) -> Value:
-    """The 32 bits of mask word ``word`` that belong to columns 0 to ``columns``."""
-    return Cat(columns >= 32 * word + bit for bit in range(32))
+    """The 32 bits of mask word ``word`` that belong to columns 0 to ``columns`` (as a table: comparators cost more)."""
+    ones = Const((1 << 32) - 1, 32)
+    return Mux(columns[5:] == word, ones >> ~columns[:5], Mux(columns[5:] > word, ones, 0))

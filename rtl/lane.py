@@ -4,7 +4,7 @@ from functools import reduce
 from operator import or_
 
 from amaranth import *
-from amaranth.lib import data, stream, wiring
+from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 
 from maskwork.gen.config import Config
@@ -12,8 +12,8 @@ from maskwork.rtl.drain import Drain
 from maskwork.rtl.expander import Expander
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.lane_fifo import LaneFifo
-from maskwork.rtl.layouts import b_write_layout, counts_layout, word_width
-from maskwork.rtl.pe import LOOKUP_LATENCY, PE, token_layout
+from maskwork.rtl.layouts import b_write_layout, counts_layout, ring_pointers, word_width
+from maskwork.rtl.pe import LOOKUP_LATENCY, PE, context_width, token_layout
 from maskwork.rtl.post import PostWord
 
 
@@ -23,10 +23,10 @@ class Lane(wiring.Component):
     Tokens go to all PEs at once: a lane is narrow, and what a skid buffer for every PE would cost buys more queue.
 
     Members:
-        i: words of rows (see :mod:`maskwork.rtl.expander`).
-        level: words in the FIFO.
-        pending: rows whose START has not left the FIFO (``row_coming`` counts those announced).
-        row_coming: one cycle: a row for weight bank ``coming_bank`` will be written.
+        valid, ring, word: words of rows (see :mod:`maskwork.rtl.expander`), for a context's ring.
+        written, taken: pointers of the rings (see :class:`~maskwork.rtl.lane_fifo.LaneFifo`).
+        pending: per ring, a row was announced and its START has not left the ring.
+        coming: per ring, one cycle: a row for weight bank ``coming_bank`` will be written.
         banks: per weight bank, rows are announced, waiting, in progress or draining.
         write: weights; ``lanes`` was already resolved into ``selected``.
         o, request, grant, space: to post-processing (see :mod:`maskwork.rtl.drain`).
@@ -42,10 +42,13 @@ class Lane(wiring.Component):
         self._config = config
         super().__init__(
             {
-                "i": In(stream.Signature(word_width(config))),
-                "level": Out(range(config.fifo_depth + 1)),
-                "pending": Out(3),
-                "row_coming": In(1),
+                "valid": In(1),
+                "ring": In(context_width(config)),
+                "word": In(word_width(config)),
+                "written": Out(ring_pointers(config)),
+                "taken": Out(ring_pointers(config)),
+                "pending": Out(config.rows_in_flight),
+                "coming": In(config.rows_in_flight),
                 "coming_bank": In(1),
                 "banks": Out(2),
                 "write": In(b_write_layout(config)),
@@ -71,13 +74,23 @@ class Lane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        submodule(m, "fifo", fifo := LaneFifo(word_width(config), config.fifo_depth), platform)
+        submodule(m, "fifo", fifo := LaneFifo(config), platform)
         submodule(m, "expander", expander := Expander(config), platform)
         submodule(m, "drain", drain := Drain(config), platform)
         pes = [submodule(m, f"pe{n}", PE(config), platform) for n in range(config.pes_per_lane)]
-        wiring.connect(m, wiring.flipped(self.i), fifo.i)
         wiring.connect(m, fifo.o, expander.i)
-        m.d.comb += self.level.eq(fifo.level)
+        m.d.comb += [
+            fifo.valid.eq(self.valid),
+            fifo.ring.eq(self.ring),
+            fifo.word.eq(self.word),
+            self.written.eq(fifo.written),
+            self.taken.eq(fifo.taken),
+            fifo.go.eq(expander.go),
+            fifo.turn.eq(expander.turn),
+            fifo.turn_ring.eq(expander.turn_ring),
+            expander.reading.eq(fifo.reading),
+            expander.filled.eq(fifo.filled),
+        ]
 
         # tokens: all PEs look up the same k; the rest of the token follows when their masks are there
         fire = Signal()
@@ -125,7 +138,7 @@ class Lane(wiring.Component):
                 slots = range(len(pe.column_mask.mask))
                 m.d.comb += [
                     pe.column_mask.we.eq(expander.header & (expander.header_index >= 2)),
-                    pe.column_mask.context.eq(expander.context),
+                    pe.column_mask.context.eq(fifo.reading),
                     pe.column_mask.word.eq(expander.header_index - 2),
                     pe.column_mask.mask.eq(
                         Cat(expander.header_word[slot * len(pes) + number] for slot in slots)
@@ -136,7 +149,7 @@ class Lane(wiring.Component):
             drain.header.eq(expander.header),
             drain.header_word.eq(expander.header_word),
             drain.header_index.eq(expander.header_index),
-            drain.context.eq(expander.context),
+            drain.context.eq(fifo.reading),
             drain.done.eq(reduce(lambda x, y: x & y, (pe.done for pe in pes))),
             drain.sum.eq(reduce(or_, (pe.sum for pe in pes))),
             drain.lane.eq(self.lane),
@@ -146,17 +159,19 @@ class Lane(wiring.Component):
             drain.grant.eq(self.grant),
             drain.space.eq(self.space),
         ]
-        self._rows(m, expander, drain)
+        self._rows(m, fifo, expander, drain)
         self._count(m, expander, drain, pes, in_lookup)
         return m
 
-    def _rows(self, m, expander, drain):
-        started = expander.header & (expander.header_index == 0)
-        m.d.sync += self.row_finished.eq(drain.finished)
-        m.d.sync += self.pending.eq(self.pending + self.row_coming - started)
+    def _rows(self, m, fifo, expander, drain):
+        started = (expander.header & (expander.header_index == 0)) << fifo.reading
+        m.d.sync += [
+            self.row_finished.eq(drain.finished),
+            self.pending.eq((self.pending | self.coming) & ~started),
+        ]
         for bank in range(2):
             rows = Signal(4, name=f"rows{bank}")
-            coming = self.row_coming & (self.coming_bank == bank)
+            coming = self.coming.any() & (self.coming_bank == bank)
             finished = drain.finished & (drain.finished_bank == bank)
             m.d.sync += rows.eq(rows + coming - finished)
             m.d.comb += self.banks[bank].eq(rows != 0)
@@ -166,6 +181,7 @@ class Lane(wiring.Component):
         """Charge every PE's cycle to the first reason that applies (one register, then the sums in another)."""
         multiply = Signal(len(pes))
         lookup = Signal(len(pes))
+        stolen = Signal()  # by a drain, which reads one PE at a time
         reasons = ("fetch", "imbalance", "drain", "load", "dispatch", "idle")
         # out of reset every PE is idle, also in the registers of this pipeline
         rest = {name: Signal(name=name, init=name == "idle") for name in reasons}
@@ -183,14 +199,15 @@ class Lane(wiring.Component):
         m.d.sync += [
             rest["idle"].eq(~taken),
             multiply.eq(Cat(pe.multiply for pe in pes)),
-            lookup.eq(Cat(~pe.multiply & (pe.working | Cat(in_lookup).any()) for pe in pes)),
+            stolen.eq(Cat(pe.stolen for pe in pes).any()),
+            lookup.eq(Cat(~pe.multiply & ~pe.stolen & (pe.working | Cat(in_lookup).any()) for pe in pes)),
             self.token.eq(in_lookup[0] & ~expander.o.payload.end),
         ]
         others = Signal(range(len(pes) + 1))
-        m.d.comb += others.eq(len(pes) - sum_bits(multiply | lookup))
+        m.d.comb += others.eq(len(pes) - sum_bits(multiply | lookup) - stolen)
         m.d.sync += [self.counts.multiply.eq(sum_bits(multiply)), self.counts.lookup.eq(sum_bits(lookup))]
         for name, applies in rest.items():
-            m.d.sync += self.counts[name].eq(Mux(applies, others, 0))
+            m.d.sync += self.counts[name].eq(Mux(applies, others, 0) + (stolen if name == "drain" else 0))
 
 
 def sum_bits(bits: Value) -> Value:

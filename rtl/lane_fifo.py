@@ -1,66 +1,94 @@
-"""Word FIFO in block RAM, its output registered twice so that the memory's clock-to-output time ends in a register."""
+"""Lane FIFO: a ring of words for every context of a lane, all in one block RAM."""
 
 from amaranth import *
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 
-from maskwork.rtl.layouts import NO_CHECK
+from maskwork.gen.config import Config
+from maskwork.rtl.layouts import NO_CHECK, ring_pointers, ring_words, word_width
+from maskwork.rtl.pe import context_width
 
 
 class LaneFifo(wiring.Component):
-    """FIFO of ``depth`` words (a power of two).
+    """Rings of ``fifo_depth / rows_in_flight`` words; one word a cycle in, one every other cycle out.
 
-    Latency 4 cycles through an empty FIFO; one word in and one out a cycle.
+    The memory's output ends in a register: 3 cycles from a word written to an empty ring to ``o``. Writers keep a ring
+    from overflowing by its two pointers (their difference is the number of words).
 
     Members:
-        i: stream in.
-        o: stream out, registered.
-        level: words held, including those in the output registers.
+        valid, ring, word: write.
+        o: words of the ring that is read, registered.
+        go: words may move to ``o``.
+        turn: with the transfer of a word, or while ``o`` is not valid: read ring ``turn_ring`` from now on.
+        reading: the ring that is read.
+        filled: per ring, words remain that are not at ``o``.
+        written, taken: pointers of each ring, modulo twice its size.
     """
 
-    def __init__(self, width: int, depth: int):
-        self._width, self._depth = width, depth
+    def __init__(self, config: Config):
+        self._config = config
+        rings = config.rows_in_flight
         super().__init__(
-            {"i": In(stream.Signature(width)), "o": Out(stream.Signature(width)), "level": Out(range(depth + 1))}
+            {
+                "valid": In(1),
+                "ring": In(context_width(config)),
+                "word": In(word_width(config)),
+                "o": Out(stream.Signature(word_width(config))),
+                "go": In(1),
+                "turn": In(1),
+                "turn_ring": In(context_width(config)),
+                "reading": Out(context_width(config)),
+                "filled": Out(rings),
+                "written": Out(ring_pointers(config)),
+                "taken": Out(ring_pointers(config)),
+            }
         )
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
-        return ("LaneFifo", self._width, self._depth)
+        return ("LaneFifo", self._config.hash)
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = ram = memory.Memory(shape=self._width, depth=self._depth, init=[], attrs=NO_CHECK)
+        width = word_width(self._config)
+        bits = (ring_words(self._config) - 1).bit_length()
+        m.submodules.memory = ram = memory.Memory(
+            shape=width, depth=self._config.fifo_depth, init=[], attrs=NO_CHECK
+        )
         write, read = ram.write_port(), ram.read_port()
-        push, pop, fetch = Signal(), Signal(), Signal()
-        stored = Signal.like(self.level)  # words in the memory that were not yet asked for
-        asked = Signal()  # a word is at the memory's output
-        # two registers behind the memory: reads are only issued while both can take what is under way
-        head, spare = Signal(self._width), Signal(self._width)
-        held = Signal(range(3))
+        ring = self.ring
+        next_taken = Signal(bits + 1)
+        at, end = Signal(bits + 1), Signal(bits + 1)
         m.d.comb += [
-            self.i.ready.eq(~self.level[-1]),
-            push.eq(self.i.valid & self.i.ready),
-            pop.eq(self.o.valid & self.o.ready),
-            self.o.valid.eq(held != 0),
+            at.eq(self.taken[self.reading]),
+            end.eq(self.written[self.reading]),
+            next_taken.eq(at + 1),
+            write.addr.eq(Cat(self.written[ring][:bits], ring)),
+            write.data.eq(self.word),
+            write.en.eq(self.valid),
+            read.addr.eq(Cat(at[:bits], self.reading)),
+        ]
+        # the memory shows the word at `taken`; it moves to the register when that is free, two cycles after the last
+        fetched, held = Signal(), Signal()
+        head = Signal(width)
+        moves = Signal()
+        m.d.comb += [
+            self.o.valid.eq(held),
             self.o.payload.eq(head),
-            fetch.eq((stored != 0) & ((held + asked < 2) | ((held + asked == 2) & pop))),
-            write.data.eq(self.i.payload),
-            write.en.eq(push),
+            moves.eq(fetched & (~held | self.o.ready) & self.go & ~self.turn),
         ]
-        address = Signal(range(self._depth))
-        write_address = Signal(range(self._depth))
-        m.d.comb += [read.addr.eq(address), write.addr.eq(write_address)]
-        m.d.sync += [
-            write_address.eq(write_address + push),
-            address.eq(address + fetch),
-            asked.eq(fetch),
-            stored.eq(stored + push - fetch),
-            self.level.eq(self.level + push - pop),
-            held.eq(held + asked - pop),
-        ]
-        with m.If(pop | (held == 0)):
-            m.d.sync += head.eq(Mux(held == 2, spare, read.data))
-        with m.If((held == 1) & ~pop | (held == 2) & pop):
-            m.d.sync += spare.eq(read.data)
+        with m.If(~held | self.o.ready):
+            m.d.sync += [head.eq(read.data), held.eq(moves)]
+        with m.If(moves | self.turn):
+            m.d.sync += fetched.eq(0)
+        with m.Else():
+            m.d.sync += fetched.eq(at != end)
+        with m.If(self.turn):
+            m.d.sync += self.reading.eq(self.turn_ring)
+        for n in range(len(self.filled)):
+            with m.If(self.valid & (ring == n)):
+                m.d.sync += self.written[n].eq(self.written[n] + 1)
+            with m.If(moves & (self.reading == n)):
+                m.d.sync += self.taken[n].eq(next_taken)
+            m.d.comb += self.filled[n].eq(self.written[n] != self.taken[n])
         return m

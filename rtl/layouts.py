@@ -42,6 +42,16 @@ def word_width(config: Config) -> int:
     return max(chunk_layout(config).size, 32 + 2, config.fetch_width * config.a_width)
 
 
+def ring_words(config: Config) -> int:
+    """Words in the ring of one context of a lane."""
+    return config.fifo_depth // config.rows_in_flight
+
+
+def ring_pointers(config: Config) -> data.ArrayLayout:
+    """A pointer for each ring of a lane, modulo twice its words."""
+    return data.ArrayLayout(range(2 * ring_words(config)), config.rows_in_flight)
+
+
 def start_layout(config: Config) -> data.StructLayout:
     """First word of a row; then come a word with the row number and the words of its C mask."""
     pad = chunk_layout(config).size - 2 - 20

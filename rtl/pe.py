@@ -21,6 +21,9 @@ register hides, and the one being decided on."""
 MULTIPLY_LATENCY = 3
 """Cycles from a slot's issue to its sum in the accumulator's write port."""
 
+DRAIN_READ_LATENCY = MULTIPLY_LATENCY + 1
+"""Cycles from a drain command to the drained value at ``sum``."""
+
 
 def context_width(config: Config) -> int:
     """Bits of a context number."""
@@ -67,7 +70,8 @@ class PE(wiring.Component):
 
     A token's k is looked up LOOKUP_LATENCY cycles before its ``meta`` arrives; wanted slots (B mask AND C mask) are
     queued, iterated one a cycle, and added to the context's accumulator MULTIPLY_LATENCY cycles after their issue.
-    The accumulate loop (LUT RAM read, add, write) takes one cycle, so that no hazard exists.
+    The accumulate loop (LUT RAM read, add, write) takes one cycle, so that no hazard exists. A drain takes the place of
+    an issue and goes the same way: it finds every sum that was issued before it.
 
     Members:
         k: k of the token in the lane's register.
@@ -76,12 +80,13 @@ class PE(wiring.Component):
         column_mask: C mask of a context whose row starts.
         write: weights and masks from the loader.
         drain: accumulator to read and clear.
-        sum: drained value 2 cycles later, else 0.
-        done: per context, the end of the row has passed the accumulators.
+        sum: drained value DRAIN_READ_LATENCY cycles later, else 0.
+        done: per context, the end of the row has been issued.
         done_clear: clears ``done``.
         space: the queue takes what may be under way and one more token.
         working: a token waits or is iterated.
         multiply: a multiplication was issued.
+        stolen: a multiplication was not issued, for a drain took its place.
     """
 
     def __init__(self, config: Config):
@@ -99,6 +104,7 @@ class PE(wiring.Component):
             "space": Out(1),
             "working": Out(1),
             "multiply": Out(1),
+            "stolen": Out(1),
         }
         if "c" in config.skip:
             members["column_mask"] = In(column_mask_layout(config))
@@ -139,10 +145,11 @@ class PE(wiring.Component):
             iterator.i.valid.eq(queue.o.valid),
             queue.o.ready.eq(iterator.i.ready),
             iterator.i.payload.meta.eq(queue.o.payload.token),
-            iterator.o.ready.eq(1),
+            iterator.o.ready.eq(~self.drain.valid),
             self.space.eq(queue.space),
             self.working.eq(queue.o.valid | iterator.busy),
-            self.multiply.eq(iterator.o.valid & ~iterator.o.payload.meta.end),
+            self.multiply.eq(iterator.o.valid & iterator.o.ready & ~iterator.o.payload.meta.end),
+            self.stolen.eq(iterator.o.valid & self.drain.valid),
         ]
         self._multiply_accumulate(m, iterator.o)
         return m
@@ -204,44 +211,32 @@ class PE(wiring.Component):
         product = Signal(signed(config.a_width + config.b_width))
         m.d.sync += [a1.eq(meta.a), a2.eq(a1), b2.eq(read.data), product.eq(a2 * b2)]
 
-        context_bits = context_width(config)
-        slot, context, valid, end = issue.payload.index, meta.context, issue.valid & ~meta.end, issue.valid & meta.end
-        for _ in range(MULTIPLY_LATENCY - 1):
-            following = Signal.like(slot), Signal(context_bits), Signal(), Signal()
-            m.d.sync += [after.eq(before) for after, before in zip(following, (slot, context, valid, end), strict=True)]
-            slot, context, valid, end = following
+        # a drain's bubble in the multiplier adds nothing: its product is not used
+        drains = self.drain.valid
+        issued = issue.valid & ~drains
+        m.d.sync += self.done.eq((self.done & ~self.done_clear) | Mux(issued & meta.end, 1 << meta.context, 0))
+        address = Mux(
+            drains,
+            Cat(self.drain.slot, self.drain.context),
+            Cat(issue.payload.index, meta.context),
+        )
+        adds = issued & ~meta.end
+        for stage in range(MULTIPLY_LATENCY):
+            after = Signal(len(address), name=f"address{stage}"), Signal(name=f"adds{stage}"), Signal(name=f"drains{stage}")
+            m.d.sync += [b.eq(a) for a, b in zip((address, adds, drains), after, strict=True)]
+            address, adds, drains = after
 
-        accumulated = Signal(signed(config.acc_width))
-        current, drained = [], []
-        for bank in range(contexts):
-            m.submodules[f"accumulators{bank}"] = ram = memory.Memory(
-                shape=config.acc_width + 1, depth=config.slots, init=[]
-            )
-            read, write = ram.read_port(domain="comb"), ram.write_port()
-            # an address register of its own for every context: short wires, and drains go on beside accumulation
-            address = Signal(range(config.slots), name=f"address{bank}")
-            adds, drains = Signal(name=f"adds{bank}"), Signal(name=f"drains{bank}")
-            drain_here = self.drain.valid & (self.drain.context == bank)
-            m.d.sync += [
-                drains.eq(drain_here),
-                adds.eq(valid & (context == bank)),
-                address.eq(Mux(self.drain.context == bank, Mux(self.drain.valid, self.drain.slot, slot), slot)),
-            ]
-            m.d.comb += [
-                read.addr.eq(address),
-                write.addr.eq(address),
-                write.en.eq(adds | drains),
-                # the top bit says that the accumulator holds something; a drain clears it
-                write.data.eq(Cat(accumulated, adds)),
-            ]
-            current.append(read.data[:-1] & (read.data[-1] & adds).replicate(config.acc_width))
-            drained.append(read.data[:-1] & (read.data[-1] & drains).replicate(config.acc_width))
-            with m.If(end & (context == bank)):
-                m.d.sync += self.done[bank].eq(1)
-            with m.Elif(self.done_clear[bank]):
-                m.d.sync += self.done[bank].eq(0)
-        total, out = current[0], drained[0]
-        for more, more_drained in zip(current[1:], drained[1:], strict=True):
-            total, out = total | more, out | more_drained
-        m.d.comb += accumulated.eq(total.as_signed() + product)
-        m.d.sync += self.sum.eq(out)
+        m.submodules.accumulators = ram = memory.Memory(
+            shape=config.acc_width + 1, depth=contexts * config.slots, init=[]
+        )
+        read, write = ram.read_port(domain="comb"), ram.write_port()
+        current = Signal(signed(config.acc_width))
+        m.d.comb += [
+            read.addr.eq(address),
+            write.addr.eq(address),
+            write.en.eq(adds | drains),
+            # the top bit says that the accumulator holds something; a drain clears it
+            current.eq(Mux(read.data[-1], read.data[:-1], 0)),
+            write.data.eq(Cat((current + product)[: config.acc_width], adds)),
+        ]
+        m.d.sync += self.sum.eq(Mux(drains, current, 0))

@@ -121,7 +121,7 @@ class Sequencer(wiring.Component):
         settle = Signal(range(SETTLE + 1))
         settled = Signal()
         reply = Signal(8)
-        reply_word = Signal(range(2 * len(COUNTERS) + 1))
+        reply_word = Signal(range(2 * len(COUNTERS) + words))
         all_idle = Signal()
         m.d.comb += settled.eq(settle == SETTLE)
         m.d.sync += [settle.eq(0), all_idle.eq(self.idle.all())]
@@ -299,7 +299,8 @@ class Sequencer(wiring.Component):
             }
         )
         out = self.o.payload
-        m.d.comb += [out.word.eq(reply), out.last.eq(1), self.counter_address.eq((index - 1)[: clog2(64)] >> 1)]
+        words = config.stream_words  # the counters begin on a beat of their own
+        m.d.comb += [out.word.eq(reply), out.last.eq(1), self.counter_address.eq((index - words)[: clog2(64)] >> 1)]
         with m.Switch(reply):
             with m.Case(Reply.IDENTITY):
                 m.d.comb += [out.word.eq(Array(identity)[index[:2]]), out.last.eq(index == len(identity) - 1)]
@@ -312,6 +313,9 @@ class Sequencer(wiring.Component):
             with m.Case(Reply.ERROR):
                 m.d.comb += out.word.eq(Cat(reply, fault, header[0][:8]))
             with m.Case(Reply.COUNTERS):
-                m.d.comb += out.last.eq(index == 2 * len(COUNTERS))
+                m.d.comb += out.last.eq(index == 2 * len(COUNTERS) + words - 1)
                 with m.If(index != 0):
-                    m.d.comb += out.word.eq(Mux(index[0], self.counter_value[:32], self.counter_value[32:]))
+                    m.d.comb += out.word.eq(0)
+                with m.If(index >= words):
+                    low = index[0] == words % 2
+                    m.d.comb += out.word.eq(Mux(low, self.counter_value[:32], self.counter_value[32:]))
