@@ -199,6 +199,8 @@ class Cluster(wiring.Component):
             fetch.room.eq(room & ~Cat(lane.pending for lane in lanes)),
             copier.space.eq(space),
         ]
+        running = Signal()  # rows are anywhere in the cluster, or still to come
+        m.d.sync += running.eq(fetch.active | Cat(lane.working for lane in lanes).any())
         for number, lane in enumerate(lanes):
             m.d.comb += [
                 lane.valid.eq(copier.o.lanes[number]),
@@ -210,7 +212,7 @@ class Cluster(wiring.Component):
                 lane.selected.eq(b_selected & b_write.lanes[number]),
                 lane.lane.eq(self.number * len(lanes) + number),
                 lane.loading.eq(self.loading),
-                lane.running.eq(fetch.active),
+                lane.running.eq(running),
             ]
 
     def _post_process(self, m, lanes, platform):

@@ -189,8 +189,8 @@ class Lane(wiring.Component):
             "fetch": expander.in_row & ~expander.o.valid,
             "imbalance": expander.o.valid & ~expander.o.ready,
             "drain": expander.waits | expander.busy.any() | drain.active,
-            "load": self.loading & ~self.working,
-            "dispatch": self.running | self.working,
+            "load": self.loading & ~self.running,
+            "dispatch": self.running,
         }
         taken = Const(0, 1)
         for name, condition in conditions.items():
