@@ -23,7 +23,8 @@ class Banks(wiring.Component):
             ``post``: post-processing still reads parameters).
         begins, completes: per buffer and bank, a load starts (the bank is then not loaded), or has ended well.
         run, run_*: a RUN was accepted.
-        taken, taken_*: a RUN was dispatched: its activations and C masks are free.
+        taken, taken_*: a RUN was dispatched: its C masks are free, and its activations once they are copied.
+        copying: per activation bank, segments are still to be read.
         clear: forget everything that is loaded.
     """
 
@@ -39,6 +40,7 @@ class Banks(wiring.Component):
                 "completes": In(bank_flags()),
                 "run": In(data.StructLayout(run)),
                 "taken": In(data.StructLayout(run)),
+                "copying": In(2),
                 "lanes": In(2),
                 "post": In(1),
                 "clear": In(1),
@@ -72,7 +74,7 @@ class Banks(wiring.Component):
         for bank in range(2):
             weights = waiting["b", bank] | self.lanes[bank]
             m.d.comb += [
-                self.busy.a[bank].eq(waiting["a", bank]),
+                self.busy.a[bank].eq(waiting["a", bank] | self.copying[bank]),
                 self.busy.b[bank].eq(weights),
                 self.busy.c[bank].eq(waiting["c", bank]),
                 self.busy.p[bank].eq(weights | self.post),

@@ -12,7 +12,7 @@ from maskwork.rtl.banks import Banks, bank_flags
 from maskwork.rtl.c_buffer import CBuffer
 from maskwork.rtl.copier import COPY_LATENCY, Copier
 from maskwork.rtl.drain import DRAIN_LATENCY
-from maskwork.rtl.fetch import Fetch, item_layout
+from maskwork.rtl.fetch import Fetch, item_layout, segment_layout
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.lane import Lane
 from maskwork.rtl.layouts import a_write_layout, b_write_layout, c_write_layout, counts_layout, ring_words
@@ -138,9 +138,12 @@ class Cluster(wiring.Component):
         self._feed_lanes(m, lanes, fetch, copier)
         post_busy, post_idle = self._post_process(m, lanes, platform)
 
+        segment_bank = data.View(segment_layout(config), fetch.o.item.body[: segment_layout(config).size]).start[-1]
         weights = [Signal(name=f"weights{bank}") for bank in range(2)]
         m.d.comb += [
             *(weights[bank].eq(Cat(lane.banks[bank] for lane in lanes).any()) for bank in range(2)),
+            *(copier.coming[bank].eq(fetch.o.valid & ~fetch.o.item.raw & (segment_bank == bank)) for bank in range(2)),
+            banks.copying.eq(copier.copying),
             banks.lanes.eq(Cat(weights)),
             banks.post.eq(post_busy),
             banks.begins.eq(self.begins),

@@ -22,6 +22,8 @@ class Copier(wiring.Component):
         o: the word, registered; ``lanes`` says which lanes take it, ``ring`` into which ring.
         space: per ring of each lane (rings side by side), it takes what may be under way and one more word.
         busy: words are under way.
+        coming: per activation bank, one cycle: an item with a segment of it was queued for the copier.
+        copying: per activation bank, such segments are not yet read completely.
     """
 
     def __init__(self, config: Config):
@@ -42,6 +44,8 @@ class Copier(wiring.Component):
                 ),
                 "space": In(config.lanes_per_cluster * config.rows_in_flight),
                 "busy": Out(1),
+                "coming": In(2),
+                "copying": Out(2),
             }
         )
 
@@ -114,5 +118,10 @@ class Copier(wiring.Component):
             m.d.sync += self.o.word.eq(self.word)
             with m.If(lanes.any()):
                 m.d.sync += values_left.eq(values_left - 1)
+        for bank in range(2):
+            segments = Signal(range(32), name=f"segments{bank}")  # the queue's 16, and a few on both sides of it
+            leaves = fires & ends & ~current.raw & (address[-1] == bank)
+            m.d.sync += segments.eq(segments + self.coming[bank] - leaves)
+            m.d.comb += self.copying[bank].eq(segments != 0)
         m.d.comb += self.busy.eq(held | Cat(stages).any() | self.o.lanes.any())
         return m

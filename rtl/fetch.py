@@ -153,6 +153,8 @@ class Fetch(wiring.Component):
         ]
         limits = [_columns_below(run["columns"], word) for word in range(words)]
         header = Signal(range(words + 1))
+        step_row = self._adders(m, (row_seg, row_k, row_x, row_y), run, ("m0", "m1", "m2"))
+        step_tap = self._adders(m, (tap_seg, tap_k, tap_x, tap_y), run, ("t0", "t1"))
         wanted = Signal()
         m.d.comb += wanted.eq(Cat(column_mask).any())
 
@@ -229,10 +231,10 @@ class Fetch(wiring.Component):
                     m.d.comb += push.eq(1)
                     with m.If(t0 != run["t0"]):
                         m.d.sync += t0.eq(t0 + 1)
-                        self._step(m, (tap_seg, tap_k, tap_x, tap_y), run, "t0")
+                        step_tap("t0")
                     with m.Else():
                         m.d.sync += [t0.eq(0), t1.eq(t1 + 1)]
-                        self._step(m, (tap_seg, tap_k, tap_x, tap_y), run, "t1")
+                        step_tap("t1")
                         with m.If(t1 == run["t1"]):
                             m.next = "END"
             with m.State("END"):
@@ -240,16 +242,15 @@ class Fetch(wiring.Component):
                 with m.If(self.space):
                     m.d.comb += [push.eq(1), self._next_row.eq(1)]
                     m.d.sync += index.eq(index + 1)
-                    row = (row_seg, row_k, row_x, row_y)
                     with m.If(m0 != run["m0"]):
                         m.d.sync += m0.eq(m0 + 1)
-                        self._step(m, row, run, "m0")
+                        step_row("m0")
                     with m.Elif(m1 != run["m1"]):
                         m.d.sync += [m0.eq(0), m1.eq(m1 + 1)]
-                        self._step(m, row, run, "m1")
+                        step_row("m1")
                     with m.Else():
                         m.d.sync += [m0.eq(0), m1.eq(0)]
-                        self._step(m, row, run, "m2")
+                        step_row("m2")
                     m.next = "ROW"
                     with m.If(index == (run["rows"] - 1)[:16]):
                         m.next = "TAKEN"
@@ -258,9 +259,21 @@ class Fetch(wiring.Component):
                 m.next = "IDLE"
         return m
 
-    def _step(self, m, state, run, level):
-        for register, name in zip(state, ("seg", "k", "x", "y"), strict=True):
-            m.d.sync += register.eq(register + run[f"{level}_{name}"])
+    def _adders(self, m, state, run, levels):
+        """One adder for each part of a loop state; ``step(level)`` gives the statements that advance the state."""
+        level = Signal(range(max(2, len(levels))))
+        names = ("seg", "k", "x", "y")
+        sums = []
+        for register, name in zip(state, names, strict=True):
+            delta = Signal(register.shape(), name=f"{register.name}_step")
+            m.d.comb += delta.eq(Array([run[f"{n}_{name}"] for n in levels])[level])
+            sums.append((register + delta)[: len(register)])
+
+        def step(name):
+            m.d.comb += level.eq(levels.index(name))
+            m.d.sync += [register.eq(total) for register, total in zip(state, sums, strict=True)]
+
+        return step
 
     def _choose_lane(self, m, run, index):
         """One-hot lane for the row (all lanes when shared), ring, partial-sum slot, and whether there is one."""

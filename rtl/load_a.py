@@ -61,7 +61,8 @@ class LoadA(wiring.Component):
         tail = Signal(CHUNK)
         m.d.sync += [
             last_chunk.eq((load.length - 1)[:16] >> 4),
-            tail.eq(Cat((load.length[:4] == 0) | (load.length[:4] > n) for n in range(CHUNK))),
+            # as many ones as the last chunk has elements (a table: comparators cost more)
+            tail.eq(Const((1 << CHUNK) - 1, CHUNK) >> (-load.length)[:4]),
         ]
         m.d.comb += [
             bitmap_write.addr.eq(beat_number),

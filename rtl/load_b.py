@@ -52,7 +52,7 @@ class LoadB(wiring.Component):
         beat_number = Signal(range(max(2, beats)))
         mask = Signal(columns)
         dense_mask = Signal(columns)
-        m.d.sync += dense_mask.eq(Cat(load.length > n for n in range(columns)))
+        m.d.sync += dense_mask.eq(Const((1 << columns) - 1, columns) >> (-load.length)[: (columns - 1).bit_length()])
         m.d.comb += [
             self.write.lanes.eq(load.lanes),
             self.write.k.eq(Cat(k, load.bank)),
