@@ -56,7 +56,7 @@ class Banks(wiring.Component):
         waiting = {}
         for name in "abc":
             for bank in range(2):
-                count = Signal(range(self._config.run_depth + 2), name=f"runs_{name}{bank}")
+                count = Signal(range(2 * self._config.run_depth + 1), name=f"runs_{name}{bank}")
                 uses = self.run.valid & (self.run[name] == bank)
                 leaves = self.taken.valid & (self.taken[name] == bank)
                 if name == "c":

@@ -16,7 +16,7 @@ from maskwork.rtl.fetch import Fetch, item_layout, segment_layout
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.lane import Lane
 from maskwork.rtl.layouts import a_write_layout, b_write_layout, c_write_layout, counts_layout, ring_words
-from maskwork.rtl.post import PostProcess, PostWord, limits_signature, parameter_signature
+from maskwork.rtl.post import PostKind, PostProcess, limits_signature, parameter_signature
 from maskwork.rtl.queue import Queue
 from maskwork.rtl.run_fifo import RunFifo
 from maskwork.rtl.stream import beat_layout
@@ -223,8 +223,22 @@ class Cluster(wiring.Component):
         config = self._config
         submodule(m, "post", post := PostProcess(config), platform)
         # a word may be chosen in the lane while the queue's flag is on its way: lane, multiplexer, queue
-        submodule(m, "rows", rows := Queue(PostWord(config), 16, margin=DRAIN_LATENCY + 5), platform)
-        wiring.connect(m, rows.o, post.i)
+        lane_bits = (len(lanes) - 1).bit_length()
+        header_bits = 16 + 8 + 2 + lane_bits
+        body = max(header_bits, config.acc_width + len(post.i.payload.column))
+        word_shape = data.StructLayout({"kind": PostKind, "body": body})
+        submodule(m, "rows", rows := Queue(word_shape, 16, margin=DRAIN_LATENCY + 5), platform)
+        # a START's fields and a VALUE's share the queue's bits
+        out, target = rows.o.payload, post.i.payload
+        header = out.body[:header_bits]
+        m.d.comb += [
+            post.i.valid.eq(rows.o.valid),
+            rows.o.ready.eq(post.i.ready),
+            target.kind.eq(out.kind),
+            Cat(target.value, target.column).eq(out.body),
+            Cat(target.row, target.tag, target.post, target.bank).eq(header),
+            target.lane.eq(Cat(header[26:], self.number[: 8 - lane_bits])),
+        ]
         wiring.connect(m, wiring.flipped(self.p), post.p)
         wiring.connect(m, wiring.flipped(self.limits), post.limits)
         wiring.connect(m, post.o, wiring.flipped(self.o))
@@ -238,13 +252,18 @@ class Cluster(wiring.Component):
             m.d.sync += granted.eq(one)
             with m.If(choice.any()):
                 m.d.sync += last.eq(one | (one - 1)[: len(lanes)])
-        word = Signal(PostWord(config))
+        word = Signal(word_shape)
         valid = Signal()
         m.d.sync += valid.eq(Cat(lane.o.valid for lane in lanes).any())
         for number, lane in enumerate(lanes):
             m.d.comb += [lane.grant.eq(granted[number]), lane.space.eq(rows.space)]
+            given = lane.o.word
             with m.If(granted[number]):
-                m.d.sync += word.eq(lane.o.word)
+                m.d.sync += word.kind.eq(given.kind)
+                with m.If(given.kind == PostKind.START):
+                    m.d.sync += word.body.eq(Cat(given.row, given.tag, given.post, given.bank, given.lane[:lane_bits]))
+                with m.Else():
+                    m.d.sync += word.body.eq(Cat(given.value, given.column))
         m.d.comb += [rows.i.valid.eq(valid), rows.i.payload.eq(word)]
         return rows.o.valid | valid | post.busy, post.idle & ~rows.o.valid & ~valid
 

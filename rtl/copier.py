@@ -105,7 +105,7 @@ class Copier(wiring.Component):
         head = Signal(chunk_layout(config))
         m.d.comb += [
             head.eq(self.word[: chunk_layout(config).size]),
-            head.k.eq((k + self.word[CHUNK + value_words_width(config) :][:14] * CHUNK)[: config.k_width]),
+            head.k.eq((k + self.word[CHUNK + value_words_width(config) :][: config.k_width] * CHUNK)[: config.k_width]),
         ]
         m.d.sync += [self.o.lanes.eq(lanes), self.o.ring.eq(ring)]
         with m.If(raw):

@@ -1,8 +1,10 @@
-"""Counters: PE-cycles by reason and the like, kept in LUT RAM."""
+"""Counters: PE-cycles by reason and the like, kept in memory."""
 
 from amaranth import *
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
+
+from maskwork.rtl.layouts import NO_CHECK
 
 COUNTER_BITS = 48
 
@@ -10,8 +12,8 @@ COUNTER_BITS = 48
 class Counters(wiring.Component):
     """Sums ``increments[n]`` over all cycles in which ``enable`` is high.
 
-    Each sum gathers in a small register; in turn, one register a cycle is added to its 48-bit word of a LUT RAM. After
-    ``enable`` fell, the RAM is complete 2 * number of counters cycles later.
+    Each sum gathers in a small register; in turn, one register every other cycle is added to its 48-bit word of a
+    memory. After ``enable`` fell, the memory is complete 2 * number of counters + 4 cycles later.
 
     Args:
         widths: bits of each increment.
@@ -20,7 +22,7 @@ class Counters(wiring.Component):
         increments: what each counter gains in this cycle, side by side.
         enable: counting.
         clear: all counters become 0; wins over ``enable``.
-        address, value: reads a counter in the same cycle.
+        address, value: reads a counter, 4 cycles later at most; while nothing is counted.
     """
 
     def __init__(self, widths):
@@ -42,37 +44,37 @@ class Counters(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         number = len(self._widths)
-        m.submodules.sums = sums = memory.Memory(shape=COUNTER_BITS, depth=number, init=[])
-        write = sums.write_port()
-        own, shown = sums.read_port(domain="comb"), sums.read_port(domain="comb")
+        m.submodules.sums = sums = memory.Memory(shape=COUNTER_BITS, depth=number, init=[], attrs=NO_CHECK)
+        read, write = sums.read_port(), sums.write_port()
+        # even cycles: the word of counter `turn` is read; odd cycles: it is written with what was gathered
         turn = Signal(range(number))
+        odd = Signal()
         # a register holds what came since its last turn
-        gathered = [Signal(width + number.bit_length(), name=f"gathered{n}") for n, width in enumerate(self._widths)]
+        rounds = (2 * number).bit_length()
+        gathered = [Signal(width + rounds, name=f"gathered{n}") for n, width in enumerate(self._widths)]
         valid = Signal(number)  # words that were written since the last clear
+        shown = Signal()
         moving = Signal(max(len(register) for register in gathered))
-        moving_turn = Signal.like(turn)
-        moves = Signal()
         m.d.comb += [
-            own.addr.eq(moving_turn),
-            write.addr.eq(moving_turn),
-            write.data.eq(Mux(valid.bit_select(moving_turn, 1), own.data, 0) + moving),
-            write.en.eq(moves & ~self.clear),
-            shown.addr.eq(self.address),
-            self.value.eq(Mux(valid.bit_select(self.address, 1), shown.data, 0)),
+            read.addr.eq(Mux(self.enable | ~odd, turn, self.address)),
+            write.addr.eq(turn),
+            write.data.eq(Mux(valid.bit_select(turn, 1), read.data, 0) + moving),
+            write.en.eq(odd & ~self.clear),
         ]
-        m.d.sync += [
-            turn.eq(Mux(turn == number - 1, 0, turn + 1)),
-            moving.eq(Array(gathered)[turn]),
-            moving_turn.eq(turn),
-            moves.eq(~self.clear),
-        ]
-        with m.If(moves):
-            m.d.sync += valid.bit_select(moving_turn, 1).eq(1)
+        m.d.sync += odd.eq(~odd)
+        with m.If(~odd):
+            m.d.sync += moving.eq(Array(gathered)[turn])
+        with m.Else():
+            m.d.sync += [turn.eq(Mux(turn == number - 1, 0, turn + 1)), valid.bit_select(turn, 1).eq(1)]
         offset = 0
         for n, (register, width) in enumerate(zip(gathered, self._widths, strict=True)):
             gain = Mux(self.enable, self.increments[offset : offset + width], 0)
-            m.d.sync += register.eq(Mux(turn == n, 0, register) + gain)
+            m.d.sync += register.eq(Mux((turn == n) & ~odd, 0, register) + gain)
             offset += width
+        # the word asked for is read in odd cycles and held
+        m.d.sync += shown.eq(odd & ~self.enable)
+        with m.If(shown):
+            m.d.sync += self.value.eq(Mux(valid.bit_select(self.address, 1), read.data, 0))
         with m.If(self.clear):
-            m.d.sync += [valid.eq(0), *(register.eq(0) for register in gathered)]
+            m.d.sync += [valid.eq(0), odd.eq(0), *(register.eq(0) for register in gathered)]
         return m

@@ -132,6 +132,7 @@ class Lane(wiring.Component):
             if not set("bc") & set(config.skip):
                 m.d.comb += [
                     pe.write.columns_we.eq(write.columns_we & selected),
+                    pe.write.columns_grow.eq(write.columns_grow),
                     pe.write.last_slot.eq(write.slot),
                 ]
             if "c" in config.skip:

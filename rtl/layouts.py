@@ -34,12 +34,12 @@ def chunk_layout(config: Config) -> data.StructLayout:
 
     In the activation buffer ``k`` is the chunk's number in its segment; in a lane's FIFO, k of its first element.
     """
-    return data.StructLayout({"bitmap": CHUNK, "value_words": value_words_width(config), "k": 14, "kind": WordKind})
+    return data.StructLayout({"bitmap": CHUNK, "value_words": value_words_width(config), "k": config.k_width, "kind": WordKind})
 
 
 def word_width(config: Config) -> int:
     """Bits of an activation-buffer and lane-FIFO word."""
-    return max(chunk_layout(config).size, 32 + 2, config.fetch_width * config.a_width)
+    return max(chunk_layout(config).size, 32, config.fetch_width * config.a_width)
 
 
 def ring_words(config: Config) -> int:
@@ -80,7 +80,7 @@ def b_write_layout(config: Config) -> data.StructLayout:
     if "b" in config.skip:
         members |= {"mask_we": 1, "mask": config.tile_columns}
     if not set("bc") & set(config.skip):
-        members |= {"columns_we": 1}
+        members |= {"columns_we": 1, "columns_grow": 1}
     return data.StructLayout(members)
 
 

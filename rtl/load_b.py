@@ -14,7 +14,7 @@ from maskwork.rtl.load_common import beats_for, part_members
 
 class LoadB(wiring.Component):
     """For each row: bitmap beats (unless dense), a cycle for the masks, then one for each slot in which any PE has a
-    value, once the values are there.
+    value (in all slots if B's masks do not skip), once the values are there.
 
     Members:
         announce, hold, count, values, take: the gearbox.
@@ -56,7 +56,10 @@ class LoadB(wiring.Component):
         m.d.comb += [
             self.write.lanes.eq(load.lanes),
             self.write.k.eq(Cat(k, load.bank)),
-            slots.i.payload.mask.eq(Cat(mask.word_select(slot, pes).any() for slot in range(config.slots))),
+            # without masks, what a row leaves out is a weight of 0, and has to be written
+            slots.i.payload.mask.eq(
+                Cat(mask.word_select(slot, pes).any() | ("b" not in config.skip) for slot in range(config.slots))
+            ),
         ]
         if "b" in config.skip:
             m.d.comb += self.write.mask.eq(mask)
@@ -87,7 +90,6 @@ class LoadB(wiring.Component):
         with m.If(given):
             m.d.comb += [
                 self.take.eq(needs),
-                # without masks, a column that does not exist is a weight of 0
                 self.write.enable.eq(bits if "b" in config.skip else ~0),
             ]
         m.d.comb += self.write.slot.eq(slot)
@@ -123,6 +125,7 @@ class LoadB(wiring.Component):
                 if not set("bc") & set(config.skip):
                     m.d.comb += [
                         self.write.columns_we.eq(1),
+                        self.write.columns_grow.eq(load.append),
                         self.write.slot.eq((load.length - 1)[:16] >> (pes - 1).bit_length()),
                     ]
                 m.next = "SLOTS"

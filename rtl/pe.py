@@ -43,12 +43,14 @@ def token_layout(config: Config) -> data.StructLayout:
 
 
 def weight_write_layout(config: Config) -> data.StructLayout:
-    """Write to one PE's weights (``we``) or masks (``mask_we``)."""
+    """Write to one PE's weights (``we``), masks (``mask_we``) or number of slots (``columns_we``; appended loads only
+    make it ``columns_grow``).
+    """
     members = {"we": 1, "k": config.k_width + 1, "slot": range(config.slots), "value": signed(config.b_width)}
     if "b" in config.skip:
         members |= {"mask_we": 1, "mask": config.slots}
     if not set("bc") & set(config.skip):
-        members |= {"columns_we": 1, "last_slot": range(config.slots)}
+        members |= {"columns_we": 1, "columns_grow": 1, "last_slot": range(config.slots)}
     return data.StructLayout(members)
 
 
@@ -126,8 +128,9 @@ class PE(wiring.Component):
         if counting:
             submodule(m, "iterator", iterator := SlotCounter(config.slots, token_layout(config)), platform)
             last_slots = Array([Signal(range(config.slots), name=f"last_slot{bank}") for bank in range(2)])
-            with m.If(self.write.columns_we):
-                m.d.sync += last_slots[self.write.k[-1]].eq(self.write.last_slot)
+            last_slot = last_slots[self.write.k[-1]]
+            with m.If(self.write.columns_we & ~(self.write.columns_grow & (self.write.last_slot < last_slot))):
+                m.d.sync += last_slot.eq(self.write.last_slot)
             head = queue.o.payload.token
             m.d.comb += [
                 queue.i.valid.eq(self.token_valid),

@@ -102,8 +102,8 @@ class Sequencer(wiring.Component):
         word = Signal(32)
         op = Signal(8)
         length = Signal(range(run.words + 1))
+        m.d.sync += word.eq(beat.data.word_select(position[: (words - 1).bit_length()], 32))
         m.d.comb += [
-            word.eq(beat.data.word_select(position[: (words - 1).bit_length()], 32)),
             op.eq(Mux(number == 0, word[:8], header[0][:8])),
             length.eq(0),
             self.payload.payload.eq(beat),
@@ -144,11 +144,15 @@ class Sequencer(wiring.Component):
 
         with m.FSM():
             with m.State("HEADER"):
+                # a word is looked at in the cycle after it was there, for the sake of the clock
+                with m.If(self.i.valid):
+                    m.next = "WORD"
+            with m.State("WORD"):
                 takes, beat_ends, header_ends = Signal(), Signal(), Signal()
                 m.d.comb += [
                     header_ends.eq(number == length - 1),
                     beat_ends.eq((position == words - 1) | header_ends | (length == 0)),
-                    takes.eq(self.i.valid & ((op != Op.RUN) | self.run_space.all())),
+                    takes.eq((op != Op.RUN) | self.run_space.all()),
                     self.i.ready.eq(takes & beat_ends),
                     self.run_we.eq(takes & (op == Op.RUN)),
                     self.count_clear.eq(takes & (number == 0) & (op == Op.BEGIN)),
@@ -164,6 +168,7 @@ class Sequencer(wiring.Component):
                         position.eq(Mux(beat_ends, 0, position + 1)),
                         ended.eq(beat.last),
                     ]
+                    m.next = "HEADER"
                     with m.If(length == 0):
                         wrong(Fault.UNKNOWN_OPCODE)
                     with m.Elif(header_ends):
@@ -254,12 +259,18 @@ class Sequencer(wiring.Component):
                         m.d.sync += ended.eq(beat.last)
             with m.State("COUNTERS"):
                 # let the sums that are still gathered reach their words
-                m.d.sync += reply_word.eq(reply_word + 1)
-                with m.If(reply_word == 2 * len(COUNTERS)):
-                    answer(Reply.COUNTERS)
+                wait()
+                with m.If(settled):
+                    m.d.sync += reply_word.eq(reply_word + 1)
+                    with m.If(reply_word == 2 * len(COUNTERS)):
+                        m.d.sync += settle.eq(0)
+                        answer(Reply.COUNTERS)
             with m.State("REPLY"):
-                m.d.comb += self.o.valid.eq(1)
-                with m.If(self.o.ready):
+                # a counter is at hand some cycles after it was asked for
+                m.d.comb += self.o.valid.eq((reply != Reply.COUNTERS) | settled)
+                wait()
+                with m.If(self.o.valid & self.o.ready):
+                    m.d.sync += settle.eq(0)
                     m.d.sync += reply_word.eq(reply_word + 1)
                     with m.If(self.o.payload.last):
                         m.d.sync += reply_word.eq(0)

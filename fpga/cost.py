@@ -1,0 +1,93 @@
+"""What the array costs on an ECP5: one PE and one lane by configuration, and an array after routing."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from maskwork.fpga.synthesis import route, scratch, synthesise
+from maskwork.gen.config import Config
+from maskwork.rtl.accelerator import Accelerator
+from maskwork.rtl.lane import Lane
+from maskwork.rtl.pe import PE
+
+SKIPS = ("", "a", "ab", "ac", "abc")
+ROWS_IN_FLIGHT = (2, 4)
+
+STUDY = Config(name="cost-study", k_depth=64)
+"""The lane of preset ulx3s-85f in one cluster of four: 16 PEs."""
+
+ECP5_85F_6 = ["--85k", "--package", "CABGA381", "--speed", "6"]
+
+Progress = Callable[[str], None]
+
+
+def cost_table(config: Config = STUDY, folder: str | None = None, progress: Progress = lambda _: None) -> list[dict]:
+    """Synthesise a PE and a lane for every choice of skipping and of rows in flight.
+
+    Args:
+        config: everything else.
+        folder: keep the builds there.
+        progress: told each build's name.
+
+    Returns:
+        One dict a configuration: skip, rows_in_flight, and for "pe" and "lane" luts, ffs, brams, dsps; ``lane_per_pe``
+        is the lane's LUTs divided by its PEs.
+    """
+    table = []
+    with scratch(folder) as build:
+        for rows in ROWS_IN_FLIGHT:
+            for skip in SKIPS:
+                chosen = config.replace(skip=skip, rows_in_flight=rows)
+                row: dict[str, Any] = {"skip": skip, "rows_in_flight": rows}
+                for name, component in (("pe", PE(chosen)), ("lane", Lane(chosen))):
+                    progress(f'{name}, skip "{skip}", {rows} rows in flight')
+                    cost = dataclasses.asdict(synthesise(component, f"{name}_{skip}_{rows}", Path(build)))
+                    row[name] = {key: cost[key] for key in ("luts", "ffs", "brams", "dsps")}
+                row["lane_per_pe"] = round(row["lane"]["luts"] / config.pes_per_lane, 1)
+                table.append(row)
+    return table
+
+
+def routed_array(
+    config: Config = STUDY, folder: str | None = None, freq: int = 120, seed: int = 1, progress: Progress = lambda _: None
+) -> dict[str, Any]:
+    """Place and route the whole accelerator on an ECP5-85F, speed grade 6.
+
+    Args:
+        config: the accelerator.
+        folder: keep the build there.
+        freq: clock that nextpnr aims for, MHz.
+        seed: of the placer.
+        progress: told each step's name.
+
+    Returns:
+        fmax_mhz after routing, cells used, ``lane_luts`` of all lanes together (their post-processing is not in them)
+        and ``luts_per_pe``: that divided by the PEs.
+    """
+    with scratch(folder) as build:
+        progress(f"synthesis of {config.name}")
+        synthesise(Accelerator(config), "accelerator", Path(build))
+        progress(f"place and route of {config.name}")
+        lanes = r"cluster\d+\.lane\d+\."
+        result = route(Path(build), "accelerator", ECP5_85F_6, freq=freq, seed=seed, prefixes=(lanes,))
+    return {
+        "config": config.to_dict(),
+        "pes": config.pes,
+        "device": "LFE5U-85F, speed grade 6",
+        "fmax_mhz": result.fmax_mhz,
+        "aimed_mhz": freq,
+        "seed": seed,
+        "lane_luts": result.luts_by_prefix[lanes],
+        "luts_per_pe": round(result.luts_by_prefix[lanes] / config.pes, 1),
+        "used": result.used,
+        "tool": result.tool,
+    }
+
+
+def write_json(path: str | Path, value: Any) -> None:
+    """Write a result where it can be tracked."""
+    Path(path).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")

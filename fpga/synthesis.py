@@ -1,0 +1,177 @@
+"""Synthesis with Yosys and place and route with nextpnr, both from PyPI packages when they are not on PATH."""
+
+from __future__ import annotations
+
+import collections
+import dataclasses
+import importlib.util
+import json
+import re
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+from typing import Any
+
+from amaranth.lib import wiring
+
+from maskwork.gen.errors import MaskworkError
+from maskwork.gen.generate import emit
+
+COMB_PER_CELL = {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6}
+"""TRELLIS_COMB cells that nextpnr makes of a Yosys cell: a carry cell takes two, a 16x4 LUT RAM six."""
+
+ICE40_PER_CELL = {"SB_LUT4": 1}
+
+_WORKER = "import sys; from pyosys import libyosys as ys; ys.run_pass('script ' + sys.argv[1], ys.Design())"
+
+
+@dataclasses.dataclass(frozen=True)
+class Cost:
+    """Cells of a synthesised design.
+
+    Attributes:
+        luts: LUTs, carry cells and LUT RAM counted as what nextpnr makes of them.
+        ffs: flip-flops.
+        brams: block RAMs (18 kbit on ECP5, 4 kbit on iCE40).
+        dsps: multipliers.
+        cells: all cells by type.
+    """
+
+    luts: int
+    ffs: int
+    brams: int
+    dsps: int
+    cells: dict[str, int]
+
+
+def synthesise(component: wiring.Component, name: str, folder: Path, family: str = "ecp5") -> Cost:
+    """Emit a component, synthesise it and leave ``NAME.json`` for nextpnr in ``folder``.
+
+    Args:
+        component: the design's top.
+        name: module name.
+        folder: where files go.
+        family: "ecp5" or "ice40" (iCE40 UltraPlus).
+
+    Raises:
+        MaskworkError: if Yosys is missing or fails.
+    """
+    text, _ = emit(component, name)
+    (folder / f"{name}.sv").write_text(text, encoding="utf-8")
+    command = {
+        "ecp5": f"synth_ecp5 -top {name} -nowidelut -json {name}.json",
+        "ice40": f"synth_ice40 -device u -dsp -top {name} -json {name}.json",
+    }[family]
+    script = f"read_verilog -sv {name}.sv\n{command}\ntee -q -o {name}.stat stat -json -top {name}\n"
+    (folder / f"{name}.ys").write_text(script, encoding="utf-8")
+    native = shutil.which("yosys")
+    if native:
+        arguments = [native, "-q", f"{name}.ys"]
+    elif importlib.util.find_spec("pyosys"):
+        arguments = [sys.executable, "-c", _WORKER, f"{name}.ys"]
+    else:
+        raise MaskworkError("Yosys is missing: pip install 'maskwork[synth]' brings it")
+    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
+    if done.returncode or not (folder / f"{name}.json").exists():
+        raise MaskworkError(f"Yosys failed on {name}: {(done.stderr or done.stdout).strip()[-400:]}")
+    return _cost(folder / f"{name}.json", name)
+
+
+def _cost(netlist: Path, name: str) -> Cost:
+    module = json.loads(netlist.read_text(encoding="utf-8"))["modules"][name]
+    cells = collections.Counter(cell["type"] for cell in module["cells"].values())
+
+    def total(pattern: str) -> int:
+        return sum(count for cell, count in cells.items() if re.fullmatch(pattern, cell))
+
+    per_cell = COMB_PER_CELL if "TRELLIS_FF" in cells else ICE40_PER_CELL
+    return Cost(
+        luts=sum(cells[cell] * weight for cell, weight in per_cell.items()),
+        ffs=total("TRELLIS_FF|SB_DFF.*"),
+        brams=total("DP16KD|SB_RAM40.*"),
+        dsps=total("MULT18X18D|SB_MAC16"),
+        cells=dict(sorted(cells.items())),
+    )
+
+
+@dataclasses.dataclass(frozen=True)
+class Routed:
+    """A placed and routed design.
+
+    Attributes:
+        fmax_mhz: of the clock, after routing.
+        used: cells by nextpnr type, as (used, available).
+        luts_by_prefix: TRELLIS_COMB or ICESTORM_LC cells whose hierarchical name begins with a prefix asked for.
+        tool: nextpnr and its version.
+    """
+
+    fmax_mhz: float
+    used: dict[str, tuple[int, int]]
+    luts_by_prefix: dict[str, int]
+    tool: str
+
+
+def route(folder: Path, name: str, device: list[str], *, family: str = "ecp5", freq: int = 120, seed: int = 1,
+          prefixes: tuple[str, ...] = ()) -> Routed:  # fmt: skip
+    """Place and route ``NAME.json`` of :func:`synthesise`.
+
+    Args:
+        folder: where files are.
+        name: module name.
+        device: nextpnr's device options.
+        family: "ecp5" or "ice40".
+        freq: clock to aim for, MHz.
+        seed: of the placer.
+        prefixes: names (regular expressions) of parts of the hierarchy whose LUTs are to be counted.
+
+    Raises:
+        MaskworkError: if nextpnr is missing, or the design does not fit.
+    """
+    program = shutil.which(f"nextpnr-{family}")
+    arguments = [program] if program else [sys.executable, "-c", _nextpnr(family)]
+    options = ["--json", f"{name}.json", "--report", "report.json", "--write", "routed.json", "--freq", str(freq)]
+    options += ["--seed", str(seed), "--log", "nextpnr.log", "--quiet", "--timing-allow-fail"]
+    if family == "ecp5":
+        options += ["--router", "router2", "--lpf-allow-unconstrained", "--textcfg", "routed.config"]
+    else:
+        options += ["--pcf-allow-unconstrained", "--asc", "routed.asc"]
+    done = subprocess.run([*arguments, *device, *options], cwd=folder, capture_output=True, text=True)
+    if done.returncode:
+        raise MaskworkError(f"nextpnr-{family} failed on {name}: {(done.stderr or done.stdout).strip()[-400:]}")
+    report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
+    clock = min(value["achieved"] for value in report["fmax"].values())
+    used = {cell: (value["used"], value["available"]) for cell, value in report["utilization"].items() if value["used"]}
+    luts = {"ecp5": "TRELLIS_COMB", "ice40": "ICESTORM_LC"}[family]
+    cells = json.loads((folder / "routed.json").read_text(encoding="utf-8"))["modules"][name]["cells"]
+    names = [cell for cell, value in cells.items() if value["type"] == luts]
+    counts = {prefix: sum(1 for cell in names if re.match(prefix, cell)) for prefix in prefixes}
+    version = subprocess.run([*arguments, "--version"], capture_output=True, text=True)
+    return Routed(round(clock, 1), used, counts, (version.stderr or version.stdout).strip().splitlines()[-1])
+
+
+def _nextpnr(family: str) -> str:
+    package = f"yowasp_nextpnr_{family}"
+    if not importlib.util.find_spec(package):
+        raise MaskworkError(f"nextpnr-{family} is missing: pip install 'maskwork[synth]' brings it")
+    return f"import sys, {package} as n; sys.exit(n.run_nextpnr_{family}(sys.argv[1:]))"
+
+
+def scratch(folder: str | None = None) -> Any:
+    """A folder for a build: ``folder``, made if need be, or a temporary one that goes when the context ends."""
+    if folder is None:
+        return tempfile.TemporaryDirectory(prefix="maskwork-")
+    Path(folder).mkdir(parents=True, exist_ok=True)
+    return _Kept(folder)
+
+
+class _Kept:
+    def __init__(self, folder: str):
+        self._folder = folder
+
+    def __enter__(self) -> str:
+        return self._folder
+
+    def __exit__(self, *_: object) -> None:
+        pass
