@@ -1,0 +1,354 @@
+"""Simulator tests of what reads commands: fetch against a loop-nest model, and the check of every field."""
+
+import random
+
+import pytest
+from maskwork.gen.config import Config, preset
+from maskwork.gen.isa import COMMANDS, LEVELS, Op
+from maskwork.rtl.command_check import CommandCheck
+from maskwork.rtl.fetch import Fetch, segment_layout
+from maskwork.rtl.layouts import WordKind, start_layout
+from maskwork.rtl.load_common import Load
+
+from .contract import plain, simulate, source, ticks
+
+CONFIGS = {
+    "small": {},
+    "tiny": preset("tiny").to_dict(),
+    "4 rings": {"rows_in_flight": 4, "lanes_per_cluster": 2, "lanes": 2, "k_depth": 64, "skip": "b"},
+    "256 columns": {"pes_per_lane": 16, "slots": 16, "lanes": 8, "lanes_per_cluster": 8, "fifo_depth": 1024},
+}
+
+
+def unpack_word(layout, word):
+    """Fields of a struct's bits."""
+    return {name: word >> field.offset & (1 << field.width) - 1 for name, field in layout}
+
+
+def wrap(value):
+    return (value + 0x8000) % 0x10000 - 0x8000
+
+
+class Cluster:
+    """What fetch reads: the segment directories and C masks of both banks, at random."""
+
+    def __init__(self, config, rng):
+        self.config = config
+        self.segments = [rng.randint(1, 12) for _ in range(2)]
+        self.directory = [
+            {"start": rng.randrange(config.a_depth), "words": rng.choice([0, 1, 7, config.a_depth])}
+            for _ in range(2 * config.a_segments)
+        ]
+        words = 2 * config.c_rows << (config.mask_words - 1).bit_length()
+        self.masks = [rng.choice([0, 0, 0xFFFFFFFF, rng.getrandbits(32)]) for _ in range(words)]
+
+    def rows(self, run):
+        """For each row of a RUN: its C mask, and its segments' bodies."""
+        config = self.config
+        columns = (2 << run["columns"]) - 1
+        state = {n: run[n] for n in ("seg", "k", "x", "y")}
+        m0 = m1 = 0
+        for index in range(run["rows"]):
+            mask = columns
+            if run["use_c"]:
+                at = (run["c_row"] + index << (config.mask_words - 1).bit_length()) % (len(self.masks) // 2)
+                at += run["c_bank"] * len(self.masks) // 2
+                words = self.masks[at : at + config.mask_words]
+                mask &= sum(word << 32 * n for n, word in enumerate(words))
+            bodies = []
+            tap = dict(state)
+            for _ in range(run["t1"] + 1 if mask else 0):
+                for t0 in range(run["t0"] + 1):
+                    inside = 0 <= tap["x"] < run["x_limit"] and 0 <= tap["y"] < run["y_limit"]
+                    if inside and 0 <= tap["seg"] < self.segments[run["a_bank"]]:
+                        entry = self.directory[tap["seg"] + run["a_bank"] * config.a_segments]
+                        if entry["words"]:
+                            start = entry["start"] | run["a_bank"] * config.a_depth
+                            k = tap["k"] % config.k_depth
+                            bodies.append({"start": start, "words": entry["words"], "k": k})
+                    level = "t0" if t0 < run["t0"] else "t1"
+                    tap = {n: wrap(tap[n] + run[f"{level}_{n}"]) for n in tap}
+            yield mask, bodies
+            if m0 < run["m0"]:
+                m0, level = m0 + 1, "m0"
+            elif m1 < run["m1"]:
+                m0, m1, level = 0, m1 + 1, "m1"
+            else:
+                m0, m1, level = 0, 0, "m2"
+            state = {n: wrap(state[n] + run[f"{level}_{n}"]) for n in state}
+
+
+def random_run(config, rng, cluster, kind):
+    """Fields of a RUN: ``kind`` is "whole", "first", "middle" or "final" of a row's K tiles."""
+    run = {f.name: rng.getrandbits(f.width) for f in COMMANDS[Op.RUN].fields if f.width == 1}
+    run |= {f"{level}_{n}": rng.choice([-2, -1, 0, 0, 1, 1, 3]) for level in LEVELS for n in ("seg", "k", "x", "y")}
+    run |= {"first": int(kind in ("whole", "first")), "final": int(kind in ("whole", "final"))}
+    run |= {"tag": rng.getrandbits(8), "columns": rng.randrange(config.tile_columns), "clusters": 1}
+    run |= {"rows": rng.randint(1, 12), "row_words": rng.getrandbits(16)}
+    run |= {"m0": rng.randrange(4), "m1": rng.randrange(3)}
+    run |= {"t0": rng.randrange(4), "t1": rng.randrange(4), "x_limit": rng.choice([2, 5, 65535])}
+    run |= {"y_limit": rng.choice([3, 65535]), "seg": rng.randrange(-1, 8), "k": rng.randint(-(1 << 15), (1 << 15) - 1)}
+    run |= {"x": rng.randrange(-1, 3), "y": rng.choice([-1, 0, 0, 32767]), "row": rng.getrandbits(16)}
+    return run | {"c_row": rng.randrange(config.c_rows - 12), "share": int(kind == "whole" and rng.random() < 0.3)}
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("pauses", [0.0, 0.4])
+def test_fetch(name, pauses):
+    """Every row's words and segments in order, on a lane and ring with room; K tiles of a row stay in one place."""
+    config = Config(**CONFIGS[name])
+    dut = Fetch(config)
+    rng = random.Random(7)
+    cluster = Cluster(config, rng)
+    lanes, rings = config.lanes_per_cluster, config.rows_in_flight
+    runs, rows, share = [], 0, 0
+    for kind in ["whole", "first", "final", "whole", "first", "middle", "middle", "final", "whole"]:
+        run = random_run(config, rng, cluster, kind)
+        if kind == "first":
+            share = rng.getrandbits(1)
+            rows = min(12, config.psum_rows * (1 if share else lanes))
+        if kind != "whole":  # a row's later K tiles must be the same rows
+            run |= {"rows": rows, "share": share}
+        runs.append(run)
+    items, comings, taken, follow = [], [], [], []
+
+    async def memories(ctx):
+        """The directory and the masks answer after 2 cycles."""
+        later = [None, None]
+        while True:
+            _, _, entry, mask = await ctx.tick().sample(dut.directory_address, dut.mask_address)
+            if later[0] is not None:
+                ctx.set(dut.directory, cluster.directory[later[0]])
+                ctx.set(dut.mask, cluster.masks[later[1]])
+            later = [entry, mask]
+
+    async def queue(ctx):
+        """The copier's queue and the lanes' rings."""
+        after, room = 0, 0
+        for n in range(2):
+            ctx.set(dut.segments[n], cluster.segments[n])
+        while True:
+            space = rng.random() >= pauses
+            ctx.set(dut.space, space)
+            before, room = room, sum((rng.random() >= pauses) << n for n in range(lanes * rings))
+            ctx.set(dut.room, room)
+            signals = (dut.o.valid, dut.o.item, dut.coming, dut.taken, dut.taken_a, dut.coming_bank)
+            _, _, valid, item, coming, ends, bank, b_bank = await ctx.tick().sample(*signals)
+            after = 0 if space else after + valid
+            follow.append(after)
+            if valid:
+                items.append(plain(item))
+            if coming:
+                assert coming & before == coming
+                comings.append((coming, b_bank))
+            if ends:
+                taken.append(bank)
+
+    async def wait(ctx):
+        while len(taken) < len(runs):
+            await ctx.tick()
+        await ticks(ctx, 4)
+        assert not ctx.get(dut.active)
+
+    words = [word for run in runs for word in COMMANDS[Op.RUN].encode(run)]
+    simulate(dut, source(dut.run, words, idle=pauses), wait, background=[memories, queue])
+    assert taken == [run["a_bank"] for run in runs]
+    assert max(follow) <= 4
+
+    stream = iter(items)
+    places = {}
+    for run in runs:
+        used = set()
+        for index, (mask, bodies) in enumerate(cluster.rows(run)):
+            first = next(stream)
+            start = unpack_word(start_layout(config), first["body"])
+            place = (first["lanes"], first["ring"], start["slot"])
+            target = {"lanes": first["lanes"], "ring": first["ring"]}
+            bits = sum(1 << n * rings + first["ring"] for n in range(lanes) if first["lanes"] >> n & 1)
+            assert comings.pop(0) == (bits, run["b_bank"])
+            assert first["raw"] and start["kind"] == WordKind.START.value
+            assert all(start[n] == run[n] for n in ("tag", "first", "final", "post")) and start["bank"] == run["b_bank"]
+            if run["share"]:
+                assert first["lanes"] == (1 << lanes) - 1
+            else:
+                assert first["lanes"].bit_count() == 1
+            if not run["first"]:
+                assert place == places[index]
+            if not run["final"]:
+                assert place not in used and start["slot"] < config.psum_rows
+                used.add(place)
+                places[index] = place
+            assert next(stream) == {**target, "raw": 1, "body": run["row"] + index & 0xFFFF}
+            for n in range(config.mask_words):
+                assert next(stream) == {**target, "raw": 1, "body": mask >> 32 * n & 0xFFFFFFFF}
+            for body in bodies:
+                item = next(stream)
+                assert {n: item[n] for n in target} == target and not item["raw"]
+                assert unpack_word(segment_layout(config), item["body"]) == body
+            end = next(stream)
+            assert {n: end[n] for n in target} == target and end["raw"]
+            assert unpack_word(start_layout(config), end["body"])["kind"] == WordKind.END.value
+    assert next(stream, None) is None and not comings
+
+
+def test_fetch_abort():
+    """Rows that were not dispatched are dropped; the row in progress is completed, and the RUN counts as taken."""
+    config = preset("small")
+    dut = Fetch(config)
+    run = {f.name: 0 for f in COMMANDS[Op.RUN].fields} | {"rows": 500, "t0": 30, "first": 1, "final": 1, "clusters": 1}
+    items = []
+
+    async def bench(ctx):
+        ctx.set(dut.space, 1)
+        ctx.set(dut.room, -1)
+        sent, cycle = 0, 0
+        words = COMMANDS[Op.RUN].encode(run)
+        ended = 0
+        while not ended:
+            ctx.set(dut.run.valid, sent < len(words))
+            ctx.set(dut.run.payload, words[min(sent, len(words) - 1)])
+            ctx.set(dut.abort, cycle > 300)
+            signals = (dut.run.ready, dut.run.valid, dut.o.valid, dut.o.item, dut.taken)
+            _, _, ready, valid, out, item, ended = await ctx.tick().sample(*signals)
+            sent += ready and valid
+            if out:
+                items.append(unpack_word(start_layout(config), plain(item)["body"])["kind"])
+            cycle += 1
+        assert cycle < 300 + 60
+        await ctx.tick()
+        assert not ctx.get(dut.active)
+
+    simulate(dut, bench)
+    assert items.count(WordKind.START.value) == items.count(WordKind.END.value) < 20
+
+
+# ---------------------------------------------------------------------- command check
+
+
+CHECKED = Config(lanes=6, lanes_per_cluster=2, k_depth=64, psum_rows=4)
+"""3 clusters, 2 lanes each, 64 columns, 512 segments, 128 C rows."""
+
+GOOD = {
+    Op.LOAD_A: {"dense": 1, "clusters": 1, "segments": 1, "length": 1},
+    Op.LOAD_B: {"dense": 1, "clusters": 5, "rows": 1, "k": 0, "lanes": 1, "columns": 1},
+    Op.LOAD_C: {"clusters": 7, "rows": 1, "columns": 1},
+    Op.LOAD_P: {"clusters": 4, "lanes": 2, "columns": 1, "low": -128, "high": 127},
+    Op.RUN: {"clusters": 1, "first": 1, "final": 1, "rows": 1},
+}
+
+FIELDS = [
+    *((op, {"clusters": 0}, True) for op in GOOD),
+    *((op, {"clusters": 8}, True) for op in GOOD),
+    *((op, {"clusters": 1 << 31 | 1}, True) for op in GOOD),
+    *((op, {"clusters": 7}, False) for op in GOOD),
+    (Op.LOAD_A, {"segments": 0}, True),
+    (Op.LOAD_A, {"segments": 512}, False),
+    (Op.LOAD_A, {"segments": 513}, True),
+    (Op.LOAD_A, {"segments": 65535}, True),
+    (Op.LOAD_A, {"length": 0}, True),
+    (Op.LOAD_A, {"length": 64, "dense": 0, "append": 1, "bank": 1}, False),
+    (Op.LOAD_A, {"length": 65}, True),
+    (Op.LOAD_B, {"rows": 0}, True),
+    (Op.LOAD_B, {"rows": 64, "dense": 0, "append": 1, "bank": 1}, False),
+    (Op.LOAD_B, {"rows": 65}, True),
+    (Op.LOAD_B, {"rows": 1, "k": 63}, False),
+    (Op.LOAD_B, {"rows": 1, "k": 64}, True),
+    (Op.LOAD_B, {"rows": 2, "k": 65535}, True),
+    (Op.LOAD_B, {"rows": 33, "k": 32}, True),
+    (Op.LOAD_B, {"columns": 0}, True),
+    (Op.LOAD_B, {"columns": 64}, False),
+    (Op.LOAD_B, {"columns": 65}, True),
+    (Op.LOAD_B, {"lanes": 0}, True),
+    (Op.LOAD_B, {"lanes": 3}, False),
+    (Op.LOAD_B, {"lanes": 4}, True),
+    (Op.LOAD_C, {"rows": 0}, True),
+    (Op.LOAD_C, {"rows": 128, "append": 1, "bank": 1}, False),
+    (Op.LOAD_C, {"rows": 129}, True),
+    (Op.LOAD_C, {"columns": 0}, True),
+    (Op.LOAD_C, {"columns": 64}, False),
+    (Op.LOAD_C, {"columns": 65}, True),
+    (Op.LOAD_P, {"lanes": 0}, True),
+    (Op.LOAD_P, {"lanes": 3, "bank": 1}, False),
+    (Op.LOAD_P, {"lanes": 5}, True),
+    (Op.LOAD_P, {"columns": 0}, True),
+    (Op.LOAD_P, {"columns": 64}, False),
+    (Op.LOAD_P, {"columns": 65}, True),
+    (Op.RUN, {"rows": 0}, True),
+    (Op.RUN, {"rows": 65535, "a_bank": 1, "b_bank": 1, "post": 1}, False),
+    (Op.RUN, {"columns": 63, "use_c": 1, "c_bank": 1}, False),
+    (Op.RUN, {"columns": 64}, True),
+    (Op.RUN, {"rows": 8, "final": 0}, False),
+    (Op.RUN, {"rows": 9, "final": 0}, True),
+    (Op.RUN, {"rows": 9, "first": 0}, True),
+    (Op.RUN, {"rows": 4, "first": 0, "share": 1}, False),
+    (Op.RUN, {"rows": 5, "first": 0, "share": 1}, True),
+    (Op.RUN, {"rows": 5, "share": 1}, False),
+]
+
+
+def checked(config, cases):
+    """Outputs of the check for (op, fields) in turn, each 2 cycles after its header."""
+    dut = CommandCheck(config)
+    results = []
+
+    async def bench(ctx):
+        for op, fields in cases:
+            for n, word in enumerate(COMMANDS[op].encode(fields)[:4]):
+                ctx.set(dut.header[n], word)
+            await ticks(ctx, 2)
+            outputs = [name for name in dut.signature.members if name != "header"]
+            results.append({name: plain(ctx.get(getattr(dut, name))) for name in outputs})
+
+    simulate(dut, bench)
+    return results
+
+
+def test_command_check():
+    cases = [(op, GOOD[op] | change) for op, change, _ in FIELDS]
+    for (op, fields), (_, _, bad), got in zip(cases, FIELDS, checked(CHECKED, cases), strict=True):
+        where = f"{op.name} {fields}"
+        assert got["bad"] == bad, where
+        bank = fields.get("bank", 0)
+        if op == Op.RUN:
+            needed = {"a": 1 << fields.get("a_bank", 0), "b": 1 << fields.get("b_bank", 0)}
+            needed["c"] = fields.get("use_c", 0) << fields.get("c_bank", 0)
+            needed["p"] = fields.get("post", 0) << fields.get("b_bank", 0)
+            assert (got["is_run"], got["is_load"], got["needed"]) == (1, 0, needed), where
+            assert got["bank"] == dict.fromkeys("abcp", 0)
+            continue
+        name = op.name[-1].lower()
+        assert (got["is_run"], got["is_load"]) == (0, 1), where
+        assert got["bank"] == dict.fromkeys("abcp", 0) | {name: 1 << bank}, where
+        assert got["has_fresh"] == (op != Op.LOAD_P) and got["append"] == fields.get("append", 0), where
+        if bad:
+            continue
+        load = got["load"]
+        count, length = {"a": ("segments", "length"), "p": ("", "columns")}.get(name, ("rows", "columns"))
+        assert load["kind"] == Load[name.upper()] and load["bank"] == bank, where
+        assert (load["count"], load["length"]) == (fields.get(count, 1), fields[length]), where
+        assert got["clusters"] == fields["clusters"], where
+        for extra in {"a": ("dense",), "b": ("dense", "k", "lanes"), "c": (), "p": ("lanes", "low", "high")}[name]:
+            assert load[extra] == fields[extra], where
+
+
+@pytest.mark.parametrize(("fields", "op", "change", "bad"), [
+    ({"skip": "bc"}, Op.LOAD_A, {"dense": 0}, True),
+    ({"skip": "bc"}, Op.LOAD_A, {}, False),
+    ({"skip": "ac"}, Op.LOAD_B, {"dense": 0}, True),
+    ({"skip": "ac"}, Op.LOAD_B, {}, False),
+    ({"post": False}, Op.LOAD_P, {}, True),
+    ({"post": False}, Op.RUN, {"post": 1}, True),
+    ({"post": False}, Op.RUN, {}, False),
+    ({"lanes": 64, "lanes_per_cluster": 2}, Op.RUN, {"clusters": 0xFFFFFFFF}, False),
+    ({"pes_per_lane": 16, "slots": 16}, Op.RUN, {"columns": 255}, False),
+])  # fmt: skip
+def test_command_check_of_other_configurations(fields, op, change, bad):
+    defaults = {"lanes": 6, "lanes_per_cluster": 2}
+    (got,) = checked(Config(**(defaults | fields)), [(op, GOOD[op] | change)])
+    assert got["bad"] == bad
+
+
+def test_command_check_of_the_other_commands():
+    cases = [(op, {}) for op in Op if op not in GOOD]
+    for got in checked(CHECKED, cases):
+        assert not got["bad"] and not got["is_load"] and not got["is_run"]
