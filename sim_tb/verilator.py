@@ -39,7 +39,8 @@ _COMPILE = (
     "-DVM_SC=0", "-DVM_TIMING=0", "-DVM_TRACE_FST=0", "-DVM_TRACE_SAIF=0", "-DVL_TIME_CONTEXT", "-DVL_USER_FINISH",
     "-DVL_USER_STOP", "-DVL_USER_FATAL",
 )  # fmt: skip
-_HOT = "-O2"
+# -O2 makes models 5 % faster and takes half as long again to compile
+_HOT = "-O1"
 _COLD = "-O0"
 _LINK = ("-shared", "-Wl,-Bsymbolic", "-Wl,--exclude-libs,ALL", "-pthread")
 _JOBS = 2

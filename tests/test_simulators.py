@@ -1,24 +1,15 @@
 """Verilator and Icarus run the same words alike, notice what goes wrong, and are built once."""
 
-import subprocess
-import sys
-import threading
-import time
-
 import numpy as np
 import pytest
 from amaranth.hdl import *
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
-from maskwork.gen import generate as generate_module
-from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkError, MaskworkTypeError, MaskworkValueError
 from maskwork.gen.generate import emit
-from maskwork.gen.isa import COMMANDS, REPLIES, Op, Reply
 from maskwork.rtl.hierarchy import submodule
 from maskwork.sim_tb import tools, verilator
-from maskwork.sim_tb.cache import Cache, content_key
-from maskwork.sim_tb.device import Device, RtlDevice, open_device
+from maskwork.sim_tb.cache import Cache
 from maskwork.sim_tb.icarus import IcarusModel
 from maskwork.sim_tb.run import (
     RunLimits,
@@ -26,7 +17,6 @@ from maskwork.sim_tb.run import (
     SimulationStuck,
     SimulationTimeout,
     StreamViolation,
-    limits_for,
 )
 from maskwork.sim_tb.verilator import VerilatedModel
 
@@ -366,127 +356,7 @@ def test_a_netlist_that_cannot_be_built(simulator, tmp_path):
     assert not [path for path in tmp_path.rglob("model.*") if path.is_file()]
 
 
-# ---------------------------------------------------------------------- tools
-
-
-def test_missing_icarus(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    with pytest.raises(MaskworkError, match="no Icarus Verilog on PATH"):
-        tools.find_icarus()
-
-
-def test_missing_compiler(monkeypatch, tmp_path):
-    monkeypatch.setenv("PATH", str(tmp_path))
-    monkeypatch.delenv("CXX", raising=False)
-    with pytest.raises(MaskworkError, match=r"no C\+\+ compiler on PATH"):
-        tools.find_verilator()
-
-
-@pytest.mark.parametrize("version, used", [("5.006 2022-01-22", False), ("5.036 2025-04-27", True)])
-def test_verilator_on_path_is_used_if_new_enough(monkeypatch, tmp_path, version, used):
-    for name, text in (("verilator", f'[ $1 = --getenv ] && echo /root || echo "Verilator {version}"'), ("g++", "")):
-        (tmp_path / name).write_text(f"#!/bin/sh\n{text}\n")
-        (tmp_path / name).chmod(0o755)
-    monkeypatch.setenv("PATH", str(tmp_path))
-    found = tools.find_verilator()
-    assert (found.command == str(tmp_path / "verilator")) == used
-    assert found.environment["VERILATOR_ROOT"] == str(found.root)
-    monkeypatch.setattr(tools.util, "find_spec", lambda name: None)
-    tools._find_verilator.cache_clear()
-    if not used:
-        with pytest.raises(MaskworkError, match=r"no Verilator 5.036 or newer \(the one on PATH is 5.006\)"):
-            tools.find_verilator()
-    tools._find_verilator.cache_clear()
-
-
-# ---------------------------------------------------------------------- cache
-
-
-def test_parts_of_a_key_do_not_run_together():
-    assert content_key("ab", "c") != content_key("a", "bc")
-    assert content_key("ab", b"c") == content_key("ab", "c")
-
-
-def test_an_entry_is_built_once(tmp_path):
-    cache = Cache(tmp_path / "a b")
-    builds = []
-
-    def build(folder):
-        builds.append(folder)
-        time.sleep(0.05)
-        (folder / "file").write_text("built")
-
-    threads = [threading.Thread(target=lambda: cache.entry("ab" * 20, build)) for _ in range(6)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert len(builds) == 1
-    assert (cache.entry("ab" * 20, build) / "file").read_text() == "built"
-    assert not list((tmp_path / "a b" / "building").iterdir())
-
-
-def test_processes_share_a_cache(tmp_path):
-    code = (
-        "import sys, time, pathlib; from maskwork.sim_tb.cache import Cache\n"
-        "def build(folder):\n"
-        "    time.sleep(0.3); print('built'); (folder / 'file').write_text('x')\n"
-        "print((Cache(pathlib.Path(sys.argv[1])).entry('cd' * 20, build) / 'file').read_text())"
-    )
-    processes = [
-        subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stdout=subprocess.PIPE, text=True)
-        for _ in range(3)
-    ]
-    outputs = [process.communicate()[0].split() for process in processes]
-    assert sorted(outputs) == [["built", "x"], ["x"], ["x"]]
-
-
-def test_a_failed_build_leaves_nothing(tmp_path):
-    cache = Cache(tmp_path)
-
-    def fail(folder):
-        (folder / "half").write_text("")
-        raise ValueError("no")
-
-    with pytest.raises(ValueError, match="no"):
-        cache.entry("ab" * 20, fail)
-    assert not [path for path in tmp_path.rglob("half")]
-    cache.entry("ab" * 20, lambda folder: None)
-
-
-def test_the_cache_is_bounded(tmp_path):
-    cache = Cache(tmp_path, max_entries=3, max_bytes=1000, grace=-1.0)
-    for index in range(6):
-        cache.entry(f"{index:040}", lambda folder: None)
-        time.sleep(0.02)
-        cache.entry(f"{0:040}", lambda folder: None)
-        time.sleep(0.02)
-    assert sorted(int(path.name) for path in (tmp_path / "entries").iterdir()) == [0, 4, 5]
-    cache.entry(f"{9:040}", lambda folder: (folder / "big").write_bytes(bytes(900)) and None)
-    time.sleep(0.02)
-    cache.entry(f"{8:040}", lambda folder: (folder / "big").write_bytes(bytes(900)) and None)
-    assert [int(path.name) for path in (tmp_path / "entries").iterdir()] == [8]
-
-
-def test_entries_in_use_are_kept(tmp_path):
-    cache = Cache(tmp_path, max_entries=1)
-    for index in range(3):
-        cache.entry(f"{index:040}", lambda folder: None)
-    assert len(list((tmp_path / "entries").iterdir())) == 3
-
-
-def test_a_cache_that_cannot_be_written(tmp_path):
-    (tmp_path / "file").write_text("")
-    with pytest.raises(MaskworkError, match=r"cannot be used as a cache .*set MASKWORK_CACHE"):
-        Cache(tmp_path / "file").entry("ab" * 20, lambda folder: None)
-
-
-def test_the_environment_places_the_cache(monkeypatch, tmp_path):
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.delenv("MASKWORK_CACHE", raising=False)
-    assert Cache().root == tmp_path / "maskwork"
-    monkeypatch.setenv("MASKWORK_CACHE", str(tmp_path / "own"))
-    assert Cache().root == tmp_path / "own"
+# ---------------------------------------------------------------------- built once
 
 
 @pytest.mark.slow
@@ -501,81 +371,3 @@ def test_the_second_build_runs_nothing(monkeypatch, tmp_path):
     assert verilator.build(text, "echo", 1, cache=Cache(tmp_path)) == first
     with pytest.raises(AssertionError):
         verilator.build(text + "\n", "echo", 1, cache=Cache(tmp_path))
-
-
-# ---------------------------------------------------------------------- devices
-
-
-def command(op, **fields):
-    return COMMANDS[op].encode(fields)
-
-
-def stream_of(*packets):
-    words = np.array([word for packet in packets for word in packet], np.uint32)
-    last = np.zeros(len(words), bool)
-    last[np.cumsum([len(packet) for packet in packets]) - 1] = True
-    return words, last
-
-
-def test_limits_follow_from_the_last_commands():
-    counters, sync, echo = command(Op.READ_COUNTERS), command(Op.SYNC, tag=3), command(Op.ECHO, token=5)
-    run = command(Op.RUN, rows=1)
-    limits = limits_for(*stream_of(echo, run, sync, counters), 1)
-    assert limits.stop_count == 3
-    assert limits.stop_kinds == {Reply.IDENTITY, Reply.ECHOED, Reply.SYNCED, Reply.ABORTED, Reply.COUNTERS}
-    for packets in ([echo], [sync, run], [sync, command(Op.BEGIN)], [run, counters], [[0x7F], echo]):
-        assert limits_for(*stream_of(*packets), 1) == RunLimits()
-    words, last = stream_of(sync)
-    assert limits_for(words, ~last, 1) == RunLimits()
-    assert limits_for([], [], 1) == RunLimits()
-
-
-def test_unknown_targets():
-    for target, reason in (("cycle", "not in this version"), ("serial:/dev/tty", "not in this version"), ("x", "unk")):
-        with pytest.raises(MaskworkValueError, match=f"{reason}.*targets: golden, rtl"), open_device(target, Config()):
-            pass
-    with (
-        pytest.raises(MaskworkValueError, match="unknown simulator 'x'; simulators: verilator, icarus"),
-        open_device("rtl", Config(), simulator="x"),
-    ):
-        pass
-
-
-def test_golden_device():
-    pytest.importorskip("maskwork.sim_tb.golden.interpreter")
-    config = Config(stream_words=2)
-    with open_device("golden", config) as device:
-        assert isinstance(device, Device)
-        words, last = device.execute([Op.IDENTIFY, 0, Op.ECHO, 0x1234], [1, 1])
-        assert last.tolist() == [False, True, True]
-        identity = REPLIES[Reply.IDENTITY].decode(words[:4].tolist())
-        assert identity["config"] == config.hash
-        assert words[4:].tolist() == [Reply.ECHOED, 0x1234]
-        assert [array.size for array in device.execute([], [])] == [0, 0]
-
-
-@both
-def test_rtl_device(simulator, monkeypatch, tmp_path):
-    made = []
-
-    def accelerator(config):
-        made.append(config)
-        return Faulty()
-
-    monkeypatch.setattr(generate_module, "_accelerator", accelerator)
-    config = Config(name="dense-small")
-    words = np.array([0x84, 0x85, 0], np.uint32)
-    for _ in range(2):
-        limits = RunLimits(idle_limit=30)
-        with open_device("rtl", config, simulator=simulator, limits=limits, cache=Cache(tmp_path)) as device:
-            assert isinstance(device, RtlDevice)
-            assert isinstance(device, Device)
-            replies, last = device.execute(words, [0, 0, 1])
-            device.reset()
-        np.testing.assert_array_equal(replies, words)
-        assert last.tolist() == [False, False, True]
-        assert device.last_run is not None
-        assert device.last_run.cycles == 3
-        with pytest.raises(MaskworkError, match="the simulation was closed"):
-            device.execute(words, [0, 0, 1])
-    assert made == [config]
