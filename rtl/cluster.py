@@ -96,7 +96,7 @@ class Cluster(wiring.Component):
         submodule(m, "c_buffer", c_buffer := CBuffer(config), platform)
         submodule(m, "run_fifo", run_fifo := RunFifo(config), platform)
         submodule(m, "fetch", fetch := Fetch(config), platform)
-        submodule(m, "items", items := Queue(item_layout(config), 16, margin=6), platform)
+        submodule(m, "items", items := Queue(item_layout(config), 16, 6, not config.lut_ram), platform)
         submodule(m, "copier", copier := Copier(config), platform)
         submodule(m, "banks", banks := Banks(config), platform)
 
@@ -139,6 +139,9 @@ class Cluster(wiring.Component):
         post_busy, post_idle = self._post_process(m, lanes, platform)
 
         segment_bank = data.View(segment_layout(config), fetch.o.item.body[: segment_layout(config).size]).start[-1]
+        loads = Signal(bank_flags())  # bank of the load in progress, or of the last
+        with m.If(self.begins.as_value().any()):
+            m.d.sync += loads.eq(self.begins)
         weights = [Signal(name=f"weights{bank}") for bank in range(2)]
         m.d.comb += [
             *(weights[bank].eq(Cat(lane.banks[bank] for lane in lanes).any()) for bank in range(2)),
@@ -160,7 +163,8 @@ class Cluster(wiring.Component):
             self.loaded.eq(banks.loaded),
             self.fresh.eq(banks.fresh),
             self.busy.eq(banks.busy),
-            self.full.eq(a_buffer.full | c_buffer.full),
+            # a buffer that was full stays so until it is loaded again: only the load in progress counts
+            self.full.eq((a_buffer.full & loads.a.any()) | (c_buffer.full & loads.c.any())),
             self.idle.eq(
                 ~fetch.active & ~items.o.valid & ~copier.busy & ~Cat(weights).any() & post_idle & ~banks.busy.a.any()
             ),
@@ -227,7 +231,7 @@ class Cluster(wiring.Component):
         header_bits = 16 + 8 + 2 + lane_bits
         body = max(header_bits, config.acc_width + len(post.i.payload.column))
         word_shape = data.StructLayout({"kind": PostKind, "body": body})
-        submodule(m, "rows", rows := Queue(word_shape, 16, margin=DRAIN_LATENCY + 5), platform)
+        submodule(m, "rows", rows := Queue(word_shape, 16, DRAIN_LATENCY + 5, not config.lut_ram), platform)
         # a START's fields and a VALUE's share the queue's bits
         out, target = rows.o.payload, post.i.payload
         header = out.body[:header_bits]

@@ -69,7 +69,9 @@ class Drain(wiring.Component):
         config = self._config
         contexts, pes = config.rows_in_flight, config.pes_per_lane
         words = 1 << clog2(self._header_words)
-        m.submodules.headers = headers = memory.Memory(shape=32, depth=contexts * words, init=[])
+        # the START word's fields, the row number, mask words
+        width = max(row_meta_layout().size, 16, min(32, config.tile_columns))
+        m.submodules.headers = headers = memory.Memory(shape=width, depth=contexts * words, init=[])
         write, read = headers.write_port(), headers.read_port(domain="comb")
         index = Signal(range(words))
         context = Signal(context_width(config))

@@ -329,7 +329,7 @@ class Fetch(wiring.Component):
             m.d.comb += [lane.eq(~0), slot.eq(index)]
             # later K tiles must follow in the ring of the first
             m.d.comb += [ring.eq(index), found.eq(common.bit_select(ring, 1) & settled)]
-        with m.Elif(run["first"]):
+        with m.Elif(run["first"] | ~kept_lane.any()):  # a later K tile with none before it may go anywhere
             m.d.comb += [lane.eq(pick_lane), ring.eq(pick_ring), slot.eq(new_slot), found.eq(pick.any() & settled)]
         with m.Else():
             m.d.comb += [

@@ -75,6 +75,8 @@ class Gearbox(wiring.Component):
             incoming.append(a if config.a_width == config.b_width else Mux(self.is_b, b, a))
         base = Signal(range(self._slots + 1))
         left = Signal(17)
+        following = Signal(17)
+        some_left = Signal()  # left != 0
         whole = Mux(
             self.is_b,
             config.values_per_word(config.b_width) * config.stream_words,
@@ -83,7 +85,7 @@ class Gearbox(wiring.Component):
         fresh = Signal(range(self.per_beat + 1))
         put = Signal()
         m.d.comb += [
-            self.want.eq((left != 0) & (self.count <= self.most) & ~self.hold),
+            self.want.eq(some_left & (self.count <= self.most) & ~self.hold),
             put.eq(self.want & self.beat_valid),
             fresh.eq(Mux(put, Mux(left > whole, whole, left), 0)),
             base.eq(self.count - self.take),
@@ -96,7 +98,8 @@ class Gearbox(wiring.Component):
             placed = Array([incoming[n - at] if 0 <= n - at < len(incoming) else zero for at in range(self.most + 1)])
             m.d.sync += slot.eq(Mux(base <= n, placed[base[: max(1, self.most.bit_length())]], moved))
         with m.If(self.clear):
-            m.d.sync += [self.count.eq(0), left.eq(0)]
+            m.d.sync += [self.count.eq(0), left.eq(0), some_left.eq(0)]
         with m.Else():
-            m.d.sync += [self.count.eq(base + fresh), left.eq(left + self.announce - fresh)]
+            m.d.comb += following.eq(left + self.announce - fresh)
+            m.d.sync += [self.count.eq(base + fresh), left.eq(following), some_left.eq(following != 0)]
         return m

@@ -86,17 +86,19 @@ class Loader(wiring.Component):
                 part.beat.eq(self.i.payload.data),
                 part.beat_valid.eq(beat_valid),
             ]
+        holds, held = load_a.hold | load_b.hold, Signal()
         m.d.comb += [
             gearbox.beat.eq(self.i.payload.data),
             gearbox.beat_valid.eq(beat_valid),
             gearbox.is_b.eq(self.load.kind == Load.B),
-            gearbox.announce.eq(load_a.announce | load_b.announce),
-            gearbox.hold.eq(load_a.hold | load_b.hold),
+            gearbox.hold.eq(holds | held),
             gearbox.take.eq(load_a.take | load_b.take),
             gearbox.clear.eq(self.start),
         ]
         for part in (load_a, load_b):
             m.d.comb += [part.count.eq(gearbox.count), part.values.eq(gearbox.values)]
+        # bitmaps are counted a cycle later, for the sake of the clock; no value is taken before
+        m.d.sync += [gearbox.announce.eq(load_a.announce | load_b.announce), held.eq(holds)]
         m.d.sync += [self.a.eq(load_a.write), self.b.eq(load_b.write), self.c.eq(load_c.write)]
 
         missing = Signal()

@@ -98,18 +98,19 @@ class Sequencer(wiring.Component):
 
         beat = self.i.payload
         position = Signal(range(max(2, words)))  # of the word in its beat
-        number = Signal(range(run.words + 1))  # of the word in the header
+        number = Signal(range(HEADER_WORDS + 1))  # of the word in the header, as far as words are kept
+        left = Signal(range(run.words + 1))  # header words after this one
+        header_ends = Signal()
+        is_run, known = Signal(), Signal()
         word = Signal(32)
-        op = Signal(8)
         length = Signal(range(run.words + 1))
         m.d.sync += word.eq(beat.data.word_select(position[: (words - 1).bit_length()], 32))
         m.d.comb += [
-            op.eq(Mux(number == 0, word[:8], header[0][:8])),
             length.eq(0),
             self.payload.payload.eq(beat),
             self.run_word.eq(word),
         ]
-        with m.Switch(op):
+        with m.Switch(word[:8]):
             for code, packet in COMMANDS.items():
                 with m.Case(code):
                     m.d.comb += length.eq(packet.words)
@@ -122,9 +123,9 @@ class Sequencer(wiring.Component):
         settled = Signal()
         reply = Signal(8)
         reply_word = Signal(range(2 * len(COUNTERS) + words))
-        all_idle = Signal()
+        all_idle, run_space = Signal(), Signal()
         m.d.comb += settled.eq(settle == SETTLE)
-        m.d.sync += [settle.eq(0), all_idle.eq(self.idle.all())]
+        m.d.sync += [settle.eq(0), all_idle.eq(self.idle.all()), run_space.eq(self.run_space.all())]
         with m.If(self.stop_counting):
             m.d.sync += self.counting.eq(0)
         fresh, stale, busy, unloaded = self._bank_state(m, check)
@@ -143,33 +144,45 @@ class Sequencer(wiring.Component):
             m.d.sync += settle.eq(Mux(settled, settle, settle + 1))
 
         with m.FSM():
+            # a word is looked at in the cycles after it was there, for the sake of the clock
             with m.State("HEADER"):
-                # a word is looked at in the cycle after it was there, for the sake of the clock
                 with m.If(self.i.valid):
                     m.next = "WORD"
-            with m.State("WORD"):
-                takes, beat_ends, header_ends = Signal(), Signal(), Signal()
-                m.d.comb += [
-                    header_ends.eq(number == length - 1),
-                    beat_ends.eq((position == words - 1) | header_ends | (length == 0)),
-                    takes.eq((op != Op.RUN) | self.run_space.all()),
-                    self.i.ready.eq(takes & beat_ends),
-                    self.run_we.eq(takes & (op == Op.RUN)),
-                    self.count_clear.eq(takes & (number == 0) & (op == Op.BEGIN)),
+                    with m.If(number == 0):
+                        m.next = "OPCODE"
+            with m.State("OPCODE"):
+                m.d.sync += [
+                    left.eq(length - 1),
+                    header_ends.eq(length == 1),
+                    known.eq(length != 0),
+                    is_run.eq(word[:8] == Op.RUN),
                 ]
+                m.d.comb += self.count_clear.eq(word[:8] == Op.BEGIN)
                 with m.If(self.count_clear):
                     m.d.sync += self.counting.eq(1)
+                m.next = "WORD"
+            with m.State("WORD"):
+                takes, beat_ends = Signal(), Signal()
+                m.d.comb += [
+                    beat_ends.eq((position == words - 1) | header_ends | ~known),
+                    takes.eq(~is_run | run_space),
+                    self.i.ready.eq(takes & beat_ends),
+                    self.run_we.eq(takes & is_run),
+                ]
                 with m.If(takes):
                     for n in range(HEADER_WORDS):
                         with m.If(number == n):
                             m.d.sync += header[n].eq(word)
+                    with m.If(number != HEADER_WORDS):
+                        m.d.sync += number.eq(number + 1)
                     m.d.sync += [
-                        number.eq(number + 1),
+                        left.eq(left - 1),
+                        header_ends.eq(left == 1),
                         position.eq(Mux(beat_ends, 0, position + 1)),
                         ended.eq(beat.last),
                     ]
                     m.next = "HEADER"
-                    with m.If(length == 0):
+                    with m.If(~known):
                         wrong(Fault.UNKNOWN_OPCODE)
                     with m.Elif(header_ends):
                         m.next = "CHECK"
@@ -239,10 +252,11 @@ class Sequencer(wiring.Component):
                 m.d.comb += self.loading.eq(1)
                 wait()
                 with m.If(settled):
-                    with m.If(full):
-                        wrong(Fault.BUFFER_FULL)
-                    with m.Elif(end == LoadEnd.SHORT):
+                    # what a short packet lacks was made up: it may have filled the buffer, or not
+                    with m.If(end == LoadEnd.SHORT):
                         wrong(Fault.SHORT_PACKET)
+                    with m.Elif(full):
+                        wrong(Fault.BUFFER_FULL)
                     with m.Elif(end == LoadEnd.LONG):
                         wrong(Fault.LONG_PACKET)
                     with m.Else():

@@ -33,26 +33,23 @@ class SkidBuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         width = len(Value.cast(self.i.payload))
-        head = Signal(width)
-        spare = Signal(width)
-        head_valid = Signal()
-        spare_valid = Signal()
+        # two registers, written and read in turn: `o.ready` moves a pointer, not a word
+        entries = [Signal(width, name=f"entry{n}") for n in range(2)]
+        held = Signal(range(3))
+        write_at, read_at = Signal(), Signal()
         payload = Value.cast(self.i.payload)
         m.d.comb += [
-            Value.cast(self.o.payload).eq(head),
-            self.o.valid.eq(head_valid),
-            self.i.ready.eq(~spare_valid),
+            Value.cast(self.o.payload).eq(Mux(read_at, entries[1], entries[0])),
+            self.o.valid.eq(held != 0),
+            self.i.ready.eq(~held[1]),
         ]
-        moves = Signal()
-        m.d.comb += moves.eq(self.o.ready | ~head_valid)
-        with m.If(moves):
-            m.d.sync += [
-                head.eq(Mux(spare_valid, spare, payload)),
-                head_valid.eq(spare_valid | self.i.valid),
-                spare_valid.eq(0),
-            ]
-        with m.Elif(self.i.valid & self.i.ready):
-            m.d.sync += spare_valid.eq(1)
-        with m.If(self.i.ready):
-            m.d.sync += spare.eq(payload)
+        push, pop = self.i.valid & self.i.ready, self.o.valid & self.o.ready
+        m.d.sync += [
+            held.eq(held + push - pop),
+            write_at.eq(write_at ^ push),
+            read_at.eq(read_at ^ pop),
+        ]
+        for n, entry in enumerate(entries):
+            with m.If(push & (write_at == n)):
+                m.d.sync += entry.eq(payload)
         return m
