@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from maskwork.fpga.synthesis import route, scratch, synthesise
 from maskwork.gen.config import Config
 from maskwork.rtl.accelerator import Accelerator
+from maskwork.rtl.cluster import Cluster
 from maskwork.rtl.lane import Lane
 from maskwork.rtl.pe import PE
 
@@ -53,7 +53,11 @@ def cost_table(config: Config = STUDY, folder: str | None = None, progress: Prog
 
 
 def routed_array(
-    config: Config = STUDY, folder: str | None = None, freq: int = 120, seed: int = 1, progress: Progress = lambda _: None
+    config: Config = STUDY,
+    folder: str | None = None,
+    freq: int = 120,
+    seed: int = 1,
+    progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
     """Place and route the whole accelerator on an ECP5-85F, speed grade 6.
 
@@ -88,6 +92,31 @@ def routed_array(
     }
 
 
-def write_json(path: str | Path, value: Any) -> None:
-    """Write a result where it can be tracked."""
-    Path(path).write_text(json.dumps(value, indent=1) + "\n", encoding="utf-8")
+def budget(config: Config, progress: Progress = lambda _: None, folder: str | None = None) -> dict[str, Any]:
+    """Cells of the whole accelerator: one cluster is synthesised, and the accelerator with one cluster around it.
+
+    Args:
+        config: the accelerator.
+        progress: told each step's name.
+        folder: keep the builds there.
+
+    Returns:
+        ``parts``: for a cluster, for what is there once, and in total luts, ffs, brams, dsps; ``available`` on an
+        ECP5-85F.
+    """
+    single = config.replace(lanes=config.lanes_per_cluster)
+    with scratch(folder) as build:
+        progress("one cluster")
+        cluster = synthesise(Cluster(config), "cluster", Path(build))
+        progress("accelerator with one cluster")
+        whole = synthesise(Accelerator(single), "accelerator", Path(build))
+    keys = ("luts", "ffs", "brams", "dsps")
+    one = {key: getattr(cluster, key) for key in keys}
+    once = {key: max(0, getattr(whole, key) - one[key]) for key in keys}
+    total = {key: config.clusters * one[key] + once[key] for key in keys}
+    return {
+        "config": config.to_dict(),
+        "device": "LFE5U-85F",
+        "parts": {"one cluster": one, "there once": once, f"{config.clusters} clusters in all": total},
+        "available": {"luts": 83640, "ffs": 83640, "brams": 208, "dsps": 156},
+    }

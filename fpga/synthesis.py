@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 from amaranth.lib import wiring
-
 from maskwork.gen.errors import MaskworkError
 from maskwork.gen.generate import emit
 

@@ -108,6 +108,8 @@ class Legality:
             return f"lanes must name some of a cluster's {lanes} lanes, a bit each, not {f['lanes']:#x}"
         if op == Op.LOAD_A and not f["dense"] and "a" not in config.skip:
             return 'dense must be 1 without "a" in skip'
+        if op == Op.LOAD_A and f["length"] > config.k_depth:
+            return f"length must be at most k_depth = {config.k_depth}, not {f['length']}"
         if op == Op.LOAD_A and f["segments"] > config.a_segments:
             return f"segments must be at most a_segments = {config.a_segments}, not {f['segments']}"
         if op == Op.LOAD_B:
@@ -147,7 +149,7 @@ class Legality:
             filled = amount + (bank.filled if f["append"] else 0)
             if buffer != "B" and filled > limit:
                 name = "segments must be at most a_segments" if buffer == "A" else "rows must be at most c_rows"
-                return Fault.BAD_FIELD, f"{name} = {limit}, not {filled}"
+                return (Fault.BUFFER_FULL if f["append"] else Fault.BAD_FIELD), f"{name} = {limit}, not {filled}"
         for bank in banks:
             if not f["append"]:
                 bank.filled, bank.words, bank.written = 0, 0, []

@@ -121,8 +121,8 @@ class Config:
         ring, least = self.fifo_depth // self.rows_in_flight, 2 * (self.lanes_per_cluster * self.rows_in_flight + 8)
         if ring < least:
             raise ConfigError(
-                f"fifo_depth must be at least rows_in_flight * {least} = {self.rows_in_flight * least} (a ring of words "
-                f"for every row in flight), not {self.fifo_depth}"
+                f"fifo_depth must be at least rows_in_flight * {least} = {self.rows_in_flight * least} (a ring of "
+                f"words for every row in flight), not {self.fifo_depth}"
             )
         if self.tile_columns > 256:
             raise ConfigError(

@@ -61,14 +61,15 @@ class Fault(enum.IntEnum):
 FAULT_DOCS: dict[Fault, str] = {
     Fault.UNKNOWN_OPCODE: "no such command; the packet was dropped to its last word",
     Fault.SHORT_PACKET: "the packet ended before its header or its data were complete; a bank it was loading is empty",
-    Fault.LONG_PACKET: "the packet went on after its data were complete; the excess was dropped",
+    Fault.LONG_PACKET: "the packet went on after its data were complete; it was dropped, and a bank it was loading is "
+    "empty",
     Fault.BAD_FIELD: "a field lies outside what the configuration has (buffers, lanes, clusters, columns)",
     Fault.BANK_IN_USE: "the bank holds data that no RUN has used yet",
-    Fault.BANK_EMPTY: "RUN names a bank that was not loaded",
+    Fault.BANK_EMPTY: "RUN names a bank that was not loaded, or a load appends to one that is not fresh",
     Fault.NOT_BEGUN: "no program was begun (BEGIN), or the last BEGIN was refused",
     Fault.WRONG_CONFIG: "the program was made for another configuration (hash)",
     Fault.WRONG_VERSION: "the program was made for another version of the instruction set",
-    Fault.BUFFER_FULL: "the data do not fit the activation bank; the bank is empty",
+    Fault.BUFFER_FULL: "the data do not fit the bank (words or segments of A, rows of C masks); the bank is empty",
 }
 
 COUNTERS = (
@@ -213,7 +214,8 @@ def _run_fields() -> tuple[Field, ...]:
         for word, names in ((8 + 2 * index, ("seg", "k")), (9 + 2 * index, ("x", "y"))):
             docs = tuple(f"{n}: {_LEVEL_DOC[level]}" for n in names)
             fields += _pair(word, f"{level}_{names[0]}", f"{level}_{names[1]}", (docs[0], docs[1]), True)
-    fields += _pair(18, "row", "c_row", ("row number of the first row, in result packets", "its row in the C-mask bank"))
+    docs = ("row number of the first row, in result packets", "its row in the C-mask bank")
+    fields += _pair(18, "row", "c_row", docs)
     return tuple(fields)
 
 

@@ -1,11 +1,11 @@
 """Accelerator: the two-stream top of the generated hardware."""
 
 from functools import reduce
+from typing import ClassVar
 
 from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import Config
 from maskwork.gen.isa import COUNTERS, Reply
 from maskwork.rtl.cluster import Cluster
@@ -34,7 +34,7 @@ class Accelerator(wiring.Component):
         o: reply packets.
     """
 
-    latencies = {
+    latencies: ClassVar[dict[str, int]] = {
         "copy": COPY_LATENCY,
         "lookup": LOOKUP_LATENCY,
         "multiply": MULTIPLY_LATENCY,

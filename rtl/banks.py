@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import Config
 
 BUFFERS = ("a", "b", "c", "p")

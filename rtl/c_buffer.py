@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import Config
 from maskwork.rtl.layouts import NO_CHECK, c_write_layout, clog2
 

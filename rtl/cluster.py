@@ -5,7 +5,6 @@ from functools import reduce
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import Config
 from maskwork.rtl.a_buffer import ABuffer
 from maskwork.rtl.banks import Banks, bank_flags

@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import Config
 from maskwork.gen.isa import COMMANDS, Op
 from maskwork.rtl.banks import bank_flags

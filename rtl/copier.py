@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.fetch import item_layout, segment_layout
 from maskwork.rtl.layouts import chunk_layout, clog2, value_words_width, word_width

@@ -3,12 +3,10 @@
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.bit_iterator import lowest, single
 from maskwork.rtl.layouts import WordKind, chunk_layout, start_layout, word_width
 from maskwork.rtl.pe import context_width, token_layout
-
 
 TURN_CHUNKS = 2
 """Chunks of one row before the next row in flight has its turn: rows that need different PEs fill each other's gaps."""

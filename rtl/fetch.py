@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import data, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import Config
 from maskwork.gen.isa import COMMANDS, Op
 from maskwork.rtl.layouts import NO_CHECK, WordKind, clog2, start_layout, word_width
@@ -57,7 +56,9 @@ class Fetch(wiring.Component):
                 "abort": In(1),
                 "segments": In(data.ArrayLayout(range(config.a_segments + 1), 2)),
                 "directory_address": Out(clog2(config.a_segments) + 1),
-                "directory": In(data.StructLayout({"start": clog2(config.a_depth), "words": clog2(config.a_depth) + 1})),
+                "directory": In(
+                    data.StructLayout({"start": clog2(config.a_depth), "words": clog2(config.a_depth) + 1})
+                ),
                 "mask_address": Out(self.mask_address_width),
                 "mask": In(32),
                 "o": Out(data.StructLayout({"valid": 1, "item": item_layout(config)})),

@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import Config
 from maskwork.rtl.layouts import NO_CHECK, ring_pointers, ring_words, word_width
 from maskwork.rtl.pe import context_width

@@ -4,7 +4,6 @@ from typing import Any
 
 from amaranth import *
 from amaranth.lib import data, enum
-
 from maskwork.gen.config import CHUNK, Config
 
 NO_CHECK: dict[str, Any] = {"no_rw_check": 1}
@@ -34,7 +33,9 @@ def chunk_layout(config: Config) -> data.StructLayout:
 
     In the activation buffer ``k`` is the chunk's number in its segment; in a lane's FIFO, k of its first element.
     """
-    return data.StructLayout({"bitmap": CHUNK, "value_words": value_words_width(config), "k": config.k_width, "kind": WordKind})
+    return data.StructLayout(
+        {"bitmap": CHUNK, "value_words": value_words_width(config), "k": config.k_width, "kind": WordKind}
+    )
 
 
 def word_width(config: Config) -> int:

@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.gearbox import Gearbox, sum_bits
 from maskwork.rtl.layouts import a_write_layout, chunk_layout, clog2

@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import Config
 from maskwork.rtl.bit_iterator import BitIterator
 from maskwork.rtl.gearbox import Gearbox, sum_bits

@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import Out
-
 from maskwork.gen.config import POST_MULT_WIDTH, Config
 from maskwork.rtl.layouts import c_write_layout, clog2
 from maskwork.rtl.load_common import part_members

@@ -6,7 +6,6 @@ from operator import or_
 from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import Config
 from maskwork.rtl.gearbox import Gearbox
 from maskwork.rtl.hierarchy import submodule

@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import Config
 from maskwork.rtl.bit_iterator import BitIterator
 from maskwork.rtl.hierarchy import submodule
@@ -162,7 +161,9 @@ class PE(wiring.Component):
         config = self._config
         wanted = None
         if "b" in config.skip:
-            m.submodules.masks = masks = memory.Memory(shape=config.slots, depth=2 * config.k_depth, init=[], attrs=NO_CHECK)
+            m.submodules.masks = masks = memory.Memory(
+                shape=config.slots, depth=2 * config.k_depth, init=[], attrs=NO_CHECK
+            )
             write = masks.write_port()
             read = masks.read_port()
             looked_up = Signal(config.slots)
@@ -225,7 +226,11 @@ class PE(wiring.Component):
         )
         adds = issued & ~meta.end
         for stage in range(MULTIPLY_LATENCY):
-            after = Signal(len(address), name=f"address{stage}"), Signal(name=f"adds{stage}"), Signal(name=f"drains{stage}")
+            after = (
+                Signal(len(address), name=f"address{stage}"),
+                Signal(name=f"adds{stage}"),
+                Signal(name=f"drains{stage}"),
+            )
             m.d.sync += [b.eq(a) for a, b in zip((address, adds, drains), after, strict=True)]
             address, adds, drains = after
 

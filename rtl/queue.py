@@ -35,7 +35,7 @@ class Queue(wiring.Component):
             {
                 "i": In(stream.Signature(shape)),
                 "o": Out(stream.Signature(shape)),
-                "space": Out(1, init=1),
+                "space": Out(1, init=1),  # pyright: ignore[reportCallIssue]
                 "level": Out(range(depth + 1)),
             }
         )

@@ -3,7 +3,6 @@
 from amaranth import *
 from amaranth.lib import memory, stream, wiring
 from amaranth.lib.wiring import In, Out
-
 from maskwork.gen.config import Config
 from maskwork.gen.isa import COMMANDS, Op
 from maskwork.rtl.layouts import NO_CHECK, clog2

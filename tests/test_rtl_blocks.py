@@ -381,10 +381,11 @@ def test_counters():
                 sums = [s + g * enable for s, g in zip(sums, gains, strict=True)]
                 await ctx.tick()
             ctx.set(dut.enable, 0)
-            await ticks(ctx, 2 * len(widths))
+            await ticks(ctx, 2 * len(widths) + 4)
             values = []
             for n in range(len(widths)):
                 ctx.set(dut.address, n)
+                await ticks(ctx, 4)
                 values.append(ctx.get(dut.value))
             assert values == sums
 

@@ -1,7 +1,31 @@
 """maskwork: sparse-aware neural-network accelerators from one configuration."""
 
+from maskwork.gen.api import Result, generate, matmul, open
 from maskwork.gen.config import Config, preset, presets
-from maskwork.gen.errors import MaskworkError
+from maskwork.gen.errors import (
+    ConfigError,
+    DeviceError,
+    MaskworkError,
+    MaskworkTypeError,
+    MaskworkValueError,
+    ProgramError,
+)
+from maskwork.gen.mask import Mask
 
-__all__ = ["Config", "MaskworkError", "preset", "presets"]
+__all__ = [
+    "Config",
+    "ConfigError",
+    "DeviceError",
+    "Mask",
+    "MaskworkError",
+    "MaskworkTypeError",
+    "MaskworkValueError",
+    "ProgramError",
+    "Result",
+    "generate",
+    "matmul",
+    "open",
+    "preset",
+    "presets",
+]
 __version__ = "0.1.0"

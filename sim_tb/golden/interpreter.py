@@ -106,6 +106,8 @@ class Interpreter:
             op = Op(code)
         except ValueError:
             raise RefusedError(Fault.UNKNOWN_OPCODE) from None
+        if op == Op.BEGIN:  # by its first word, whatever becomes of the packet
+            self._counting, self._multiplies = True, 0
         layout = COMMANDS[op]
         header = layout.beats(self.config.stream_words) * self.config.stream_words
         require(len(words) >= header, Fault.SHORT_PACKET)
@@ -169,8 +171,7 @@ class Interpreter:
         self._begun = False
         require(fields["version"] == ISA_VERSION, Fault.WRONG_VERSION)
         require(fields["config"] == self.config.hash, Fault.WRONG_CONFIG)
-        self._begun = self._counting = True
-        self._multiplies = 0
+        self._begun = True
         self._empty()
 
     # ------------------------------------------------------------------ loads
@@ -194,19 +195,19 @@ class Interpreter:
     def _load_a(self, fields: Fields, payload: Words) -> None:
         config = self.config
         banks = [cluster.a[fields["bank"]] for cluster in self._selected(fields)]
-        require(fields["segments"] >= 1 and fields["length"] >= 1, Fault.BAD_FIELD)
+        require(1 <= fields["segments"] <= config.a_segments, Fault.BAD_FIELD)
+        require(1 <= fields["length"] <= config.k_depth, Fault.BAD_FIELD)
         require(bool(fields["dense"]) or "a" in config.skip, Fault.BAD_FIELD)
-        # a bank that is begun anew, or whose append is refused below, holds nothing yet
-        before = max(bank.segments if fields["append"] and bank.fresh else 0 for bank in banks)
-        require(before + fields["segments"] <= config.a_segments, Fault.BAD_FIELD)
         self._check_banks(banks, fields["append"])
+        # a bank that is begun anew holds nothing yet
+        before = max(bank.segments if fields["append"] else 0 for bank in banks)
         stored = max(bank.words if fields["append"] else 0 for bank in banks)
         try:
             source = Payload(config, payload)
             values, present = source.rows(fields["segments"], fields["length"], config.a_width, fields["dense"])
             words = self._buffer_words(present)
-            require(stored + words <= config.a_depth, Fault.BUFFER_FULL)
-            source.check_complete()
+            fits = stored + words <= config.a_depth and before + fields["segments"] <= config.a_segments
+            source.check_complete(fits)
         except RefusedError:
             for bank in banks:
                 bank.empty()
@@ -257,14 +258,14 @@ class Interpreter:
     def _load_c(self, fields: Fields, payload: Words) -> None:
         config = self.config
         banks = [cluster.c[fields["bank"]] for cluster in self._selected(fields)]
-        require(fields["rows"] >= 1 and 1 <= fields["columns"] <= config.tile_columns, Fault.BAD_FIELD)
-        before = max(sum(map(len, bank.rows)) if fields["append"] and bank.fresh else 0 for bank in banks)
-        require(before + fields["rows"] <= config.c_rows, Fault.BAD_FIELD)
+        require(1 <= fields["rows"] <= config.c_rows, Fault.BAD_FIELD)
+        require(1 <= fields["columns"] <= config.tile_columns, Fault.BAD_FIELD)
         self._check_banks(banks, fields["append"])
+        before = max(sum(map(len, bank.rows)) if fields["append"] else 0 for bank in banks)
         try:
             source = Payload(config, payload)
             bits = source.bitmaps(fields["rows"], fields["columns"])
-            source.check_complete()
+            source.check_complete(before + fields["rows"] <= config.c_rows)
         except RefusedError:
             for bank in banks:
                 bank.empty()
@@ -279,6 +280,8 @@ class Interpreter:
 
     def _load_p(self, fields: Fields, payload: Words) -> None:
         clusters, bank, columns = self._selected(fields), fields["bank"], fields["columns"]
+        smallest, largest = -(1 << (self.config.a_width - 1)), (1 << (self.config.a_width - 1)) - 1
+        low, high = (min(max(fields[name], smallest), largest) for name in ("low", "high"))
         self._check_lanes_and_columns(fields)
         require(self.config.post, Fault.BAD_FIELD)
         try:
@@ -296,7 +299,8 @@ class Interpreter:
         for cluster in clusters:
             for lane in (i for i in range(self.config.lanes_per_cluster) if fields["lanes"] >> i & 1):
                 bias, mult, shift = fresh
-                cluster.p[bank][lane] = Parameters(bias, mult, shift, fields["low"], fields["high"])
+                cluster.p[bank][lane] = Parameters(bias, mult, shift)
+            cluster.limits[bank] = low, high
             cluster.p_loaded[bank] = True
 
     # ------------------------------------------------------------------ RUN

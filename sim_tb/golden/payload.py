@@ -39,9 +39,10 @@ class Payload:
         """That many words, in whole beats."""
         return -(-words // self._beat) * self._beat
 
-    def check_complete(self) -> None:
-        """Refuse a payload that was too short, or that is not used up."""
+    def check_complete(self, fits: bool = True) -> None:
+        """Refuse a payload that was too short, does not fit its buffer, or is not used up, in this order."""
         require(not self._short, Fault.SHORT_PACKET)
+        require(fits, Fault.BUFFER_FULL)
         require(self._at == len(self._words), Fault.LONG_PACKET)
 
     def take(self, words: int) -> Words:

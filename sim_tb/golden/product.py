@@ -117,7 +117,7 @@ def conv2d(
     for tap in conv.taps():
         pixels = image[:, tap.ih][:, :, tap.iw]
         part = _exact_dot(pixels.reshape(-1, pixels.shape[3]), kernel[tap.i, tap.j])
-        result[:, tap.oh[:, None], tap.ow[None, :]] += part.reshape(*pixels.shape[:3], -1)
+        result[:, tap.oh[:, None], tap.ow[None, :]] += part.reshape(*pixels.shape[:3], part.shape[-1])
     if c_mask is not None:
         result[~_mask(c_mask, "c_mask", conv.shape)] = 0
     return result

@@ -94,27 +94,29 @@ class CBank(Bank):
 
 
 class Parameters(NamedTuple):
-    """Post-processing of a lane: bias, mult and shift by column of the tile, and the clamp."""
+    """Post-processing of a lane: bias, mult and shift by column of the tile."""
 
     bias: Int64Array | np.int64
     mult: Int64Array | np.int64
     shift: Int64Array | np.int64
-    low: int
-    high: int
 
 
-_NO_PARAMETERS = Parameters(np.int64(0), np.int64(0), np.int64(0), 0, 0)
+_NO_PARAMETERS = Parameters(np.int64(0), np.int64(0), np.int64(0))
 """Of lanes that LOAD_P never named."""
 
 
 @dataclass
 class Cluster:
-    """Buffers of one cluster, two banks each, and its lanes' partial sums, shape (lanes or 1, rows, tile_columns)."""
+    """Buffers of one cluster, two banks each, and its lanes' partial sums, shape (lanes or 1, rows, tile_columns).
+
+    Post-processing parameters are a lane's; the clamp limits are the bank's, whatever the lane.
+    """
 
     a: tuple[ABank, ABank] = field(default_factory=lambda: (ABank(), ABank()))
     b: tuple[BBank, BBank] = field(default_factory=lambda: (BBank(), BBank()))
     c: tuple[CBank, CBank] = field(default_factory=lambda: (CBank(), CBank()))
     p: tuple[dict[int, Parameters], dict[int, Parameters]] = field(default_factory=lambda: ({}, {}))
+    limits: list[tuple[int, int]] = field(default_factory=lambda: [(0, 0), (0, 0)])
     p_loaded: list[bool] = field(default_factory=lambda: [False, False])
     psum: Int64Array | None = None
 
@@ -159,7 +161,7 @@ def run_cluster(
     packets = []
     for lane in lanes:
         parameters = cluster.p[run["b_bank"]].get(lane, _NO_PARAMETERS) if run["post"] else None
-        values = np.where(wanted, _finish(config, sums[lane], parameters), 0)
+        values = np.where(wanted, _finish(config, sums[lane], parameters, cluster.limits[run["b_bank"]]), 0)
         packets.append(_result_packets(config, values, run, index * config.lanes_per_cluster + lane))
     return [packet for row in zip(*packets, strict=True) for packet in row], multiplies
 
@@ -253,12 +255,14 @@ def _accumulate(
     return multiplies
 
 
-def _finish(config: Config, sums: Int64Array, parameters: Parameters | None) -> Int64Array:
-    """Raw sums wrapped to the accumulator, or the post-processed results wrapped to a_width."""
+def _finish(
+    config: Config, sums: Int64Array, parameters: Parameters | None, limits: tuple[int, int]
+) -> Int64Array:
+    """Raw sums wrapped to the accumulator, or post-processed results."""
     sums = _wrap(sums, config.acc_width)
     if parameters is None:
         return sums
-    return _wrap(requantise_unchecked(sums, *parameters), config.a_width)
+    return requantise_unchecked(sums, *parameters, *limits)
 
 
 def _wrap(values: Int64Array, width: int) -> Int64Array:

@@ -1,0 +1,130 @@
+"""docs/isa.md, made from the tables of :mod:`maskwork.gen.isa`: ``python -m maskwork.gen.isa_docs [--check]``."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from maskwork.gen.isa import COMMANDS, COUNTERS, FAULT_DOCS, ISA_VERSION, LEVELS, REPLIES, Packet
+
+DEFAULT_OUTPUT = Path(__file__).resolve().parent.parent / "docs" / "isa.md"
+
+_HEAD = f"""<!-- Made by `python -m maskwork.gen.isa_docs` from gen/isa.py; edit that instead. -->
+
+# Instruction set, version {ISA_VERSION}
+
+Encoder, decoder, hardware and this page come from one place, `gen/isa.py`. Words have 32 bits and a beat is
+`stream_words` of them, word 0 in bits 31:0. A packet is its header words, padded with zeros to whole beats, then its
+payload, which begins on a beat; `last` marks its final beat. Bits 7:0 of the first word hold the opcode, or the kind
+of a reply. A field never crosses a word; bits that belong to no field are sent as 0.
+
+[Contracts](contracts.md) says what order of packets is legal, [formats](formats.md) how payloads are packed.
+"""
+
+_RUN_MEANING = """### What RUN computes
+
+For every selected cluster, over its own banks, with 16-bit state that wraps:
+
+```
+S = (seg, k, x, y)                                    # row state
+for r in 0 .. rows - 1:
+    wanted = columns 0 .. columns, AND C mask row c_row + r if use_c
+    T = S                                             # tap state
+    for i1 in 0 .. t1:
+        for i0 in 0 .. t0:
+            if 0 <= T.x < x_limit and 0 <= T.y < y_limit and 0 <= T.seg < segments loaded:
+                for every present element e of segment T.seg, with value a:
+                    for every wanted column c whose B[(T.k + e) mod k_depth, c] is present:
+                        acc[c] += a * B[(T.k + e) mod k_depth, c]
+            T += t0 deltas, or t1 deltas after the last i0
+    S += m0 deltas; when m0 has counted to its end: m1 deltas instead; when m1 has too: m2 deltas instead
+```
+
+Counts are stored minus one. Deltas are *wrap deltas*: the delta of an outer loop already takes back the steps of the
+loop inside it. A row without wanted columns fetches nothing and still answers its empty bitmap. `acc` starts at 0 with
+`first`, else at what the same row of the RUN before left; it leaves with `final`, else it stays in the lane.
+"""
+
+_FAULTS = """## Faults
+
+Codes of ERROR replies. The packet at fault is dropped to its last beat; the accelerator stays usable.
+
+| code | fault | meaning |
+|---:|---|---|"""
+
+_COUNTERS = """
+## Counters
+
+Order of the counters in a COUNTERS reply, 48 bits each: the low 32 in one word, the high 16 in the next. The first
+eight are PE-cycles by reason (see [architecture](architecture.md#counters)); `words_in` and `words_out` count beats.
+
+| index | counter |
+|---:|---|"""
+
+
+def _bits(lsb: int, width: int) -> str:
+    return str(lsb) if width == 1 else f"{lsb + width - 1}:{lsb}"
+
+
+def _packet(packet: Packet) -> list[str]:
+    words = f"{packet.words} word{'s' if packet.words > 1 else ''}"
+    lines = [f"### {packet.name} (`{packet.code:#04x}`)", ""]
+    if packet.doc:
+        lines += [f"{packet.doc[0].upper()}{packet.doc[1:]}.", ""]
+    lines += [f"Header: {words}."]
+    if packet.payload:
+        lines += [f"Payload: {packet.payload}."]
+    lines += [""]
+    if packet.fields:
+        lines += ["| word | bits | field | signed | meaning |", "|---:|---:|---|---|---|"]
+        for field in sorted(packet.fields, key=lambda f: (f.word, f.lsb)):
+            signed = "yes" if field.signed else ""
+            bits = _bits(field.lsb, field.width)
+            lines.append(f"| {field.word} | {bits} | `{field.name}` | {signed} | {field.doc} |")
+        lines += [""]
+    return lines
+
+
+def isa_markdown() -> str:
+    """The page's text."""
+    lines = [_HEAD, "## Commands", "", "| opcode | command | header words | payload |", "|---|---|---:|---|"]
+    for op, packet in COMMANDS.items():
+        lines.append(f"| `{op:#04x}` | {packet.name} | {packet.words} | {'yes' if packet.payload else ''} |")
+    lines.append("")
+    for packet in COMMANDS.values():
+        lines += _packet(packet)
+    lines += [f"Loop levels of RUN, outermost first: {', '.join(f'`{level}`' for level in LEVELS)}.", "", _RUN_MEANING]
+    lines += ["## Replies", ""]
+    for packet in REPLIES.values():
+        lines += _packet(packet)
+    lines += [_FAULTS]
+    lines += [f"| {int(fault)} | {fault.name} | {text} |" for fault, text in FAULT_DOCS.items()]
+    lines += [_COUNTERS]
+    lines += [f"| {index} | `{name}` |" for index, name in enumerate(COUNTERS)]
+    return "\n".join(lines) + "\n"
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Write the page, or compare it with ``--check``; 0 if it is as it should be."""
+    parser = argparse.ArgumentParser(prog="python -m maskwork.gen.isa_docs", description="Write docs/isa.md.")
+    parser.add_argument("--check", action="store_true", help="write nothing; status 1 if the file differs")
+    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="the file (default: docs/isa.md)")
+    options = parser.parse_args(argv)
+    output: Path = options.output
+    text = isa_markdown()
+    try:
+        if not options.check:
+            output.write_text(text, encoding="utf-8")
+        elif output.read_text(encoding="utf-8") != text:
+            print(f"{output}: differs from gen/isa.py; run python -m maskwork.gen.isa_docs", file=sys.stderr)
+            return 1
+    except OSError as error:
+        print(f"{output}: {error.strerror}; run this in a checkout of the repository", file=sys.stderr)
+        return 2
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

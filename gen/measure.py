@@ -1,0 +1,205 @@
+"""Measurements on the simulated hardware: simulation speed, and how busy the PEs are."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+from maskwork.gen import pack
+from maskwork.gen.check import check_program
+from maskwork.gen.cli_common import new_table
+from maskwork.gen.config import Config, preset
+from maskwork.gen.errors import DeviceError, MaskworkValueError, ProgramError
+from maskwork.gen.execute import execute
+from maskwork.gen.lower_matmul import add_operands, lower_matmul, matrix_blocks
+from maskwork.gen.lower_schedule import KTile, Scheduler, split_n
+from maskwork.gen.program import Program, bind
+from maskwork.gen.report import make_report
+from numpy.typing import NDArray
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+STUDY = preset("sim-64").replace(
+    name="utilization-study", k_depth=1024, a_depth=16384, a_segments=128, c_rows=128, fifo_depth=1024
+)
+"""sim-64 with buffers in which K = 576 is one K tile and 256 rows of A stay for all N tiles."""
+
+DENSITIES: tuple[tuple[float, float, float], ...] = (
+    (1.0, 1.0, 1.0),
+    (0.4, 1.0, 1.0),
+    (0.4, 0.3, 1.0),
+    (0.2, 1.0, 0.45),
+    (0.4, 0.2, 1.0),
+)
+"""Densities of A, B and C in the rows of the utilisation table."""
+
+
+def random_operand(rng: np.random.Generator, shape: tuple[int, int], density: float, width: int) -> NDArray[np.int64]:
+    """Random integers of ``width`` bits, signed, of which a random ``density`` are not zero."""
+    low, high = -(1 << (width - 1)), (1 << (width - 1)) - 1
+    values = rng.integers(low, high, shape)
+    values += values >= 0  # no zeros
+    return np.where(rng.random(shape) < density, values, 0)
+
+
+def _expect(got: NDArray[Any], expected: NDArray[Any], what: str) -> None:
+    if not np.array_equal(got, expected):
+        raise DeviceError(f"{what}: {int((got != expected).sum())} results differ from the golden model")
+
+
+# ---------------------------------------------------------------------- simulation speed
+
+
+def simulation_speed(config: Config, cycles: int, simulator: str = "verilator") -> dict[str, Any]:
+    """Cycles per second of the simulated netlist, in one long masked product.
+
+    Args:
+        config: the accelerator.
+        cycles: about how many to simulate.
+        simulator: "verilator" or "icarus".
+
+    Raises:
+        MaskworkValueError: for a number of cycles that is none.
+        MaskworkError: if the simulator is missing or fails.
+    """
+    from maskwork.sim_tb.device import RtlDevice
+    from maskwork.sim_tb.golden import masked_matmul
+
+    if not 1000 <= cycles <= 1_000_000_000:
+        raise MaskworkValueError(f"--cycles must be from 1000 to 1000000000, not {cycles}")
+    inner, columns, densities = 256, config.tile_columns, (0.4, 0.3)
+    products = cycles * config.pes * 0.7
+    rows = int(min(max(1, products / (inner * columns * densities[0] * densities[1])), 1 << 18))
+    rng = np.random.default_rng(1)
+    # eight bits or fewer, so that no accumulator is too narrow
+    a = random_operand(rng, (rows, inner), densities[0], min(config.a_width, 8))
+    b = random_operand(rng, (inner, columns), densities[1], min(config.b_width, 4))
+    program = lower_matmul(config, rows, inner, columns)
+    bound = bind(program, {"a": a, "b": b})
+    start = time.perf_counter()
+    device = RtlDevice(config, simulator=simulator)
+    try:
+        built = time.perf_counter()
+        words, last = device.execute(bound.words, bound.last)
+        seconds = time.perf_counter() - built
+        done = device.last_run
+        assert done is not None  # an RtlDevice has one after each run
+        _expect(execute_again(program, words, last), masked_matmul(a, b), "speed")
+    finally:
+        device.close()
+    return {
+        "preset": config.name, "pes": config.pes, "simulator": simulator, "cycles": done.cycles, "seconds": seconds,
+        "cycles_per_second": done.cycles / seconds, "build_seconds": built - start,
+    }  # fmt: skip
+
+
+def execute_again(program: Program, words: NDArray[np.uint32], last: NDArray[np.bool_]) -> NDArray[Any]:
+    """Output "c" from reply words that are at hand."""
+    from maskwork.gen.results import ResultAssembler
+
+    assembler = ResultAssembler(program)
+    assembler.feed(words, last)
+    return assembler.outputs()["c"]
+
+
+# ---------------------------------------------------------------------- utilisation
+
+
+def resident_program(config: Config, shape: tuple[int, int, int], use_c: bool) -> Program:
+    """A matrix product whose operands are all loaded before its first RUN.
+
+    Args:
+        config: the accelerator: its buffers must hold all rows of A, and two N tiles.
+        shape: (M, K, N).
+        use_c: there is a C mask.
+
+    Raises:
+        ProgramError: if the buffers are too small; says which.
+    """
+    m, k, n = shape
+    words = -(-m // config.clusters) * pack.segment_words(k, config.fetch_width)
+    if words > config.a_depth:
+        raise ProgramError(f"the rows of A take {words} words of a bank; at most a_depth = {config.a_depth} fit")
+    program = Program(config)
+    add_operands(program, (m, k), (k, n), (m, n), use_c, None)
+    program.products.append({"a": "a", "b": "b"})
+    scheduler = Scheduler(program, None, use_c)
+    scheduler.begin()
+    rows, inner = np.arange(m, dtype=np.int64), np.arange(k, dtype=np.int64)
+    columns = split_n(config, np.arange(n, dtype=np.int64))
+    scheduler.run(matrix_blocks(config, rows, rows, 1), [KTile(inner, inner)], columns)
+    scheduler.end()
+    program.commands.sort(key=lambda command: ("BEGIN", "LOAD", "RUN", "SYNC").index(command["op"].split("_")[0]))
+    check_program(program)
+    return program
+
+
+def utilization_table(
+    config: Config, skips: Sequence[str], shape: tuple[int, int, int], seed: int, step: Callable[[str], None]
+) -> dict[str, Any]:
+    """Utilisation of the compute phase: effectual products / (compute_cycles * PEs), by densities and skip letters.
+
+    Args:
+        config: the accelerator; its ``skip`` is replaced.
+        skips: values of ``skip``.
+        shape: (M, K, N).
+        seed: of operands and masks.
+        step: told about progress.
+
+    Raises:
+        MaskworkError: if the configuration cannot hold the product, or the simulator fails.
+    """
+    from maskwork.sim_tb.device import open_device
+    from maskwork.sim_tb.golden import macs, masked_matmul
+
+    if min(shape) < 1:
+        raise MaskworkValueError(f"--rows, --inner and --columns must be 1 or more, not {shape}")
+    m, k, n = shape
+    cases = []
+    for index, (da, db, dc) in enumerate(DENSITIES):
+        rng = np.random.default_rng([seed, index])
+        a = random_operand(rng, (m, k), da, config.a_width)
+        b = random_operand(rng, (k, n), db, config.b_width)
+        c_mask = rng.random((m, n)) < dc if dc < 1 else None
+        cases.append((a, b, c_mask, masked_matmul(a, b, c_mask=c_mask), macs(a, b, c_mask=c_mask)))
+    rows: list[dict[str, Any]] = [
+        {"density_a": da, "density_b": db, "density_c": dc, "utilization": {}, "compute_cycles": {}, "pe_cycles": {}}
+        for da, db, dc in DENSITIES
+    ]
+    for skip in skips:
+        own = config.replace(skip=skip)
+        programs = {use_c: resident_program(own, shape, use_c) for use_c in (False, True)}
+        with open_device("rtl", own) as device:
+            for row, (a, b, c_mask, expected, counts) in zip(rows, cases, strict=True):
+                program = programs[c_mask is not None]
+                operands = {"a": a, "b": b} | ({} if c_mask is None else {"c_mask": c_mask})
+                done = execute(device, program, operands)
+                _expect(done.outputs["c"], expected, f"skip {own.skip or 'none'}")
+                report = make_report(
+                    "rtl", own, counts, words_in=done.words_in, words_out=done.words_out, seconds=0.0,
+                    counters=done.counters,
+                )  # fmt: skip
+                name = own.skip or "none"
+                row["macs_effectual"] = counts["macs_effectual"]
+                row["compute_cycles"][name] = report["compute_cycles"]
+                row["pe_cycles"][name] = report["pe_cycles"]
+                row["utilization"][name] = counts["macs_effectual"] / (report["compute_cycles"] * own.pes)
+                step(f"skip {name}")
+    return {"config": config.to_dict(), "pes": config.pes, "rows": m, "inner": k, "columns": n, "seed": seed,
+            "skips": [config.replace(skip=skip).skip or "none" for skip in skips], "results": rows}  # fmt: skip
+
+
+def show_utilization(result: dict[str, Any], console: Console) -> None:
+    """Print the table."""
+    console.print(
+        f"Utilisation of the compute phase, {result['pes']} PEs ({result['config']['name']}), M = {result['rows']}, "
+        f"K = {result['inner']}, N = {result['columns']}:\ndensities of A, B and C, and a column for each skip"
+    )
+    table = new_table("A", "B", "C", *result["skips"])
+    for row in result["results"]:
+        densities = (f"{row[f'density_{name}']:g}" for name in "abc")
+        table.add_row(*densities, *(f"{row['utilization'][skip]:.3f}" for skip in result["skips"]))
+    console.print(table)
