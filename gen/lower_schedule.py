@@ -333,10 +333,10 @@ def expected_words(config: Config, rows: float, length: int, width: int) -> floa
 
 def row_cycles(config: Config, k: int, columns: int, k_tiles: int) -> float:
     """Cycles a lane needs for one row at the assumed densities: each k costs a cycle, or more if its PEs have more
-    than one product; and every K tile drains the row's columns, a word a cycle, beside the next row's products.
+    than one product; and every K tile drains the row's columns, a word a cycle, half of it beside other products.
     """
     products = ASSUMED_DENSITY * k * max(1.0, ASSUMED_DENSITY * -(-columns // config.pes_per_lane))
-    return max(products, k_tiles * columns) + k_tiles * 4
+    return max(products, k_tiles * columns) + k_tiles * (columns + 8) / 2
 
 
 def estimate(

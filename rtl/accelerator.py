@@ -23,6 +23,9 @@ from maskwork.rtl.stream import SkidBuffer, beat_layout
 REASONS = COUNTERS[:8]
 """Counters of PE-cycles; the others follow."""
 
+EARLY_CYCLES = 2
+"""What the counters miss between BEGIN's first word and their start, less what they count after SYNCED has left."""
+
 
 class Accelerator(wiring.Component):
     """Commands and data in, results and replies out (see :mod:`maskwork.gen.isa`).
@@ -108,10 +111,10 @@ class Accelerator(wiring.Component):
                 sequencer.full[number].eq(cluster.full),
                 sequencer.idle[number].eq(cluster.idle),
             ]
-        self._count(m, platform, sequencer, clusters)
+        self._count(m, platform, sequencer, clusters, entry.o.valid & entry.o.ready)
         return m
 
-    def _count(self, m, platform, sequencer, clusters):
+    def _count(self, m, platform, sequencer, clusters, taken):
         config = self.config
         pe_bits = config.pes.bit_length()
         sums = {n: Signal(pe_bits, name=f"pes_{n}", init=config.pes if n == "idle" else 0) for n in REASONS}
@@ -122,7 +125,7 @@ class Accelerator(wiring.Component):
         since = Signal(32)  # cycles since the last row left, or since the first nonzero entered
         started = Signal()
         m.d.sync += [
-            word_in.eq(self.i.valid & self.i.ready),
+            word_in.eq(taken),
             word_out.eq(self.o.valid & self.o.ready),
             token.eq(Cat(cluster.token for cluster in clusters).any()),
             finished.eq(Cat(cluster.finished for cluster in clusters).any()),
@@ -136,7 +139,10 @@ class Accelerator(wiring.Component):
             m.d.sync += started.eq(1)
         computed = Mux(finished & started, since + 1, 0)[:32]
         widths = [*(len(total) for total in sums.values()), 1, 1, 1, 32]
-        submodule(m, "counters", counters := Counters(widths), platform)
+        # cycles in which BEGIN's first word was already inside, when nothing else was
+        initial = {"idle": EARLY_CYCLES * config.pes, "cycles": EARLY_CYCLES}
+        start = [initial.get(name, 0) for name in COUNTERS]
+        submodule(m, "counters", counters := Counters(widths, start), platform)
         m.d.comb += [
             counters.increments.eq(Cat(*sums.values(), Const(1, 1), word_in, word_out, computed)),
             counters.enable.eq(sequencer.counting),

@@ -77,7 +77,7 @@ class Cluster(wiring.Component):
                 "idle": Out(1),
                 "o": Out(stream.Signature(beat_layout(config))),
                 "loading": In(1),
-                "counts": Out(counts_layout(config, pes), init={"idle": pes}),
+                "counts": Out(counts_layout(config, pes), init={"idle": pes}),  # pyright: ignore[reportCallIssue]
                 "token": Out(1),
                 "finished": Out(1),
             }

@@ -16,16 +16,18 @@ class Counters(wiring.Component):
 
     Args:
         widths: bits of each increment.
+        initial: value of each counter after ``clear`` (small: what happened before the clear but belongs to what follows).
 
     Members:
         increments: what each counter gains in this cycle, side by side.
         enable: counting.
-        clear: all counters become 0; wins over ``enable``.
+        clear: all counters begin anew; wins over ``enable``.
         address, value: reads a counter, 4 cycles later at most; while nothing is counted.
     """
 
-    def __init__(self, widths):
+    def __init__(self, widths, initial=None):
         self._widths = tuple(widths)
+        self._initial = tuple(initial or [0] * len(self._widths))
         super().__init__(
             {
                 "increments": In(sum(self._widths)),
@@ -38,7 +40,7 @@ class Counters(wiring.Component):
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
-        return ("Counters", self._widths)
+        return ("Counters", self._widths, self._initial)
 
     def elaborate(self, platform):
         m = Module()
@@ -75,5 +77,5 @@ class Counters(wiring.Component):
         with m.If(shown):
             m.d.sync += self.value.eq(Mux(valid.bit_select(self.address, 1), read.data, 0))
         with m.If(self.clear):
-            m.d.sync += [valid.eq(0), odd.eq(0), *(register.eq(0) for register in gathered)]
+            m.d.sync += [valid.eq(0), odd.eq(0), *(r.eq(n) for r, n in zip(gathered, self._initial, strict=True))]
         return m

@@ -76,7 +76,8 @@ class Port:
     def __init__(self, dut: Any, name: str) -> None:
         self.name = name
         self.clk = dut.clk
-        self.payload, self.valid, self.ready = (getattr(dut, f"{name}__{part}") for part in ("payload", "valid", "ready"))
+        parts = ("payload", "valid", "ready")
+        self.payload, self.valid, self.ready = (getattr(dut, f"{name}__{part}") for part in parts)
 
 
 class Source:
@@ -165,5 +166,6 @@ async def check_contract(port: Port) -> None:
             raise ContractError(f"{port.name}: the payload is undefined: {port.payload.value}")
         payload = int(port.payload.value)
         if offered is not None and payload != offered:
-            raise ContractError(f"{port.name}: the payload changed from {offered:#x} to {payload:#x} before the transfer")
+            change = f"from {offered:#x} to {payload:#x}"
+            raise ContractError(f"{port.name}: the payload changed {change} before the transfer")
         offered = None if port.ready.value else payload
