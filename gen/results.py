@@ -13,6 +13,8 @@ from maskwork.gen.program import Program
 from numpy.typing import NDArray
 
 _RESULT = REPLIES[Reply.RESULT]
+_NOBODYS = -2
+"""Column that a shared RUN computes for its widest lane, but that this lane has not: post-processing may fill it."""
 
 
 def fault_message(word: int) -> str:
@@ -71,12 +73,14 @@ class ResultAssembler:
         rows, columns, outputs = [], [], []
         self._part_run: list[int] = []
         for number, run in enumerate(runs):
+            widest = max(pack.count_ranges(part["columns"]) for part in run["parts"])
             for part in run["parts"]:
                 first, count = part["lanes"]
                 self._part_of[number, first : first + count] = len(rows)
                 rows.append(pack.expand_ranges(part["rows"]))
                 wanted = np.full(config.tile_columns, -1, dtype=np.int64)
                 own = pack.expand_ranges(part["columns"])
+                wanted[:widest] = _NOBODYS
                 wanted[: len(own)] = own
                 columns.append(wanted)
                 outputs.append(names.index(run["output"]))
@@ -237,15 +241,19 @@ class ResultAssembler:
             values = np.ascontiguousarray(raw[:, :count]).view(np.int32).astype(np.int64)
         packet, column = np.nonzero(bitmap)
         target = self._columns[parts[packet], column]
-        if (target < 0).any():
+        if (target == -1).any():
             raise DeviceError("a result has values in columns that its RUN does not have")
+        values = values.reshape(-1)
+        if (target == _NOBODYS).any():
+            exists = target >= 0
+            packet, target, values = packet[exists], target[exists], values[exists]
         outputs = self._output[parts[packet]]
         for number, name in enumerate(self._names):
             chosen = outputs == number
             if chosen.all():
-                self._arrays[name][rows[packet], target] = values.reshape(-1)
+                self._arrays[name][rows[packet], target] = values
             elif chosen.any():
-                self._arrays[name][rows[packet][chosen], target[chosen]] = values.reshape(-1)[chosen]
+                self._arrays[name][rows[packet][chosen], target[chosen]] = values[chosen]
 
     # ------------------------------------------------------------------ output
 

@@ -10,6 +10,9 @@ from maskwork.rtl.pe import context_width
 
 RUN = COMMANDS[Op.RUN]
 
+SETTLED = 6
+"""Cycles from a row's being given away to the next choice: flags of rings, choice of one, and its fields."""
+
 
 def segment_layout(config: Config) -> data.StructLayout:
     """A segment to send: first word of the activation buffer (bank on top), number of words, k of element 0."""
@@ -106,7 +109,7 @@ class Fetch(wiring.Component):
             self.taken_use_c.eq(run["use_c"]),
             self.mask_address.eq(Cat(mask_pointer, run["c_bank"])),
         ]
-        self._next_row = Signal()
+        self._next_row = Signal()  # the row index changes
         lane, ring, slot, found = self._choose_lane(m, run, index)
         chosen = Signal(lanes + context_width(config))  # lanes, then ring
         chosen_slot = Signal(8)
@@ -168,6 +171,7 @@ class Fetch(wiring.Component):
                             m.d.sync += run[f.name].eq(self.run.payload[f.lsb : f.lsb + f.width])
                     m.d.sync += word_number.eq(word_number + 1)
                     with m.If(word_number == RUN.words - 1):
+                        m.d.comb += self._next_row.eq(1)
                         m.d.sync += [word_number.eq(0), index.eq(0), m0.eq(0), m1.eq(0)]
                         m.next = "RUN"
             with m.State("RUN"):
@@ -304,45 +308,44 @@ class Fetch(wiring.Component):
             ]
         for ring in range(rings):
             m.d.comb += common[ring].eq(Cat(able[n * rings + ring] for n in range(lanes)).all())
-        settled = Signal()  # `able` and the table's data belong to this row
-        wait = Signal(2)
+        # the choice takes some registers; it belongs to this row `SETTLED` cycles after the last row was given away
+        wait = Signal(range(SETTLED + 1))
         with m.If(self.coming.any() | self._next_row):
             m.d.sync += wait.eq(0)
-        with m.Elif(wait != 3):
+        with m.Elif(wait != SETTLED):
             m.d.sync += wait.eq(wait + 1)
-        m.d.comb += settled.eq(wait == 3)
 
         candidates = Mux(lane_free.any(), lane_free, able)
         pick = Signal(lanes * rings)
-        m.d.comb += pick.eq(candidates & (~candidates + 1)[: lanes * rings])
-        pick_lane = Cat(pick[n * rings : (n + 1) * rings].any() for n in range(lanes))
-        pick_ring = Signal(ring_bits)
-        new_slot = Signal(slot_width)
-        for n in range(lanes * rings):
-            with m.If(pick[n]):
-                m.d.comb += [pick_ring.eq(n % rings), new_slot.eq(Cat(Const(n % rings, ring_bits), used[n]))]
+        m.d.sync += pick.eq(candidates & (~candidates + 1)[: lanes * rings])
         kept_lane, kept_ring, kept_slot = Signal(lanes), Signal(ring_bits), Signal(slot_width)
         m.d.sync += Cat(kept_slot, kept_ring, kept_lane).eq(read.data)
         kept_able = Cat(able[n * rings : (n + 1) * rings].bit_select(kept_ring, 1) for n in range(lanes))
 
         lane, ring, slot, found = Signal(lanes), Signal(ring_bits), Signal(8), Signal()
+        able_now = Signal()
         with m.If(run["share"]):
-            m.d.comb += [lane.eq(~0), slot.eq(index)]
             # later K tiles must follow in the ring of the first
-            m.d.comb += [ring.eq(index), found.eq(common.bit_select(ring, 1) & settled)]
-        with m.Elif(run["first"] | ~kept_lane.any()):  # a later K tile with none before it may go anywhere
-            m.d.comb += [lane.eq(pick_lane), ring.eq(pick_ring), slot.eq(new_slot), found.eq(pick.any() & settled)]
+            m.d.sync += [lane.eq(~0), slot.eq(index), ring.eq(index)]
+            m.d.sync += able_now.eq(common.bit_select(index[:ring_bits], 1))
+        with m.Elif(run["first"]):
+            m.d.sync += [lane.eq(Cat(pick[n * rings : (n + 1) * rings].any() for n in range(lanes)))]
+            m.d.sync += able_now.eq(pick.any())
+            for n in range(lanes * rings):
+                with m.If(pick[n]):
+                    m.d.sync += [ring.eq(n % rings), slot.eq(Cat(Const(n % rings, ring_bits), used[n]))]
         with m.Else():
-            m.d.comb += [
+            m.d.sync += [
                 lane.eq(kept_lane),
                 ring.eq(kept_ring),
                 slot.eq(kept_slot),
-                found.eq((kept_able & kept_lane).any() & settled),
+                able_now.eq((kept_able & kept_lane).any()),
             ]
         m.d.comb += [
+            found.eq(able_now & (wait == SETTLED)),
             read.addr.eq(index),
             write.addr.eq(index),
-            write.data.eq(Cat(new_slot, pick_ring, pick_lane)),
+            write.data.eq(Cat(slot[:slot_width], ring, lane)),
             write.en.eq(self.coming.any() & run["first"] & ~run["share"]),
         ]
         with m.If(self.taken):
