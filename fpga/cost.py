@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from maskwork.fpga.array import ArrayHarness
 from maskwork.fpga.synthesis import route, scratch, synthesise
 from maskwork.gen.config import Config
 from maskwork.rtl.accelerator import Accelerator
@@ -52,17 +53,19 @@ def cost_table(config: Config = STUDY, folder: str | None = None, progress: Prog
     return table
 
 
-def routed_array(
+def routed(
     config: Config = STUDY,
+    whole: bool = False,
     folder: str | None = None,
     freq: int = 120,
     seed: int = 1,
     progress: Progress = lambda _: None,
 ) -> dict[str, Any]:
-    """Place and route the whole accelerator on an ECP5-85F, speed grade 6.
+    """Place and route on an ECP5-85F, speed grade 6: the array (all lanes, between registers) or the accelerator.
 
     Args:
         config: the accelerator.
+        whole: the whole accelerator, with its loader, fetch and post-processing units.
         folder: keep the build there.
         freq: clock that nextpnr aims for, MHz.
         seed: of the placer.
@@ -73,13 +76,15 @@ def routed_array(
         and ``luts_per_pe``: that divided by the PEs.
     """
     with scratch(folder) as build:
+        name = "accelerator" if whole else "array"
         progress(f"synthesis of {config.name}")
-        synthesise(Accelerator(config), "accelerator", Path(build))
+        synthesise(Accelerator(config) if whole else ArrayHarness(config), name, Path(build))
         progress(f"place and route of {config.name}")
-        lanes = r"cluster\d+\.lane\d+\."
-        result = route(Path(build), "accelerator", ECP5_85F_6, freq=freq, seed=seed, prefixes=(lanes,))
+        lanes = r"(cluster\d+\.)?lane\d+\."
+        result = route(Path(build), name, ECP5_85F_6, freq=freq, seed=seed, prefixes=(lanes,))
     return {
         "config": config.to_dict(),
+        "what": "accelerator" if whole else "array",
         "pes": config.pes,
         "device": "LFE5U-85F, speed grade 6",
         "fmax_mhz": result.fmax_mhz,

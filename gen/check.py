@@ -104,8 +104,7 @@ class Legality:
         if op != Op.RUN and "columns" in f and not 1 <= f["columns"] <= config.tile_columns:
             return f"columns must be from 1 to {config.tile_columns} (the N tile), not {f['columns']}"
         if "lanes" in f and not 0 < f["lanes"] < 1 << config.lanes_per_cluster:
-            lanes = config.lanes_per_cluster
-            return f"lanes must name some of a cluster's {lanes} lanes, a bit each, not {f['lanes']:#x}"
+            return f"lanes must name some of {config.lanes_per_cluster} lanes, a bit each, not {f['lanes']:#x}"
         if op == Op.LOAD_A and not f["dense"] and "a" not in config.skip:
             return 'dense must be 1 without "a" in skip'
         if op == Op.LOAD_A and f["length"] > config.k_depth:

@@ -25,14 +25,15 @@ def _study() -> Config:
     ),
 )
 @common.config_options(_study)
-@click.option("--route", is_flag=True, help="Place and route the whole accelerator instead (minutes).")
+@click.option("--route", is_flag=True, help="Place and route the array of lanes instead (minutes).")
+@click.option("--whole", is_flag=True, help="With --route: the whole accelerator, not its lanes alone.")
 @click.option("--budget", is_flag=True, help="Count the whole accelerator's cells instead, by parts.")
 @click.option("--freq", type=int, default=120, show_default=True, help="Clock that routing aims for, MHz.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of the placer.")
 @click.option("--write", metavar="FILE", type=click.Path(path_type=Path), help="Write the result as JSON as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cost(
-    config: Config, route: bool, budget: bool, freq: int, seed: int, write: Path | None, as_json: bool
+    config: Config, route: bool, whole: bool, budget: bool, freq: int, seed: int, write: Path | None, as_json: bool
 ) -> None:  # fmt: skip
     """Synthesise for ECP5 and count cells; LUTs are TRELLIS_COMB cells (LUTs, carries and LUT RAM).
 
@@ -46,7 +47,7 @@ def cost(
         steps = 2 if route else 2 if budget else 2 * len(study.SKIPS) * len(study.ROWS_IN_FLIGHT)
         with common.progress("synthesis", steps) as step:
             if route:
-                result = study.routed_array(config, freq=freq, seed=seed, progress=step)
+                result = study.routed(config, whole, freq=freq, seed=seed, progress=step)
             elif budget:
                 result = study.budget(config, step)
             else:
@@ -58,7 +59,7 @@ def cost(
         common.print_json(result)
     elif route:
         click.echo(
-            f"{result['pes']} PEs on {result['device']}: {result['fmax_mhz']} MHz after routing, "
+            f"{result['what']} of {result['pes']} PEs on {result['device']}: {result['fmax_mhz']} MHz after routing, "
             f"{result['luts_per_pe']} LUTs a PE (lanes without post-processing)"
         )
         for cell, (used, available) in result["used"].items():

@@ -16,7 +16,7 @@ class Counters(wiring.Component):
 
     Args:
         widths: bits of each increment.
-        initial: value of each counter after ``clear`` (small: what happened before the clear but belongs to what follows).
+        initial: small values of the counters after ``clear``, for what happened before but belongs to what follows.
 
     Members:
         increments: what each counter gains in this cycle, side by side.

@@ -5,8 +5,10 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.bit_iterator import lowest, single
+from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import WordKind, chunk_layout, start_layout, word_width
 from maskwork.rtl.pe import context_width, token_layout
+from maskwork.rtl.stream import SkidBuffer
 
 TURN_CHUNKS = 2
 """Chunks of one row before the next row in flight has its turn: rows that need different PEs fill each other's gaps."""
@@ -74,22 +76,19 @@ class Expander(wiring.Component):
         staged_k = Signal(config.k_width)
         staged_a = Signal(signed(config.a_width))
         staged_context = Signal(context_width(config))
-        token = Signal(token_layout(config))
-        token_valid, token_free, staged_free = Signal(), Signal(), Signal()
+        staged_free = Signal()
+        # whether the PEs have space must not reach the words' way from the FIFO in the same cycle
+        submodule(m, "tokens", tokens := SkidBuffer(token_layout(config)), platform)
+        wiring.connect(m, tokens.o, wiring.flipped(self.o))
+        token = tokens.i.payload
         m.d.comb += [
-            self.o.payload.eq(token),
-            self.o.valid.eq(token_valid),
-            token_free.eq(~token_valid | self.o.ready),
-            staged_free.eq(~staged | token_free),
+            tokens.i.valid.eq(staged),
+            staged_free.eq(~staged | tokens.i.ready),
+            token.k.eq(Cat((staged_k + staged_index)[: config.k_width], staged_bank)),
+            token.a.eq(staged_a),
+            token.end.eq(staged_end),
+            token.context.eq(staged_context),
         ]
-        with m.If(token_free):
-            m.d.sync += [
-                token_valid.eq(staged),
-                token.k.eq(Cat((staged_k + staged_index)[: config.k_width], staged_bank)),
-                token.a.eq(staged_a),
-                token.end.eq(staged_end),
-                token.context.eq(staged_context),
-            ]
 
         chunk_k = Signal(config.k_width)
         bits = Signal(CHUNK if "a" in config.skip else range(CHUNK))

@@ -10,6 +10,9 @@ from maskwork.rtl.pe import context_width
 
 RUN = COMMANDS[Op.RUN]
 
+CHOICE_CYCLES = 3
+"""Cycles from the state of the rings to the choice that is made from it."""
+
 SETTLED = 6
 """Cycles from a row's being given away to the next choice: flags of rings, choice of one, and its fields."""
 
@@ -42,7 +45,8 @@ class Fetch(wiring.Component):
         directory_address, directory: the segment directory, data 2 cycles later.
         mask_address, mask: the C-mask memory, data 2 cycles later.
         o: items; at most 4 more follow once ``space`` is low.
-        room: per ring of each lane (rings side by side), it has room for a row of ``row_words`` and wants one.
+        room: per ring of each lane (rings side by side), it has room for a row of ``row_words`` and wants one;
+            looked at CHOICE_CYCLES before a row is given away.
         row_words: room that a row of this RUN needs.
         coming, coming_bank: per ring of each lane, a row was given to it.
         active: a RUN is being dispatched.

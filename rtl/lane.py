@@ -106,6 +106,15 @@ class Lane(wiring.Component):
             valid, token = valid_after, token_after
             in_lookup.append(valid)
 
+        # a row's first words go to several places: from registers of their own
+        header, header_context = Signal(), Signal(context_width(config))
+        header_index, header_word = Signal.like(expander.header_index), Signal(32)
+        m.d.sync += [
+            header.eq(expander.header),
+            header_context.eq(fifo.reading),
+            header_index.eq(expander.header_index),
+            header_word.eq(expander.header_word),
+        ]
         write = Signal(b_write_layout(config))
         m.d.sync += write.eq(self.write)
         selected = Signal()
@@ -137,19 +146,19 @@ class Lane(wiring.Component):
             if "c" in config.skip:
                 slots = range(len(pe.column_mask.mask))
                 m.d.comb += [
-                    pe.column_mask.we.eq(expander.header & (expander.header_index >= 2)),
-                    pe.column_mask.context.eq(fifo.reading),
-                    pe.column_mask.word.eq(expander.header_index - 2),
+                    pe.column_mask.we.eq(header & (header_index >= 2)),
+                    pe.column_mask.context.eq(header_context),
+                    pe.column_mask.word.eq(header_index - 2),
                     pe.column_mask.mask.eq(
-                        Cat(expander.header_word[slot * len(pes) + number] for slot in slots)
+                        Cat(header_word[slot * len(pes) + number] for slot in slots)
                     ),
                 ]
 
         m.d.comb += [
-            drain.header.eq(expander.header),
-            drain.header_word.eq(expander.header_word),
-            drain.header_index.eq(expander.header_index),
-            drain.context.eq(fifo.reading),
+            drain.header.eq(header),
+            drain.header_word.eq(header_word),
+            drain.header_index.eq(header_index),
+            drain.context.eq(header_context),
             drain.done.eq(reduce(lambda x, y: x & y, (pe.done for pe in pes))),
             drain.sum.eq(reduce(or_, (pe.sum for pe in pes))),
             drain.lane.eq(self.lane),

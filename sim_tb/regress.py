@@ -237,9 +237,8 @@ def _run_product(device: RtlDevice, product: Product, seed: int, summary: Summar
     keeps["m"] &= product.masks["a"].axis_keep("m", m)
     keeps["n"] &= product.masks["b"].axis_keep("n", n)
     use_c = not product.masks["c"].is_absent
-    program = lower_matmul(
-        config, m, k, n, use_c=use_c, **{f"{axis}_keep": None if keep.all() else keep for axis, keep in keeps.items()}
-    )
+    m_keep, k_keep, n_keep = (None if keep.all() else keep for keep in keeps.values())
+    program = lower_matmul(config, m, k, n, use_c=use_c, m_keep=m_keep, k_keep=k_keep, n_keep=n_keep)
     masks = {name: product.masks[name] for name in "ab"} | ({"c_mask": product.masks["c"]} if use_c else {})
     bound = bind(program, {"a": product.a, "b": product.b}, masks, dense=product.dense)
     counters = Packets(config).command(Op.READ_COUNTERS)

@@ -15,7 +15,7 @@ from maskwork.gen.program import Program, bind, disassemble, disassemble_words
 from maskwork.gen.results import ResultAssembler
 
 PRESETS = ("tiny", "small", "dense-small", "ulx3s-85f", "sim-64")
-CRAMPED = {"k_depth": 16, "a_segments": 16, "a_depth": 64, "psum_rows": 1, "c_rows": 16}
+CRAMPED = {"k_depth": 16, "a_segments": 16, "a_depth": 64, "psum_rows": 2, "c_rows": 16}
 
 
 def sparse(rng, shape, density=0.4, high=100):
@@ -260,7 +260,7 @@ def test_legality_names_faults_as_the_hardware_does():
     faults = [
         (Op.LOAD_A, load, None),
         (Op.LOAD_A, load, Fault.BANK_IN_USE),
-        (Op.LOAD_A, {**load, "append": 1}, Fault.BAD_FIELD),  # 400 segments
+        (Op.LOAD_A, {**load, "append": 1}, Fault.BUFFER_FULL),  # 400 segments
         (Op.LOAD_A, {**load, "append": 1, "segments": 6}, None),
         (Op.LOAD_A, {**load, "bank": 1, "append": 1}, Fault.BANK_EMPTY),
         (Op.LOAD_A, {**load, "clusters": 16}, Fault.BAD_FIELD),

