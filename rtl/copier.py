@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.fetch import item_layout, segment_layout
-from maskwork.rtl.layouts import chunk_layout, clog2, value_words_width, word_width
+from maskwork.rtl.layouts import chunk_layout, clog2, word_width
 from maskwork.rtl.pe import context_width
 
 COPY_LATENCY = 4
@@ -100,11 +100,12 @@ class Copier(wiring.Component):
             m.d.sync += [b.eq(a) for a, b in zip((lanes, raw, body, k, ring), after, strict=True)]
             lanes, raw, body, k, ring = after
             stages.append(lanes)
-        values_left = Signal(value_words_width(config) + 1)
-        head = Signal(chunk_layout(config))
+        values_left = Signal(range(CHUNK // config.fetch_width + 1))
+        head, given = Signal(chunk_layout(config)), Signal(chunk_layout(config))
         m.d.comb += [
             head.eq(self.word[: chunk_layout(config).size]),
-            head.k.eq((k + self.word[CHUNK + value_words_width(config) :][: config.k_width] * CHUNK)[: config.k_width]),
+            given.eq(self.word[: chunk_layout(config).size]),
+            head.k.eq((k + given.k * CHUNK)[: config.k_width]),
         ]
         m.d.sync += [self.o.lanes.eq(lanes), self.o.ring.eq(ring)]
         with m.If(raw):
@@ -112,7 +113,7 @@ class Copier(wiring.Component):
         with m.Elif(values_left == 0):
             m.d.sync += self.o.word.eq(head.as_value())
             with m.If(lanes.any()):
-                m.d.sync += values_left.eq(head.value_words + 1)
+                m.d.sync += values_left.eq((given.more >> (config.fetch_width - 1).bit_length()) + 1)
         with m.Else():
             m.d.sync += self.o.word.eq(self.word)
             with m.If(lanes.any()):

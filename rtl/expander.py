@@ -4,7 +4,7 @@ from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import CHUNK, Config
-from maskwork.rtl.bit_iterator import lowest, single
+from maskwork.rtl.bit_iterator import lowest
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import WordKind, chunk_layout, start_layout, word_width
 from maskwork.rtl.pe import context_width, token_layout
@@ -91,14 +91,13 @@ class Expander(wiring.Component):
         ]
 
         chunk_k = Signal(config.k_width)
-        bits = Signal(CHUNK if "a" in config.skip else range(CHUNK))
+        bits = Signal(CHUNK if "a" in config.skip else 0)
         index = Signal(range(CHUNK))
-        last_element = Signal()
+        more = Signal(range(CHUNK))
+        last_element = Signal()  # more == 0, from a register: it decides on the words' way
         if "a" in config.skip:
-            index_of, bits_without, only = lowest_of_chunk(bits)
-            m.d.comb += [index.eq(index_of), last_element.eq(only)]
-        else:
-            m.d.comb += last_element.eq(index == bits)
+            index_of, bits_without = lowest_of_chunk(bits)
+            m.d.comb += index.eq(index_of)
         value = Signal(range(config.fetch_width))
         load, ends = Signal(), Signal()
         with m.If(staged_free):
@@ -163,7 +162,12 @@ class Expander(wiring.Component):
                                 m.next = "SELECT"
                         with m.Default():
                             m.d.comb += self.i.ready.eq(1)
-                            m.d.sync += [chunk_k.eq(head.k), bits.eq(head.bitmap)]
+                            m.d.sync += [
+                                chunk_k.eq(head.k),
+                                bits.eq(head.bitmap),
+                                more.eq(head.more),
+                                last_element.eq(head.more == 0),
+                            ]
                             if "a" not in config.skip:
                                 m.d.sync += index.eq(0)
                             m.next = "VALUES"
@@ -180,7 +184,7 @@ class Expander(wiring.Component):
                 m.d.comb += load.eq(self.i.valid)
                 with m.If(self.i.valid & staged_free):
                     m.d.comb += self.i.ready.eq(last_element | (value == config.fetch_width - 1))
-                    m.d.sync += value.eq(value + 1)
+                    m.d.sync += [value.eq(value + 1), more.eq(more - 1), last_element.eq(more == 1)]
                     if "a" in config.skip:
                         m.d.sync += bits.eq(bits_without)
                     else:
@@ -193,12 +197,12 @@ class Expander(wiring.Component):
         return m
 
 
-def lowest_of_chunk(bits: Value) -> tuple[Value, Value, Value]:
-    """Index of a chunk's lowest set bit, the chunk without it, and whether it was the only one; nibble first."""
+def lowest_of_chunk(bits: Value) -> tuple[Value, Value]:
+    """Index of a chunk's lowest set bit, and the chunk without it; nibble first."""
     nibbles = [bits.word_select(n, 4) for n in range(CHUNK // 4)]
     flags = Cat(nibble.any() for nibble in nibbles)
     which = lowest(flags)
     chosen = bits.word_select(which, 4)
     cleared = chosen & (chosen - 1)[:4]
     without = Cat(Mux(which == n, cleared, nibble) for n, nibble in enumerate(nibbles))
-    return Cat(lowest(chosen), which), without, single(flags) & single(chosen)
+    return Cat(lowest(chosen), which), without

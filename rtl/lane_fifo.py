@@ -20,7 +20,7 @@ class LaneFifo(wiring.Component):
         go: words may move to ``o``.
         turn: with the transfer of a word, or while ``o`` is not valid: read ring ``turn_ring`` from now on.
         reading: the ring that is read.
-        filled: per ring, words remain that are not at ``o``.
+        filled: per ring, words remained that were not at ``o``, a cycle before.
         written, taken: pointers of each ring, modulo twice its size.
     """
 
@@ -89,5 +89,5 @@ class LaneFifo(wiring.Component):
                 m.d.sync += self.written[n].eq(self.written[n] + 1)
             with m.If(moves & (self.reading == n)):
                 m.d.sync += self.taken[n].eq(next_taken)
-            m.d.comb += self.filled[n].eq(self.written[n] != self.taken[n])
+            m.d.sync += self.filled[n].eq(self.written[n] != self.taken[n])
         return m

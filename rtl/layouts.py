@@ -23,18 +23,13 @@ def clog2(count: int) -> int:
     return max(1, (count - 1).bit_length())
 
 
-def value_words_width(config: Config) -> int:
-    """Bits of the number of value words after a head, minus one."""
-    return clog2(CHUNK // config.fetch_width)
-
-
 def chunk_layout(config: Config) -> data.StructLayout:
-    """Head of a chunk: its bitmap (elements - 1 where A is not skipped), number of value words - 1, and k.
+    """Head of a chunk: its bitmap, its elements after the first (``more``), and k.
 
     In the activation buffer ``k`` is the chunk's number in its segment; in a lane's FIFO, k of its first element.
     """
     return data.StructLayout(
-        {"bitmap": CHUNK, "value_words": value_words_width(config), "k": config.k_width, "kind": WordKind}
+        {"bitmap": CHUNK, "more": clog2(CHUNK), "k": config.k_width, "kind": WordKind}
     )
 
 

