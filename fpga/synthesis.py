@@ -143,7 +143,8 @@ def route(folder: Path, name: str, device: list[str], *, family: str = "ecp5", f
     clock = min(value["achieved"] for value in report["fmax"].values())
     used = {cell: (value["used"], value["available"]) for cell, value in report["utilization"].items() if value["used"]}
     luts = {"ecp5": "TRELLIS_COMB", "ice40": "ICESTORM_LC"}[family]
-    cells = json.loads((folder / "routed.json").read_text(encoding="utf-8"))["modules"][name]["cells"]
+    modules = json.loads((folder / "routed.json").read_text(encoding="utf-8"))["modules"]
+    cells = next(iter(modules.values()))["cells"]  # nextpnr's module has a name of its own
     names = [cell for cell, value in cells.items() if value["type"] == luts]
     counts = {prefix: sum(1 for cell in names if re.match(prefix, cell)) for prefix in prefixes}
     version = subprocess.run([*arguments, "--version"], capture_output=True, text=True)

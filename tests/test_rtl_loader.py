@@ -148,11 +148,10 @@ def segments_of(writes, config):
             waiting -= 1
             continue
         bits, rest = word & 0xFFFF, word >> 16
-        width = max(1, (CHUNK // config.fetch_width - 1).bit_length())
-        waiting, head = (rest & (1 << width) - 1) + 1, rest >> width & 0x3FFF
-        present = [n for n in range(CHUNK) if bits >> n & 1] if "a" in config.skip else range(bits + 1)
-        places = [head * CHUNK + n for n in present]
-        assert rest >> width + 14 & 3 == 0 and waiting == -(-len(places) // config.fetch_width)
+        more, head = rest & 0xF, rest >> 4 & (config.k_depth - 1)
+        places = [head * CHUNK + n for n in range(CHUNK) if bits >> n & 1]
+        waiting = -(-len(places) // config.fetch_width)
+        assert rest >> 4 + config.k_width & 3 == 0 and more == len(places) - 1
     return segments
 
 
