@@ -7,10 +7,10 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from maskwork.fpga.array import ArrayHarness
 from maskwork.fpga.synthesis import route, scratch, synthesise
 from maskwork.gen.config import Config
 from maskwork.rtl.accelerator import Accelerator
+from maskwork.rtl.array_harness import ArrayHarness
 from maskwork.rtl.cluster import Cluster
 from maskwork.rtl.lane import Lane
 from maskwork.rtl.pe import PE

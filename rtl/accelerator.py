@@ -145,7 +145,7 @@ class Accelerator(wiring.Component):
         submodule(m, "counters", counters := Counters(widths, start), platform)
         m.d.comb += [
             counters.increments.eq(Cat(*sums.values(), Const(1, 1), word_in, word_out, computed)),
-            counters.enable.eq(sequencer.counting),
+            counters.enable.eq(sequencer.counting & ~sequencer.reading),
             counters.clear.eq(sequencer.count_clear),
             counters.address.eq(sequencer.counter_address),
             sequencer.counter_value.eq(counters.value),

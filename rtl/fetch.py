@@ -323,7 +323,11 @@ class Fetch(wiring.Component):
         pick = Signal(lanes * rings)
         m.d.sync += pick.eq(candidates & (~candidates + 1)[: lanes * rings])
         kept_lane, kept_ring, kept_slot = Signal(lanes), Signal(ring_bits), Signal(slot_width)
-        m.d.sync += Cat(kept_slot, kept_ring, kept_lane).eq(read.data)
+        kept = Cat(kept_slot, kept_ring, kept_lane)
+        m.d.sync += kept.eq(read.data)
+        # a row that no RUN has begun must not wait for ever: any lane will do
+        with m.If(~read.data[-lanes:].any()):
+            m.d.sync += kept_lane.eq(1)
         kept_able = Cat(able[n * rings : (n + 1) * rings].bit_select(kept_ring, 1) for n in range(lanes))
 
         lane, ring, slot, found = Signal(lanes), Signal(ring_bits), Signal(8), Signal()

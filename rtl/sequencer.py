@@ -39,6 +39,7 @@ class Sequencer(wiring.Component):
         clear, abort: to all clusters.
         loaded, fresh, busy, full, idle: of each cluster.
         loading: a load is in progress.
+        reading: counters are being read, and must stand still.
         counting, count_clear, counter_address, counter_value: the counters. ``stop_counting``: SYNCED has left.
     """
 
@@ -74,6 +75,7 @@ class Sequencer(wiring.Component):
                 "idle": In(clusters),
                 "loading": Out(1),
                 "counting": Out(1),
+                "reading": Out(1),
                 "count_clear": Out(1),
                 "stop_counting": In(1),
                 "counter_address": Out(range(len(COUNTERS))),
@@ -125,8 +127,9 @@ class Sequencer(wiring.Component):
         all_idle, run_space = Signal(), Signal()
         m.d.comb += settled.eq(settle == SETTLE)
         m.d.sync += [settle.eq(0), all_idle.eq(self.idle.all()), run_space.eq(self.run_space.all())]
+        stopping = Signal()  # SYNCED was answered and has not left
         with m.If(self.stop_counting):
-            m.d.sync += self.counting.eq(0)
+            m.d.sync += [self.counting.eq(0), stopping.eq(0)]
         fresh, stale, busy, unloaded = self._bank_state(m, check)
         full = Signal()
         m.d.sync += full.eq((self.full & self.selected).any())
@@ -226,6 +229,7 @@ class Sequencer(wiring.Component):
                                     m.next = "HEADER"
                             with m.Case(Op.SYNC):
                                 with m.If(all_idle):
+                                    m.d.sync += stopping.eq(1)
                                     answer(Reply.SYNCED)
                             with m.Case(Op.ABORT):
                                 m.d.comb += self.abort.eq(1)
@@ -272,7 +276,9 @@ class Sequencer(wiring.Component):
                         m.d.sync += ended.eq(beat.last)
             with m.State("COUNTERS"):
                 # let the sums that are still gathered reach their words
-                wait()
+                m.d.comb += self.reading.eq(~stopping)
+                with m.If(~stopping):
+                    wait()
                 with m.If(settled):
                     m.d.sync += reply_word.eq(reply_word + 1)
                     with m.If(reply_word == 2 * len(COUNTERS)):
@@ -280,7 +286,10 @@ class Sequencer(wiring.Component):
                         answer(Reply.COUNTERS)
             with m.State("REPLY"):
                 # a counter is at hand some cycles after it was asked for
-                m.d.comb += self.o.valid.eq((reply != Reply.COUNTERS) | settled)
+                m.d.comb += [
+                    self.o.valid.eq((reply != Reply.COUNTERS) | settled),
+                    self.reading.eq(reply == Reply.COUNTERS),
+                ]
                 wait()
                 with m.If(self.o.valid & self.o.ready):
                     m.d.sync += settle.eq(0)

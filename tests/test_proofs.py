@@ -38,9 +38,9 @@ def test_skid_buffer(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("head.eq(Mux(spare_valid, spare, payload))", "head.eq(payload)"),
-        ("with m.If(self.i.ready):", "with m.If(self.i.valid):"),
-        ("moves.eq(self.o.ready | ~head_valid)", "moves.eq(self.o.ready)"),
+        ("Mux(read_at, entries[1], entries[0])", "entries[0]"),
+        ("with m.If(push & (write_at == n)):", "with m.If(self.i.valid & (write_at == n)):"),
+        ("read_at.eq(read_at ^ pop)", "read_at.eq(read_at ^ self.o.ready)"),
     ],
 )
 def test_skid_buffer_mutants(tmp_path, old, new):
@@ -67,7 +67,8 @@ def test_queue(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("self.level <= self._depth - self._margin", "self.level <= self._depth - self._margin + 1"),
+        ("            self.space.eq(self.level <= self._depth - self._margin),",
+         "            self.space.eq(self.level <= self._depth - self._margin + 1),"),
         ("write.addr.eq(write.addr + push)", "write.addr.eq(write.addr + self.i.valid)"),
         ("pop.eq(self.o.valid & self.o.ready)", "pop.eq(self.o.ready)"),
         ("self.i.ready.eq(~self.level[-1])", "self.i.ready.eq(1)"),
@@ -122,7 +123,7 @@ def lane_fifo(old="", new=""):
         p.assume(~push | ((dut.written[n] - dut.taken[n])[:3] != most))
         # the pointers' promise: they differ by the words in the memory
         p.claim((dut.written[n] - dut.taken[n])[:3] == held[n] - at_o[n])
-        p.claim(dut.filled[n] == (held[n] != at_o[n]))
+        p.claim(dut.filled[n] == p.past(held[n] != at_o[n]))
     p.assume(~dut.turn | pop | ~dut.o.valid)
 
     marked, ahead, word = Signal(), Signal(range(2 * most)), Signal(len(dut.word))

