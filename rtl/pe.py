@@ -139,7 +139,7 @@ class PE(wiring.Component):
             submodule(m, "iterator", iterator := BitIterator(config.slots, token_layout(config)), platform)
             m.d.comb += [
                 queue.i.valid.eq(self.token_valid & (wanted.any() | self.token.end)),
-                queue.i.payload.mask.eq(wanted | self.token.end),
+                queue.i.payload.mask.eq(Mux(self.token.end, 1, wanted)),  # an end is issued once
                 iterator.i.payload.mask.eq(queue.o.payload.mask),
             ]
         m.d.comb += [

@@ -57,7 +57,7 @@ class Bench:
             bits = sum(1 << int(n) for n in np.flatnonzero(self.b[k]))
             for slot in range(config.slots):
                 values = self.b[k, slot * pes : (slot + 1) * pes].tolist()
-                packed_values = sum((v & ((1 << config.b_width) - 1)) << config.b_width * n for n, v in enumerate(values))
+                packed_values = _joined(values, config.b_width)
                 fields = {"k": k, "slot": slot, "enable": (1 << pes) - 1, "values": packed_values}
                 if "b" in config.skip:
                     fields |= {"mask_we": int(slot == 0), "mask": bits}
@@ -79,7 +79,8 @@ class Bench:
         while number < count:
             for ring, rows in enumerate(rings):
                 tiles, block = self.chance.choice(((1, 1), (2, own_slots), (3, 1)))
-                wanted = [self.numbers.random(config.tile_columns) < self.chance.choice((0, 0.3, 1)) for _ in range(block)]
+                density = self.numbers.choice([0.0, 0.3, 1.0], (block, 1))
+                wanted = self.numbers.random((block, config.tile_columns)) < density
                 sums = np.zeros((block, config.tile_columns), np.int64)
                 for tile in range(tiles):
                     for n in range(block):
@@ -92,7 +93,8 @@ class Bench:
     def _row(self, number: int, slot: int, wanted: np.ndarray, sums: np.ndarray, flags: dict[str, int]) -> Row:
         config, chance = self.config, self.chance
         bank, tag, post = chance.randrange(2), chance.randrange(256), chance.randrange(2)
-        head = packed(start_layout(config), kind=WordKind.START.value, tag=tag, slot=slot, bank=bank, post=post, **flags)
+        fields = {"tag": tag, "slot": slot, "bank": bank, "post": post, **flags}
+        head = packed(start_layout(config), kind=WordKind.START.value, **fields)
         bits = sum(1 << int(n) for n in np.flatnonzero(wanted))
         words = [head, number, *(bits >> 32 * n & 0xFFFFFFFF for n in range(config.mask_words))]
         limit = 1 << (config.a_width - 1)
@@ -115,11 +117,14 @@ class Bench:
 
 def _chunk(config: Config, k: int, present: np.ndarray, values: list[int]) -> list[int]:
     bits = sum(1 << int(n) for n in np.flatnonzero(present)) if "a" in config.skip else len(values) - 1
-    words = -(-len(values) // config.fetch_width)
-    head = packed(chunk_layout(config), kind=WordKind.CHUNK.value, bitmap=bits, value_words=words - 1, k=k)
-    mask = (1 << config.a_width) - 1
+    head = packed(chunk_layout(config), kind=WordKind.CHUNK.value, bitmap=bits, more=len(values) - 1, k=k)
     groups = [values[n : n + config.fetch_width] for n in range(0, len(values), config.fetch_width)]
-    return [head, *(sum((v & mask) << config.a_width * n for n, v in enumerate(group)) for group in groups)]
+    return [head, *(_joined(group, config.a_width) for group in groups)]
+
+
+def _joined(values: list[int], width: int) -> int:
+    """Values side by side."""
+    return sum((value & ((1 << width) - 1)) << width * n for n, value in enumerate(values))
 
 
 async def feed(bench: Bench, rings: list[list[Row]], pause: float) -> None:

@@ -8,7 +8,7 @@ from typing import Any
 
 import cocotb
 import numpy as np
-from cocotb.triggers import FallingEdge
+from cocotb.triggers import FallingEdge, ReadOnly
 from maskwork.rtl.pe import (
     DRAIN_READ_LATENCY,
     LOOKUP_LATENCY,
@@ -88,7 +88,9 @@ class Bench:
             part = sum(int(bit) << n for n, bit in enumerate(self.wanted[context][word * bits :][:bits]))
             await self.step(column_mask=packed(layout, we=1, context=context, word=word, mask=part))
 
-    async def step(self, token: dict[str, int] | None = None, drain: tuple[int, int] | None = None, **inputs: int) -> bool:
+    async def step(
+        self, token: dict[str, int] | None = None, drain: tuple[int, int] | None = None, **inputs: int
+    ) -> bool:
         """One cycle. A token goes only if there is space; answers whether it went."""
         dut, config = self.dut, self.config
         # all of these are registers, or made of registers: they do not depend on what is driven below
@@ -110,9 +112,10 @@ class Bench:
         if drain:
             self._drained[self._cycle + DRAIN_READ_LATENCY] = self._wrapped(int(self.sums[drain]))
             self.sums[drain] = 0
+        await ReadOnly()
+        self.seen += int(dut.multiply.value)
         await FallingEdge(dut.clk)
         self._cycle += 1
-        self.seen += int(dut.multiply.value)
         return goes
 
     def _wrapped(self, value: int) -> int:
@@ -207,7 +210,7 @@ async def one_accumulator(dut: Any) -> None:
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")
 async def short_rows(dut: Any) -> None:
-    """Rows of no or one token: a drain follows the last sum as closely as it can, and the next row follows the drain."""
+    """Rows of no or one token: a drain follows the last sum as closely as it can, and the next row the drain."""
     bench = Bench(dut, "short")
     bench.present[0] = True
     await bench.open()
