@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from amaranth.lib import wiring
+from maskwork.fpga.ecp5 import with_dsp_registers
 from maskwork.gen.errors import MaskworkError
 from maskwork.gen.generate import emit
 
@@ -58,6 +59,8 @@ def synthesise(component: wiring.Component, name: str, folder: Path, family: str
         MaskworkError: if Yosys is missing or fails.
     """
     text, _ = emit(component, name)
+    if family == "ecp5":
+        text = with_dsp_registers(text)
     (folder / f"{name}.sv").write_text(text, encoding="utf-8")
     command = {
         "ecp5": f"synth_ecp5 -top {name} -nowidelut -json {name}.json",

@@ -54,14 +54,14 @@ class BitIterator(wiring.Component):
         nibbles = self._width // 4
         meta_bits = len(Value.cast(self.i.payload.meta))
         # outer stage: a mask and the flags of its nibbles that still wait
-        mask = Signal(self._width)
+        mask = Signal(self._width, reset_less=True)
         flags = Signal(nibbles)
-        outer_meta = Signal(meta_bits)
+        outer_meta = Signal(meta_bits, reset_less=True)
         # inner stage: one nibble
         bits = Signal(4)
-        nibble = Signal(max(1, (nibbles - 1).bit_length()))
-        final = Signal()
-        inner_meta = Signal(meta_bits)
+        nibble = Signal(max(1, (nibbles - 1).bit_length()), reset_less=True)
+        final = Signal(reset_less=True)
+        inner_meta = Signal(meta_bits, reset_less=True)
 
         inner_ends = Signal()
         inner_free = Signal()

@@ -230,7 +230,7 @@ class Cluster(wiring.Component):
         header_bits = 16 + 8 + 2 + lane_bits
         body = max(header_bits, config.acc_width + len(post.i.payload.column))
         word_shape = data.StructLayout({"kind": PostKind, "body": body})
-        submodule(m, "rows", rows := Queue(word_shape, 16, DRAIN_LATENCY + 5, not config.lut_ram), platform)
+        submodule(m, "rows", rows := Queue(word_shape, 16, DRAIN_LATENCY + 6, not config.lut_ram), platform)
         # a START's fields and a VALUE's share the queue's bits
         out, target = rows.o.payload, post.i.payload
         header = out.body[:header_bits]

@@ -7,7 +7,7 @@ from maskwork.gen.config import Config
 from maskwork.rtl.bit_iterator import BitIterator
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import NO_CHECK, clog2, row_meta_layout
-from maskwork.rtl.pe import DRAIN_READ_LATENCY, context_width, drain_layout
+from maskwork.rtl.pe import DRAIN_READ_LATENCY, context_width
 from maskwork.rtl.post import PostKind, PostWord
 
 DRAIN_LATENCY = 1 + DRAIN_READ_LATENCY + 2
@@ -25,9 +25,9 @@ class Drain(wiring.Component):
         header, header_word, header_index, context: from the expander (``context`` is the ring it reads).
         done: per context, every PE has finished the row.
         done_clear: to the PEs; also the expander's ``release``.
-        drain: to PEs, registered; ``select`` says which.
+        drain, select: accumulator to read and clear, and in which PEs; registered.
         sum: OR of the PEs' sums, DRAIN_READ_LATENCY cycles after ``drain``.
-        o: post-processing words, valid only; up to DRAIN_LATENCY + 1 words follow after ``space`` fell.
+        o: post-processing words, valid only; up to DRAIN_LATENCY + 2 words follow after ``space`` fell.
         request, grant, space: arbitration of post-processing, held from ``request`` to the row's END word.
         finished: one cycle: a row of weight bank ``finished_bank`` was drained.
         active: a row is being drained.
@@ -45,7 +45,7 @@ class Drain(wiring.Component):
                 "context": In(context_width(config)),
                 "done": In(contexts),
                 "done_clear": Out(contexts),
-                "drain": Out(drain_layout(config)),
+                "drain": Out(data.StructLayout({"context": context_width(config), "slot": range(config.slots)})),
                 "select": Out(config.pes_per_lane),
                 "sum": In(signed(config.acc_width)),
                 "lane": In(8),
@@ -88,23 +88,23 @@ class Drain(wiring.Component):
         mask_part = read.data.word_select(halves, mask_width)
         column = Signal(range(config.tile_columns))
         m.d.comb += column.eq(Cat(columns.o.payload.index, columns.o.payload.meta))
-        meta = Signal(row_meta_layout())
-        row = Signal(16)
+        meta = Signal(row_meta_layout(), reset_less=True)
+        row = Signal(16, reset_less=True)
         go = Signal()
         scrub = Signal(init=1)
         scrub_count = Signal(range(contexts * config.slots))
         pe_bits = pes.bit_length() - 1
 
         stage_valid = Signal(DRAIN_LATENCY)
-        stage_columns = [Signal(range(config.tile_columns), name=f"column{n}") for n in range(DRAIN_LATENCY)]
-        total = Signal(signed(config.acc_width))
-        lane_sum = Signal(signed(config.acc_width))
+        stage_columns = [Signal(range(config.tile_columns), name=f"column{n}", reset_less=True) for n in range(DRAIN_LATENCY)]
+        total = Signal(signed(config.acc_width), reset_less=True)
+        lane_sum = Signal(signed(config.acc_width), reset_less=True)
         m.d.comb += columns.o.ready.eq(go)
+        m.d.sync += go.eq(self.space | ~meta.final)
         m.d.sync += [
-            self.drain.valid.eq((columns.o.valid & go) | scrub),
             self.drain.context.eq(Mux(scrub, scrub_count[len(self.drain.slot) :], context)),
             self.drain.slot.eq(Mux(scrub, scrub_count[: len(self.drain.slot)], column[pe_bits:])),
-            self.select.eq(((1 << column[:pe_bits]) if pe_bits else 1) | scrub.replicate(pes)),
+            *(pe.eq((columns.o.valid & go & (column[:pe_bits] == n)) | scrub) for n, pe in enumerate(self.select)),
         ]
         # PEs without C masks also sum what nobody wants: that is taken out (and so cleared), but not passed on
         wanted = Array([Signal(mask_width if "c" not in config.skip else 0, name=f"wanted{n}") for n in range(parts)])
@@ -165,7 +165,6 @@ class Drain(wiring.Component):
                     columns.i.valid.eq(1),
                     columns.i.payload.mask.eq(mask_part if "c" in config.skip else ~0),
                     columns.i.payload.meta.eq(part),
-                    go.eq(self.space | ~meta.final),
                 ]
                 with m.If(columns.i.ready):
                     m.d.sync += [
@@ -176,7 +175,7 @@ class Drain(wiring.Component):
                     with m.If(part == parts - 1):
                         m.next = "COLUMNS"
             with m.State("COLUMNS"):
-                m.d.comb += [self.active.eq(1), self.request.eq(meta.final), go.eq(self.space | ~meta.final)]
+                m.d.comb += [self.active.eq(1), self.request.eq(meta.final)]
                 with m.If(~columns.busy & ~stage_valid.any()):  # unwanted columns need no wait: nothing follows them
                     m.d.comb += [
                         ending.eq(meta.final),
@@ -197,7 +196,7 @@ class Drain(wiring.Component):
         )
         read, write = sums.read_port(), sums.write_port()
         slot = meta.slot[: (config.psum_rows - 1).bit_length()]
-        kept = Signal(signed(config.acc_width))
+        kept = Signal(signed(config.acc_width), reset_less=True)
         m.d.comb += [
             # read two cycles before the addition: memory, then register
             read.addr.eq(Cat(stage_columns[-4], slot)),

@@ -72,9 +72,9 @@ class Expander(wiring.Component):
 
         # first stage: index within the chunk, chunk's k and value; second stage: the token
         staged, staged_end, staged_bank = Signal(), Signal(), Signal()
-        staged_index = Signal(range(CHUNK))
-        staged_k = Signal(config.k_width)
-        staged_a = Signal(signed(config.a_width))
+        staged_index = Signal(range(CHUNK), reset_less=True)
+        staged_k = Signal(config.k_width, reset_less=True)
+        staged_a = Signal(signed(config.a_width), reset_less=True)
         staged_context = Signal(context_width(config))
         staged_free = Signal()
         # whether the PEs have space must not reach the words' way from the FIFO in the same cycle
@@ -90,7 +90,7 @@ class Expander(wiring.Component):
             token.context.eq(staged_context),
         ]
 
-        chunk_k = Signal(config.k_width)
+        chunk_k = Signal(config.k_width, reset_less=True)
         bits = Signal(CHUNK if "a" in config.skip else 0)
         index = Signal(range(CHUNK))
         more = Signal(range(CHUNK))
@@ -114,7 +114,7 @@ class Expander(wiring.Component):
         # a ring has its turn if its row goes on, or if a row waits and its context is free
         open_ = self.filled & (rows | ~self.busy)
         turn_ring = Signal(context_width(config))
-        others = Signal()
+        other_open = Signal()
         with m.Switch(self.reading):
             for n in range(contexts):
                 with m.Case(n):
@@ -122,12 +122,22 @@ class Expander(wiring.Component):
                     for step in reversed(range(1, contexts)):
                         other = (n + step) % contexts
                         with m.If(open_[other]):
-                            m.d.comb += [turn_ring.eq(other), others.eq(1)]
+                            m.d.comb += [turn_ring.eq(other), other_open.eq(1)]
+        # that choice is a cycle old, so that it is not on the words' way; it says nothing in the cycle after a turn or
+        # after the end of a row
+        settles, leaves = Signal(), Signal()
+        others_before, any_before = Signal(), Signal()
+        others = others_before & ~settles
+        m.d.sync += [
+            settles.eq(self.turn | leaves),
+            others_before.eq(other_open),
+            any_before.eq(other_open | open_.bit_select(self.reading, 1)),
+            self.turn_ring.eq(turn_ring),
+        ]
         turn_left = Signal(range(TURN_CHUNKS))
         header_index = Signal(range(self.header_words))
         started = Signal(contexts)
         m.d.comb += [
-            self.turn_ring.eq(turn_ring),
             self.go.eq(1),
             self.header_word.eq(word[:32]),
             self.header_index.eq(header_index),
@@ -139,7 +149,7 @@ class Expander(wiring.Component):
             with m.State("SELECT"):
                 # the word after an END must not leave its ring before its context is free
                 m.d.comb += [self.go.eq(0), self.waits.eq(self.filled.any())]
-                with m.If(others | open_.bit_select(self.reading, 1)):
+                with m.If(any_before & ~settles):
                     m.d.comb += self.turn.eq(1)
                     m.d.sync += turn_left.eq(TURN_CHUNKS - 1)
                     m.next = "HEAD"
@@ -157,7 +167,7 @@ class Expander(wiring.Component):
                         with m.Case(WordKind.END):
                             m.d.comb += ends.eq(1)
                             with m.If(staged_free):
-                                m.d.comb += [self.i.ready.eq(1), self.go.eq(0)]
+                                m.d.comb += [self.i.ready.eq(1), self.go.eq(0), leaves.eq(1)]
                                 m.d.sync += rows.bit_select(self.reading, 1).eq(0)
                                 m.next = "SELECT"
                         with m.Default():

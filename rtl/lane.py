@@ -99,16 +99,18 @@ class Lane(wiring.Component):
         ]
         valid, token = fire, expander.o.payload
         in_lookup = [valid]
+        before = token
         for stage in range(LOOKUP_LATENCY):
             valid_after = Signal(name=f"valid{stage + 1}")
-            token_after = Signal(token_layout(config), name=f"token{stage + 1}")
+            token_after = Signal(token_layout(config), name=f"token{stage + 1}", reset_less=True)
+            before = token
             m.d.sync += [valid_after.eq(valid), token_after.eq(token)]
             valid, token = valid_after, token_after
             in_lookup.append(valid)
 
         # a row's first words go to several places: from registers of their own
-        header, header_context = Signal(), Signal(context_width(config))
-        header_index, header_word = Signal.like(expander.header_index), Signal(32)
+        header, header_context = Signal(), Signal(context_width(config), reset_less=True)
+        header_index, header_word = Signal.like(expander.header_index), Signal(32, reset_less=True)
         m.d.sync += [
             header.eq(expander.header),
             header_context.eq(fifo.reading),
@@ -122,14 +124,17 @@ class Lane(wiring.Component):
         for number, pe in enumerate(pes):
             m.d.comb += [
                 pe.k.eq(expander.o.payload.k),
+                pe.before.context.eq(before.context),
+                pe.before.end.eq(before.end),
                 pe.token.eq(token),
                 pe.token_valid.eq(valid),
                 pe.write.k.eq(write.k),
                 pe.write.slot.eq(write.slot),
                 pe.write.value.eq(write.values[number]),
                 pe.write.we.eq(write.enable[number] & selected),
-                pe.drain.eq(drain.drain),
-                pe.drain.valid.eq(drain.drain.valid & drain.select[number]),
+                pe.drain.context.eq(drain.drain.context),
+                pe.drain.slot.eq(drain.drain.slot),
+                pe.drain.valid.eq(drain.select[number]),
                 pe.done_clear.eq(drain.done_clear),
             ]
             if "b" in config.skip:

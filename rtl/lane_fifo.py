@@ -18,7 +18,8 @@ class LaneFifo(wiring.Component):
         valid, ring, word: write.
         o: words of the ring that is read, registered.
         go: words may move to ``o``.
-        turn: with the transfer of a word, or while ``o`` is not valid: read ring ``turn_ring`` from now on.
+        turn: with the transfer of a word, or while ``o`` is not valid: read ring ``turn_ring`` from now on. Not in
+            two cycles in a row, and to the ring that is read only when no word moved in the cycle before.
         reading: the ring that is read.
         filled: per ring, words remained that were not at ``o``, a cycle before.
         written, taken: pointers of each ring, modulo twice its size.
@@ -56,12 +57,9 @@ class LaneFifo(wiring.Component):
         )
         write, read = ram.write_port(), ram.read_port()
         ring = self.ring
-        next_taken = Signal(bits + 1)
         at, end = Signal(bits + 1), Signal(bits + 1)
         m.d.comb += [
-            at.eq(self.taken[self.reading]),
             end.eq(self.written[self.reading]),
-            next_taken.eq(at + 1),
             write.addr.eq(Cat(self.written[ring][:bits], ring)),
             write.data.eq(self.word),
             write.en.eq(self.valid),
@@ -69,7 +67,7 @@ class LaneFifo(wiring.Component):
         ]
         # the memory shows the word at `taken`; it moves to the register when that is free, two cycles after the last
         fetched, held = Signal(), Signal()
-        head = Signal(width)
+        head = Signal(width, reset_less=True)
         moves = Signal()
         m.d.comb += [
             self.o.valid.eq(held),
@@ -82,12 +80,15 @@ class LaneFifo(wiring.Component):
             m.d.sync += fetched.eq(0)
         with m.Else():
             m.d.sync += fetched.eq(at != end)
+        # `at` is the pointer of the ring that is read; `taken` follows it a cycle later
         with m.If(self.turn):
-            m.d.sync += self.reading.eq(self.turn_ring)
+            m.d.sync += [self.reading.eq(self.turn_ring), at.eq(self.taken[self.turn_ring])]
+        with m.Elif(moves):
+            m.d.sync += at.eq(at + 1)
         for n in range(len(self.filled)):
             with m.If(self.valid & (ring == n)):
                 m.d.sync += self.written[n].eq(self.written[n] + 1)
-            with m.If(moves & (self.reading == n)):
-                m.d.sync += self.taken[n].eq(next_taken)
+            with m.If(self.reading == n):
+                m.d.sync += self.taken[n].eq(at)
             m.d.sync += self.filled[n].eq(self.written[n] != self.taken[n])
         return m

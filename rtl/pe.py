@@ -4,20 +4,22 @@ from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
+from maskwork.rtl.accumulators import Accumulators
 from maskwork.rtl.bit_iterator import BitIterator
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import NO_CHECK
+from maskwork.rtl.multiplier import Multiplier
 from maskwork.rtl.queue import Queue
 from maskwork.rtl.slot_counter import SlotCounter
 
-LOOKUP_LATENCY = 2
+LOOKUP_LATENCY = 3
 """Cycles from a token at the lane's register to its mask at the PE's queue."""
 
 QUEUE_MARGIN = LOOKUP_LATENCY + 2
 """Tokens that may still arrive after the queue's space flag was computed: those in lookup, one that the flag's own
 register hides, and the one being decided on."""
 
-MULTIPLY_LATENCY = 3
+MULTIPLY_LATENCY = 4
 """Cycles from a slot's issue to its sum in the accumulator's write port."""
 
 DRAIN_READ_LATENCY = MULTIPLY_LATENCY + 1
@@ -71,11 +73,11 @@ class PE(wiring.Component):
 
     A token's k is looked up LOOKUP_LATENCY cycles before its ``meta`` arrives; wanted slots (B mask AND C mask) are
     queued, iterated one a cycle, and added to the context's accumulator MULTIPLY_LATENCY cycles after their issue.
-    The accumulate loop (LUT RAM read, add, write) takes one cycle, so that no hazard exists. A drain takes the place of
-    an issue and goes the same way: it finds every sum that was issued before it.
+    A drain takes the place of an issue and goes the same way: it finds every sum that was issued before it.
 
     Members:
         k: k of the token in the lane's register.
+        before: context and end of that token, LOOKUP_LATENCY - 1 cycles later.
         token: that token, LOOKUP_LATENCY cycles later.
         token_valid: it exists.
         column_mask: C mask of a context whose row starts.
@@ -95,6 +97,7 @@ class PE(wiring.Component):
         contexts = config.rows_in_flight
         members = {
             "k": In(config.k_width + 1),
+            "before": In(data.StructLayout({"context": context_width(config), "end": 1})),
             "token": In(token_layout(config)),
             "token_valid": In(1),
             "write": In(weight_write_layout(config)),
@@ -123,7 +126,8 @@ class PE(wiring.Component):
         queue_shape = data.StructLayout(
             {"mask": 0 if wanted is None else config.slots, "token": token_layout(config)}
         )
-        submodule(m, "queue", queue := Queue(queue_shape, config.queue_depth, QUEUE_MARGIN), platform)
+        in_block_ram = not config.lut_ram
+        submodule(m, "queue", queue := Queue(queue_shape, config.queue_depth, QUEUE_MARGIN, in_block_ram), platform)
         if counting:
             submodule(m, "iterator", iterator := SlotCounter(config.slots, token_layout(config)), platform)
             last_slots = Array([Signal(range(config.slots), name=f"last_slot{bank}") for bank in range(2)])
@@ -138,8 +142,8 @@ class PE(wiring.Component):
         else:
             submodule(m, "iterator", iterator := BitIterator(config.slots, token_layout(config)), platform)
             m.d.comb += [
-                queue.i.valid.eq(self.token_valid & (wanted.any() | self.token.end)),
-                queue.i.payload.mask.eq(Mux(self.token.end, 1, wanted)),  # an end is issued once
+                queue.i.valid.eq(self.token_valid & wanted.any()),
+                queue.i.payload.mask.eq(wanted),
                 iterator.i.payload.mask.eq(queue.o.payload.mask),
             ]
         m.d.comb += [
@@ -149,11 +153,11 @@ class PE(wiring.Component):
             iterator.i.payload.meta.eq(queue.o.payload.token),
             iterator.o.ready.eq(~self.drain.valid),
             self.space.eq(queue.space),
-            self.working.eq(queue.o.valid | iterator.busy),
+            self.working.eq((queue.level.any() if in_block_ram else queue.o.valid) | iterator.busy),
             self.multiply.eq(iterator.o.valid & iterator.o.ready & ~iterator.o.payload.meta.end),
             self.stolen.eq(iterator.o.valid & self.drain.valid),
         ]
-        self._multiply_accumulate(m, iterator.o)
+        self._multiply_accumulate(m, iterator.o, platform)
         return m
 
     def _lookup(self, m: Module) -> Value | None:
@@ -166,7 +170,7 @@ class PE(wiring.Component):
             )
             write = masks.write_port()
             read = masks.read_port()
-            looked_up = Signal(config.slots)
+            looked_up = Signal(config.slots, reset_less=True)
             m.d.comb += [
                 write.addr.eq(self.write.k),
                 write.data.eq(self.write.mask),
@@ -186,17 +190,19 @@ class PE(wiring.Component):
                     with m.If(chosen):
                         m.d.sync += register.word_select(word, bits).eq(column_mask.mask)
                 column_masks.append(register)
-            column = Array(column_masks)[self.token.context]
+            column = Array(column_masks)[self.before.context]
             wanted = column if wanted is None else wanted & column
         if wanted is None:
             return None
-        result = Signal(config.slots, name="wanted")
-        m.d.comb += result.eq(wanted)
+        result = Signal(config.slots, name="wanted", reset_less=True)
+        with m.If(self.before.end):
+            m.d.sync += result.eq(1)  # an end is issued once
+        with m.Else():
+            m.d.sync += result.eq(wanted)
         return result
 
-    def _multiply_accumulate(self, m: Module, issue) -> None:
+    def _multiply_accumulate(self, m: Module, issue, platform) -> None:
         config = self._config
-        contexts = config.rows_in_flight
         meta = issue.payload.meta
         m.submodules.weights = weights = memory.Memory(
             shape=signed(config.b_width), depth=2 * config.k_depth * config.slots, init=[], attrs=NO_CHECK
@@ -209,13 +215,18 @@ class PE(wiring.Component):
             write.en.eq(self.write.we),
             read.addr.eq(Cat(issue.payload.index, meta.k)),
         ]
-        # stage 1: block RAM; stage 2: operands registered; stage 3: product registered, accumulate
-        a1, a2 = Signal(signed(config.a_width)), Signal(signed(config.a_width))
-        b2 = Signal(signed(config.b_width))
-        product = Signal(signed(config.a_width + config.b_width))
-        m.d.sync += [a1.eq(meta.a), a2.eq(a1), b2.eq(read.data), product.eq(a2 * b2)]
+        # stage 1: block RAM; stage 2: its register; stage 3: the multiplier's operand registers; stage 4: product
+        # registered, accumulate. A drain's bubble multiplies by 0, for its sum leaves through the adder
+        submodule(m, "multiplier", multiplier := Multiplier(config.a_width, config.b_width), platform)
+        a1, a2 = (Signal(signed(config.a_width), name=f"a{stage}", reset_less=True) for stage in (1, 2))
+        b2 = Signal(signed(config.b_width), reset_less=True)
+        with m.If(self.drain.valid):
+            m.d.sync += a1.eq(0)
+        with m.Else():
+            m.d.sync += a1.eq(meta.a)
+        m.d.sync += [a2.eq(a1), b2.eq(read.data)]
+        m.d.comb += [multiplier.a.eq(a2), multiplier.b.eq(b2)]
 
-        # a drain's bubble in the multiplier adds nothing: its product is not used
         drains = self.drain.valid
         issued = issue.valid & ~drains
         m.d.sync += self.done.eq((self.done & ~self.done_clear) | Mux(issued & meta.end, 1 << meta.context, 0))
@@ -225,7 +236,7 @@ class PE(wiring.Component):
             Cat(issue.payload.index, meta.context),
         )
         adds = issued & ~meta.end
-        for stage in range(MULTIPLY_LATENCY):
+        for stage in range(MULTIPLY_LATENCY - 2):
             after = (
                 Signal(len(address), name=f"address{stage}"),
                 Signal(name=f"adds{stage}"),
@@ -233,18 +244,11 @@ class PE(wiring.Component):
             )
             m.d.sync += [b.eq(a) for a, b in zip((address, adds, drains), after, strict=True)]
             address, adds, drains = after
-
-        m.submodules.accumulators = ram = memory.Memory(
-            shape=config.acc_width + 1, depth=contexts * config.slots, init=[]
-        )
-        read, write = ram.read_port(domain="comb"), ram.write_port()
-        current = Signal(signed(config.acc_width))
+        submodule(m, "accumulators", accumulators := Accumulators(config), platform)
         m.d.comb += [
-            read.addr.eq(address),
-            write.addr.eq(address),
-            write.en.eq(adds | drains),
-            # the top bit says that the accumulator holds something; a drain clears it
-            current.eq(Mux(read.data[-1], read.data[:-1], 0)),
-            write.data.eq(Cat((current + product)[: config.acc_width], adds)),
+            accumulators.address.eq(address),
+            accumulators.adds.eq(adds),
+            accumulators.drains.eq(drains),
+            accumulators.product.eq(multiplier.product),
+            self.sum.eq(accumulators.sum),
         ]
-        m.d.sync += self.sum.eq(Mux(drains, current, 0))

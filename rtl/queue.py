@@ -2,14 +2,14 @@
 
 from amaranth import *
 from amaranth.lib import memory, stream, wiring
-from amaranth.lib.fifo import SyncFIFOBuffered
 from amaranth.lib.wiring import In, Out
+from maskwork.rtl.layouts import NO_CHECK
 
 
 class Queue(wiring.Component):
     """Queue of ``depth`` entries (a power of two) with asynchronous read: an entry is at ``o`` the cycle after it came.
 
-    Latency 1 cycle (3 in block RAM), one transfer in and one out a cycle.
+    Latency 1 cycle (2 in block RAM), one transfer in and one out a cycle.
 
     Args:
         shape: payload.
@@ -48,38 +48,55 @@ class Queue(wiring.Component):
         m = Module()
         payload = Value.cast(self.i.payload)
         if self._block:
-            m.submodules.fifo = fifo = SyncFIFOBuffered(width=len(payload), depth=self._depth)
-            m.d.comb += [
-                fifo.w_data.eq(payload),
-                fifo.w_en.eq(self.i.valid),
-                self.i.ready.eq(fifo.w_rdy),
-                Value.cast(self.o.payload).eq(fifo.r_data),
-                self.o.valid.eq(fifo.r_rdy),
-                fifo.r_en.eq(self.o.ready),
-                self.level.eq(fifo.level),
-            ]
-            m.d.sync += self.space.eq(self.level <= self._depth - self._margin)
+            self._in_block_ram(m, payload)
             return m
         m.submodules.memory = ram = memory.Memory(shape=len(payload), depth=self._depth, init=[])
         write = ram.write_port()
         read = ram.read_port(domain="comb")
         push = Signal()
         pop = Signal()
-        following = Signal.like(self.level)
+        waits = Signal()  # level != 0
         m.d.comb += [
             self.i.ready.eq(~self.level[-1]),
-            self.o.valid.eq(self.level.any()),
+            self.o.valid.eq(waits),
+            push.eq(self.i.valid & self.i.ready),
+            pop.eq(waits & self.o.ready),
+            write.data.eq(payload),
+            write.en.eq(push),
+            Value.cast(self.o.payload).eq(read.data),
+        ]
+        # `pop` comes late: it enables registers, and what they take does not depend on it
+        m.d.sync += self.space.eq(self.level <= self._depth - self._margin)
+        with m.If(push):
+            m.d.sync += write.addr.eq(write.addr + 1)
+        with m.If(pop):
+            m.d.sync += read.addr.eq(read.addr + 1)
+        with m.If(push ^ pop):
+            m.d.sync += [
+                self.level.eq(Mux(push, self.level + 1, self.level - 1)),
+                waits.eq(push | (self.level != 1)),
+            ]
+        return m
+
+    def _in_block_ram(self, m: Module, payload: Value) -> None:
+        m.submodules.memory = ram = memory.Memory(shape=len(payload), depth=self._depth, init=[], attrs=NO_CHECK)
+        write, read = ram.write_port(), ram.read_port()
+        push, pop = Signal(), Signal()
+        oldest = Signal(range(self._depth))
+        m.d.comb += [
+            self.i.ready.eq(~self.level[-1]),
             push.eq(self.i.valid & self.i.ready),
             pop.eq(self.o.valid & self.o.ready),
             write.data.eq(payload),
             write.en.eq(push),
+            # the memory's output is the entry at `oldest`: it stays while nobody takes it
+            read.addr.eq(oldest + pop),
             Value.cast(self.o.payload).eq(read.data),
-            following.eq(self.level + push - pop),
         ]
         m.d.sync += [
             write.addr.eq(write.addr + push),
-            read.addr.eq(read.addr + pop),
-            self.level.eq(following),
+            oldest.eq(read.addr),
+            self.level.eq(self.level + push - pop),
+            self.o.valid.eq(self.level > pop),
             self.space.eq(self.level <= self._depth - self._margin),
         ]
-        return m

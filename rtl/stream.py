@@ -33,7 +33,7 @@ class SkidBuffer(wiring.Component):
         m = Module()
         width = len(Value.cast(self.i.payload))
         # two registers, written and read in turn: `o.ready` moves a pointer, not a word
-        entries = [Signal(width, name=f"entry{n}") for n in range(2)]
+        entries = [Signal(width, name=f"entry{n}", reset_less=True) for n in range(2)]
         held = Signal(range(3))
         write_at, read_at = Signal(), Signal()
         payload = Value.cast(self.i.payload)

@@ -67,11 +67,11 @@ def test_queue(tmp_path):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("            self.space.eq(self.level <= self._depth - self._margin),",
-         "            self.space.eq(self.level <= self._depth - self._margin + 1),"),
-        ("write.addr.eq(write.addr + push)", "write.addr.eq(write.addr + self.i.valid)"),
-        ("pop.eq(self.o.valid & self.o.ready)", "pop.eq(self.o.ready)"),
-        ("self.i.ready.eq(~self.level[-1])", "self.i.ready.eq(1)"),
+        ("_margin)\n        with m.If(push)", "_margin + 1)\n        with m.If(push)"),
+        ("with m.If(push):\n            m.d.sync += write", "with m.If(self.i.valid):\n            m.d.sync += write"),
+        ("waits.eq(push | (self.level != 1))", "waits.eq(push | (self.level != 2))"),
+        ("pop.eq(waits & self.o.ready)", "pop.eq(self.o.ready)"),
+        ("ready.eq(~self.level[-1]),\n            self.o.valid.eq(w", "ready.eq(1),\n            self.o.valid.eq(w"),
     ],
 )
 def test_queue_mutants(tmp_path, old, new):

@@ -67,17 +67,19 @@ def test_lane_fifo(name, stall):
 
     async def read(ctx):
         left = sum(map(len, lists))
+        turn = go = False
         while left:
             valid = ctx.get(dut.o.valid)
             ready = rng.random() >= stall
             ctx.set(dut.o.ready, ready)
+            reading = ctx.get(dut.reading)
+            ring = rng.randrange(len(lists))
+            # never in two cycles in a row, nor to the same ring right after a word may have moved
+            turn = not turn and (ring != reading or not go) and (not valid or ready) and rng.random() < 0.25
             go = rng.random() < 0.8
-            turn = (not valid or ready) and rng.random() < 0.2
             ctx.set(dut.go, go)
             ctx.set(dut.turn, turn)
-            ring = rng.randrange(len(lists))
             ctx.set(dut.turn_ring, ring)
-            reading = ctx.get(dut.reading)
             if valid and ready:
                 got[reading].append(ctx.get(dut.o.payload))
                 left -= 1
@@ -275,11 +277,11 @@ def test_drain(name, pauses):
     async def array(ctx):
         """The PEs: what is drained is cleared, and shows later."""
         while True:
-            signals = (dut.drain.valid, dut.drain.context, dut.drain.slot, dut.select)
-            _, _, valid, context, slot, select = await ctx.tick().sample(*signals)
+            signals = (dut.drain.context, dut.drain.slot, dut.select)
+            _, _, context, slot, select = await ctx.tick().sample(*signals)
             value = 0
             for pe in range(pes):
-                if valid and select >> pe & 1:
+                if select >> pe & 1:
                     value |= sums.pop((pe, context, slot), 0) & (1 << width) - 1
             delayed.append(value)
             ctx.set(dut.sum, wrap(delayed.pop(0), width))
@@ -353,4 +355,4 @@ def test_drain(name, pauses):
             elif kind == "VALUE":
                 assert (word["column"], word["value"]) == content
     assert next(words, None) is None
-    assert max(follow) <= DRAIN_LATENCY + 1
+    assert max(follow) <= DRAIN_LATENCY + 2
