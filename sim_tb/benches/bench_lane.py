@@ -1,8 +1,12 @@
-"""A lane alone: rows of words into its rings, K tiles whose sums stay, random grants and pauses of post-processing."""
+"""A lane alone: rows of words into its rings, K tiles whose sums stay, random grants and pauses of post-processing.
+
+The lane's only back-pressure is that of post-processing (``grant``, ``space``); words and weights come at random times.
+"""
 
 from __future__ import annotations
 
 import random
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -11,7 +15,7 @@ import numpy as np
 from cocotb.triggers import FallingEdge, ReadOnly
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.drain import DRAIN_LATENCY
-from maskwork.rtl.layouts import WordKind, b_write_layout, chunk_layout, ring_words, start_layout
+from maskwork.rtl.layouts import WordKind, b_write_layout, chunk_layout, counts_layout, ring_words, start_layout
 from maskwork.rtl.post import PostKind, PostWord
 from maskwork.sim_tb.benches.stream import configuration, packed, start, unpacked
 
@@ -32,46 +36,77 @@ class Row:
 
 
 class Bench:
-    """Weights of the lane and the rows that go through it."""
+    """Weights of the lane and the rows that go through it.
+
+    Members:
+        b: int64 (2 * k_depth, columns), the weights of both banks.
+        due: multiplications, tokens and rows that the rows made so far stand for.
+        seen: those that the lane reported.
+    """
 
     def __init__(self, dut: Any, seed: str) -> None:
         self.dut, self.config = dut, configuration()
         config = self.config
         self.chance = random.Random(f"{seed} {cocotb.RANDOM_SEED}")
         self.numbers = np.random.default_rng(self.chance.getrandbits(32))
-        shape = 2 * config.k_depth, config.tile_columns
-        limit = 1 << (config.b_width - 1)
-        self.b = self.numbers.integers(-limit, limit, shape) * (self.numbers.random(shape) < 0.5)
-        self._free: list[int] = []
+        self.b = np.zeros((2 * config.k_depth, config.tile_columns), np.int64)
+        self.due = {"multiply": 0, "token": 0, "row": 0}
+        self.seen = dict(self.due)
 
     async def open(self) -> None:
         """Reset, and write the weights."""
-        config, dut = self.config, self.dut
+        dut, config = self.dut, self.config
         await start(
             dut, valid=0, ring=0, word=0, coming=0, coming_bank=0, write=0, selected=0, grant=0, space=0, lane=LANE,
             loading=0, running=0,
         )  # fmt: skip
+        for bank in range(2):
+            await self.write(bank, 0.0)
+        for _ in range(4 * config.slots * config.rows_in_flight):
+            await FallingEdge(dut.clk)
+        cocotb.start_soon(self._count())
+
+    async def write(self, bank: int, pause: float) -> None:
+        """Fill a bank with new weights; between words it pauses, or words go to another lane."""
+        config, dut = self.config, self.dut
         layout, pes = b_write_layout(config), config.pes_per_lane
-        dut.selected.value = 1
-        for k in range(2 * config.k_depth):
-            bits = sum(1 << int(n) for n in np.flatnonzero(self.b[k]))
+        limit = 1 << (config.b_width - 1)
+        shape = config.k_depth, config.tile_columns
+        new = self.numbers.integers(-limit, limit, shape) * (self.numbers.random(shape) < 0.5)
+        self.b[bank * config.k_depth :][: config.k_depth] = new
+        for k, row in enumerate(new, bank * config.k_depth):
+            bits = sum(1 << int(n) for n in np.flatnonzero(row))
             for slot in range(config.slots):
-                values = self.b[k, slot * pes : (slot + 1) * pes].tolist()
-                packed_values = _joined(values, config.b_width)
+                packed_values = _joined(row[slot * pes : (slot + 1) * pes].tolist(), config.b_width)
                 fields = {"k": k, "slot": slot, "enable": (1 << pes) - 1, "values": packed_values}
                 if "b" in config.skip:
                     fields |= {"mask_we": int(slot == 0), "mask": bits}
                 if not set("bc") & set(config.skip):
                     fields |= {"columns_we": int(slot == config.slots - 1)}
+                dut.selected.value = 0
+                while self.chance.random() < pause:
+                    dut.write.value = self.chance.getrandbits(layout.size)
+                    await FallingEdge(dut.clk)
                 dut.write.value = packed(layout, **fields)
+                dut.selected.value = 1
                 await FallingEdge(dut.clk)
-        dut.write.value = 0
         dut.selected.value = 0
-        for _ in range(4 * config.slots * config.rows_in_flight):
-            await FallingEdge(dut.clk)
 
-    def rows(self, count: int) -> list[list[Row]]:
-        """Rows for every ring: whole ones, and blocks of rows that K divides into tiles."""
+    async def _count(self) -> None:
+        """Add up what the lane reports; every PE must be charged to one reason in every cycle."""
+        config, dut = self.config, self.dut
+        layout = counts_layout(config, config.pes_per_lane)
+        while True:
+            await FallingEdge(dut.clk)
+            await ReadOnly()
+            counts = unpacked(layout, int(dut.counts.value))
+            assert sum(counts.values()) == config.pes_per_lane, f"PEs are charged {counts}"
+            self.seen["multiply"] += counts["multiply"]
+            self.seen["token"] += int(dut.token.value)
+            self.seen["row"] += int(dut.row_finished.value)
+
+    def rows(self, count: int, banks: Sequence[int] = (0, 1)) -> list[list[Row]]:
+        """Rows for every ring: whole ones, and blocks of rows that K divides into tiles; with the weights of now."""
         config = self.config
         own_slots = config.psum_rows // config.rows_in_flight
         rings: list[list[Row]] = [[] for _ in range(config.rows_in_flight)]
@@ -85,19 +120,21 @@ class Bench:
                 for tile in range(tiles):
                     for n in range(block):
                         flags = {"first": int(tile == 0), "final": int(tile == tiles - 1)}
-                        slot = ring + n * config.rows_in_flight
-                        rows.append(self._row(number + n, slot, wanted[n], sums[n], flags))
+                        fields = flags | {"slot": ring + n * config.rows_in_flight, "bank": self.chance.choice(banks)}
+                        rows.append(self._row(number + n, wanted[n], sums[n], fields))
                 number += block
         return rings
 
-    def _row(self, number: int, slot: int, wanted: np.ndarray, sums: np.ndarray, flags: dict[str, int]) -> Row:
+    def _row(self, number: int, wanted: np.ndarray, sums: np.ndarray, fields: dict[str, int]) -> Row:
         config, chance = self.config, self.chance
-        bank, tag, post = chance.randrange(2), chance.randrange(256), chance.randrange(2)
-        fields = {"tag": tag, "slot": slot, "bank": bank, "post": post, **flags}
+        bank, tag, post = fields["bank"], chance.randrange(256), chance.randrange(2)
+        fields |= {"tag": tag, "post": post}
         head = packed(start_layout(config), kind=WordKind.START.value, **fields)
         bits = sum(1 << int(n) for n in np.flatnonzero(wanted))
         words = [head, number, *(bits >> 32 * n & 0xFFFFFFFF for n in range(config.mask_words))]
         limit = 1 << (config.a_width - 1)
+        visited = wanted | ("c" not in config.skip)
+        self.due["row"] += 1
         for _ in range(chance.randint(0, 4) if wanted.any() else 0):
             k = chance.randrange(config.k_depth)
             present = np.arange(CHUNK) < chance.randint(1, CHUNK)
@@ -105,10 +142,13 @@ class Bench:
                 present = self.numbers.permutation(present)
             values = self.numbers.integers(-limit, limit, int(present.sum()))
             for element, value in zip(np.flatnonzero(present), values, strict=True):
-                sums += value * self.b[bank * config.k_depth + (k + int(element)) % config.k_depth]
+                weights = self.b[bank * config.k_depth + (k + int(element)) % config.k_depth]
+                sums += value * weights
+                self.due["multiply"] += int((visited & ((weights != 0) | ("b" not in config.skip))).sum())
+                self.due["token"] += 1
             words += _chunk(config, k, present, values.tolist())
         words.append(packed(start_layout(config), kind=WordKind.END.value))
-        row = Row(words, bank, number, bool(flags["final"]), post=post, tag=tag)
+        row = Row(words, bank, number, bool(fields["final"]), post=post, tag=tag)
         width = config.acc_width
         wrapped = ((sums + (1 << (width - 1))) & ((1 << width) - 1)) - (1 << (width - 1))
         row.expected = {int(column): int(wrapped[column]) for column in np.flatnonzero(wanted)}
@@ -187,6 +227,7 @@ async def collect(bench: Bench, rings: list[list[Row]], stall: float) -> None:
         word = unpacked(layout, bits >> 1)
         kind = PostKind(word["kind"])
         if kind == PostKind.START:
+            assert granted, "a row began without a grant"
             assert open_row is None, "a row began within a row"
             open_row = expected[word["row"]]
             found = {name: word[name] for name in ("lane", "tag", "post", "bank")}
@@ -204,11 +245,9 @@ async def collect(bench: Bench, rings: list[list[Row]], stall: float) -> None:
                 open_row = None
 
 
-async def play(dut: Any, seed: str, count: int, pause: float, stall: float) -> None:
-    """Rows through the lane, from reset."""
-    bench = Bench(dut, seed)
-    await bench.open()
-    rings = bench.rows(count)
+async def play(bench: Bench, rings: list[list[Row]], pause: float, stall: float) -> None:
+    """Rows through the lane, to the last of them."""
+    dut = bench.dut
     task = cocotb.start_soon(feed(bench, rings, pause))
     await collect(bench, rings, stall)
     await task
@@ -216,21 +255,40 @@ async def play(dut: Any, seed: str, count: int, pause: float, stall: float) -> N
         await FallingEdge(dut.clk)
     assert not dut.working.value and not dut.request.value
     assert dut.written.value == dut.taken.value
+    assert bench.seen == bench.due, f"the lane reported {bench.seen}, not {bench.due}"
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def rows_at_full_speed(dut: Any) -> None:
     """Words as fast as the rings take them, post-processing always ready."""
-    await play(dut, "fast", 40, 0.0, 0.0)
+    bench = Bench(dut, "fast")
+    await bench.open()
+    await play(bench, bench.rows(40), 0.0, 0.0)
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def rows_with_pauses(dut: Any) -> None:
     """Words come now and then, grants are late, and space runs out."""
-    await play(dut, "pauses", 24, 0.6, 0.3)
+    bench = Bench(dut, "pauses")
+    await bench.open()
+    await play(bench, bench.rows(24), 0.6, 0.3)
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
 async def rows_that_wait_for_post_processing(dut: Any) -> None:
     """Post-processing is mostly busy."""
-    await play(dut, "late", 16, 0.0, 0.9)
+    bench = Bench(dut, "late")
+    await bench.open()
+    await play(bench, bench.rows(16), 0.0, 0.9)
+
+
+@cocotb.test(timeout_time=5, timeout_unit="ms")
+async def weights_that_change(dut: Any) -> None:
+    """While rows of one bank are computed, the other bank is written; then the other way round."""
+    bench = Bench(dut, "weights")
+    await bench.open()
+    for bank in (0, 1):
+        rings = bench.rows(8, banks=[bank])
+        task = cocotb.start_soon(bench.write(1 - bank, 0.3))
+        await play(bench, rings, 0.2, 0.2)
+        await task

