@@ -12,6 +12,7 @@ from maskwork.rtl.c_buffer import CBuffer
 from maskwork.rtl.copier import COPY_LATENCY, Copier
 from maskwork.rtl.drain import DRAIN_LATENCY
 from maskwork.rtl.fetch import Fetch, item_layout, segment_layout
+from maskwork.rtl.fetch_serial import SerialFetch
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.lane import Lane
 from maskwork.rtl.layouts import a_write_layout, b_write_layout, c_write_layout, counts_layout, ring_words
@@ -94,7 +95,7 @@ class Cluster(wiring.Component):
         submodule(m, "a_buffer", a_buffer := ABuffer(config), platform)
         submodule(m, "c_buffer", c_buffer := CBuffer(config), platform)
         submodule(m, "run_fifo", run_fifo := RunFifo(config), platform)
-        submodule(m, "fetch", fetch := Fetch(config), platform)
+        submodule(m, "fetch", fetch := (Fetch if config.lut_ram else SerialFetch)(config), platform)
         submodule(m, "items", items := Queue(item_layout(config), 16, 6, not config.lut_ram), platform)
         submodule(m, "copier", copier := Copier(config), platform)
         submodule(m, "banks", banks := Banks(config), platform)
@@ -277,5 +278,3 @@ class Cluster(wiring.Component):
             self.token.eq(Cat(lane.token for lane in lanes).any()),
             self.finished.eq(Cat(lane.row_finished for lane in lanes).any()),
         ]
-
-

@@ -1,20 +1,15 @@
 """Fetch: walks the rows and taps of a RUN, picks a lane for every row, and lists what the lane is to be sent."""
 
 from amaranth import *
-from amaranth.lib import data, memory, stream, wiring
+from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
 from maskwork.gen.isa import COMMANDS, Op
-from maskwork.rtl.layouts import NO_CHECK, WordKind, clog2, start_layout, word_width
+from maskwork.rtl.lane_choice import choose_lane
+from maskwork.rtl.layouts import WordKind, clog2, start_layout, word_width
 from maskwork.rtl.pe import context_width
 
 RUN = COMMANDS[Op.RUN]
-
-CHOICE_CYCLES = 3
-"""Cycles from the state of the rings to the choice that is made from it."""
-
-SETTLED = 6
-"""Cycles from a row's being given away to the next choice: flags of rings, choice of one, and its fields."""
 
 
 def segment_layout(config: Config) -> data.StructLayout:
@@ -30,6 +25,33 @@ def item_layout(config: Config) -> data.StructLayout:
     return data.StructLayout(
         {"lanes": config.lanes_per_cluster, "ring": context_width(config), "raw": 1, "body": width}
     )
+
+
+def fetch_members(config: Config):
+    """Ports of a fetch unit (:class:`Fetch`, :class:`~maskwork.rtl.fetch_serial.SerialFetch`)."""
+    rings = config.lanes_per_cluster * config.rows_in_flight
+    directory = data.StructLayout({"start": clog2(config.a_depth), "words": clog2(config.a_depth) + 1})
+    return {
+        "run": In(stream.Signature(32)),
+        "abort": In(1),
+        "segments": In(data.ArrayLayout(range(config.a_segments + 1), 2)),
+        "directory_address": Out(clog2(config.a_segments) + 1),
+        "directory": In(directory),
+        "mask_address": Out(clog2(2 * config.c_rows * config.mask_words)),
+        "mask": In(32),
+        "o": Out(data.StructLayout({"valid": 1, "item": item_layout(config)})),
+        "space": In(1),
+        "room": In(rings),
+        "row_words": Out(16),
+        "coming": Out(rings),
+        "coming_bank": Out(1),
+        "active": Out(1),
+        "taken": Out(1),
+        "taken_a": Out(1),
+        "taken_b": Out(1),
+        "taken_c": Out(1),
+        "taken_use_c": Out(1),
+    }
 
 
 class Fetch(wiring.Component):
@@ -55,33 +77,7 @@ class Fetch(wiring.Component):
 
     def __init__(self, config: Config):
         self._config = config
-        lanes = config.lanes_per_cluster
-        self.mask_address_width = clog2(2 * config.c_rows * config.mask_words)
-        super().__init__(
-            {
-                "run": In(stream.Signature(32)),
-                "abort": In(1),
-                "segments": In(data.ArrayLayout(range(config.a_segments + 1), 2)),
-                "directory_address": Out(clog2(config.a_segments) + 1),
-                "directory": In(
-                    data.StructLayout({"start": clog2(config.a_depth), "words": clog2(config.a_depth) + 1})
-                ),
-                "mask_address": Out(self.mask_address_width),
-                "mask": In(32),
-                "o": Out(data.StructLayout({"valid": 1, "item": item_layout(config)})),
-                "space": In(1),
-                "room": In(lanes * config.rows_in_flight),
-                "row_words": Out(16),
-                "coming": Out(lanes * config.rows_in_flight),
-                "coming_bank": Out(1),
-                "active": Out(1),
-                "taken": Out(1),
-                "taken_a": Out(1),
-                "taken_b": Out(1),
-                "taken_c": Out(1),
-                "taken_use_c": Out(1),
-            }
-        )
+        super().__init__(fetch_members(config))
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
@@ -103,7 +99,7 @@ class Fetch(wiring.Component):
         index = Signal(16)
         column_mask = [Signal(32, name=f"mask{n}") for n in range(words)]
         mask_step = Signal(range(words + 3))
-        mask_pointer = Signal(self.mask_address_width - 1)
+        mask_pointer = Signal(len(self.mask_address) - 1)
         m.d.comb += [
             self.row_words.eq(run["row_words"]),
             self.coming_bank.eq(run["b_bank"]),
@@ -113,8 +109,8 @@ class Fetch(wiring.Component):
             self.taken_use_c.eq(run["use_c"]),
             self.mask_address.eq(Cat(mask_pointer, run["c_bank"])),
         ]
-        self._next_row = Signal()  # the row index changes
-        lane, ring, slot, found = self._choose_lane(m, run, index)
+        next_row = Signal()  # the row index changes
+        lane, ring, slot, found = choose_lane(m, config, self, run, index, next_row)
         chosen = Signal(lanes + context_width(config))  # lanes, then ring
         chosen_slot = Signal(8)
 
@@ -159,7 +155,7 @@ class Fetch(wiring.Component):
             start.kind.eq(WordKind.START),
             end.kind.eq(WordKind.END),
         ]
-        limits = [_columns_below(run["columns"], word) for word in range(words)]
+        limits = [columns_below(run["columns"], word) for word in range(words)]
         header = Signal(range(words + 1))
         step_row = self._adders(m, (row_seg, row_k, row_x, row_y), run, ("m0", "m1", "m2"))
         step_tap = self._adders(m, (tap_seg, tap_k, tap_x, tap_y), run, ("t0", "t1"))
@@ -175,7 +171,7 @@ class Fetch(wiring.Component):
                             m.d.sync += run[f.name].eq(self.run.payload[f.lsb : f.lsb + f.width])
                     m.d.sync += word_number.eq(word_number + 1)
                     with m.If(word_number == RUN.words - 1):
-                        m.d.comb += self._next_row.eq(1)
+                        m.d.comb += next_row.eq(1)
                         m.d.sync += [word_number.eq(0), index.eq(0), m0.eq(0), m1.eq(0)]
                         m.next = "RUN"
             with m.State("RUN"):
@@ -249,7 +245,7 @@ class Fetch(wiring.Component):
             with m.State("END"):
                 m.d.comb += [self.active.eq(1), raw.eq(1), body.eq(end.as_value())]
                 with m.If(self.space):
-                    m.d.comb += [push.eq(1), self._next_row.eq(1)]
+                    m.d.comb += [push.eq(1), next_row.eq(1)]
                     m.d.sync += index.eq(index + 1)
                     with m.If(m0 != run["m0"]):
                         m.d.sync += m0.eq(m0 + 1)
@@ -284,86 +280,8 @@ class Fetch(wiring.Component):
 
         return step
 
-    def _choose_lane(self, m, run, index):
-        """One-hot lane for the row (all lanes when shared), ring, partial-sum slot, and whether there is one."""
-        config = self._config
-        lanes, rings = config.lanes_per_cluster, config.rows_in_flight
-        ring_bits = context_width(config)
-        slot_width = max(1, (config.psum_rows - 1).bit_length())
-        # a ring has partial-sum slots of its own, so that they are used again in the order in which rows drain
-        own_slots = config.psum_rows // rings
-        used = [Signal(range(own_slots + 1), name=f"used{n}") for n in range(lanes * rings)]
-        m.submodules.table = table = memory.Memory(
-            shape=lanes + ring_bits + slot_width, depth=max(2, lanes * config.psum_rows), init=[], attrs=NO_CHECK
-        )
-        read, write = table.read_port(), table.write_port()
-        keeps = Signal()  # partial sums stay: the lane needs a free slot for them
-        m.d.comb += keeps.eq(run["first"] & ~run["final"])
-        # registered, for the choice is not urgent: rings that could take a row, first where the whole lane is free
-        able = Signal(lanes * rings)
-        lane_free = Signal(lanes * rings)
-        common = Signal(rings)  # able in every lane
-        for n in range(lanes):
-            own = self.room[n * rings : (n + 1) * rings] & ~self.coming[n * rings : (n + 1) * rings]
-            has_slot = Cat(~keeps | (used[n * rings + ring] != own_slots) for ring in range(rings))
-            m.d.sync += [
-                able[n * rings : (n + 1) * rings].eq(own & has_slot),
-                lane_free[n * rings : (n + 1) * rings].eq(Mux(own.all(), own & has_slot, 0)),
-            ]
-        for ring in range(rings):
-            m.d.comb += common[ring].eq(Cat(able[n * rings + ring] for n in range(lanes)).all())
-        # the choice takes some registers; it belongs to this row `SETTLED` cycles after the last row was given away
-        wait = Signal(range(SETTLED + 1))
-        with m.If(self.coming.any() | self._next_row):
-            m.d.sync += wait.eq(0)
-        with m.Elif(wait != SETTLED):
-            m.d.sync += wait.eq(wait + 1)
 
-        candidates = Mux(lane_free.any(), lane_free, able)
-        pick = Signal(lanes * rings)
-        m.d.sync += pick.eq(candidates & (~candidates + 1)[: lanes * rings])
-        kept_lane, kept_ring, kept_slot = Signal(lanes), Signal(ring_bits), Signal(slot_width)
-        kept = Cat(kept_slot, kept_ring, kept_lane)
-        m.d.sync += kept.eq(read.data)
-        # a row that no RUN has begun must not wait for ever: any lane will do
-        with m.If(~read.data[-lanes:].any()):
-            m.d.sync += kept_lane.eq(1)
-        kept_able = Cat(able[n * rings : (n + 1) * rings].bit_select(kept_ring, 1) for n in range(lanes))
-
-        lane, ring, slot, found = Signal(lanes), Signal(ring_bits), Signal(8), Signal()
-        able_now = Signal()
-        with m.If(run["share"]):
-            # later K tiles must follow in the ring of the first
-            m.d.sync += [lane.eq(~0), slot.eq(index), ring.eq(index)]
-            m.d.sync += able_now.eq(common.bit_select(index[:ring_bits], 1))
-        with m.Elif(run["first"]):
-            m.d.sync += [lane.eq(Cat(pick[n * rings : (n + 1) * rings].any() for n in range(lanes)))]
-            m.d.sync += able_now.eq(pick.any())
-            for n in range(lanes * rings):
-                with m.If(pick[n]):
-                    m.d.sync += [ring.eq(n % rings), slot.eq(Cat(Const(n % rings, ring_bits), used[n]))]
-        with m.Else():
-            m.d.sync += [
-                lane.eq(kept_lane),
-                ring.eq(kept_ring),
-                slot.eq(kept_slot),
-                able_now.eq((kept_able & kept_lane).any()),
-            ]
-        m.d.comb += [
-            found.eq(able_now & (wait == SETTLED)),
-            read.addr.eq(index),
-            write.addr.eq(index),
-            write.data.eq(Cat(slot[:slot_width], ring, lane)),
-            write.en.eq(self.coming.any() & run["first"] & ~run["share"]),
-        ]
-        with m.If(self.taken):
-            m.d.sync += [count.eq(0) for count in used]
-        with m.Elif(keeps & ~run["share"]):
-            m.d.sync += [used[n].eq(used[n] + self.coming[n]) for n in range(lanes * rings)]
-        return lane, ring, slot, found
-
-
-def _columns_below(columns: Value, word: int) -> Value:
+def columns_below(columns: Value, word: int) -> Value:
     """The 32 bits of mask word ``word`` that belong to columns 0 to ``columns`` (as a table: comparators cost more)."""
     ones = Const((1 << 32) - 1, 32)
     return Mux(columns[5:] == word, ones >> ~columns[:5], Mux(columns[5:] > word, ones, 0))
