@@ -31,7 +31,7 @@ class Lane(wiring.Component):
         o, request, grant, space: to post-processing (see :mod:`maskwork.rtl.drain`).
         lane: number of the lane.
         loading, running: what the rest of the accelerator does, for the counters.
-        counts: PEs by what they did two cycles ago.
+        counts: PEs by what they did 3 cycles ago.
         token: a nonzero entered the PEs.
         row_finished: a row was drained.
         working: a row is anywhere in the lane.
@@ -192,7 +192,7 @@ class Lane(wiring.Component):
         m.d.comb += self.working.eq(self.banks.any())
 
     def _count(self, m, expander, drain, pes, in_lookup):
-        """Charge every PE's cycle to the first reason that applies (one register, then the sums in another)."""
+        """Charge every PE's cycle to the first reason that applies (a register, then the sums, then what they are added to)."""
         multiply = Signal(len(pes))
         lookup = Signal(len(pes))
         stolen = Signal()  # by a drain, which reads one PE at a time
@@ -217,11 +217,22 @@ class Lane(wiring.Component):
             lookup.eq(Cat(~pe.multiply & ~pe.stolen & (pe.working | Cat(in_lookup).any()) for pe in pes)),
             self.token.eq(in_lookup[0] & ~expander.o.payload.end),
         ]
-        others = Signal(range(len(pes) + 1))
-        m.d.comb += others.eq(len(pes) - sum_bits(multiply | lookup) - stolen)
-        m.d.sync += [self.counts.multiply.eq(sum_bits(multiply)), self.counts.lookup.eq(sum_bits(lookup))]
+        others = Signal(range(len(pes) + 1), init=len(pes))
+        summed = {name: Signal.like(others, name=f"{name}_pes", init=0) for name in ("multiply", "lookup", "stolen")}
+        m.d.sync += [
+            others.eq(len(pes) - sum_bits(multiply | lookup) - stolen),
+            summed["multiply"].eq(sum_bits(multiply)),
+            summed["lookup"].eq(sum_bits(lookup)),
+            summed["stolen"].eq(stolen),
+            self.counts.multiply.eq(summed["multiply"]),
+            self.counts.lookup.eq(summed["lookup"]),
+        ]
         for name, applies in rest.items():
-            m.d.sync += self.counts[name].eq(Mux(applies, others, 0) + (stolen if name == "drain" else 0))
+            applied = Signal(name=f"{name}_applies", init=name == "idle")
+            m.d.sync += [
+                applied.eq(applies),
+                self.counts[name].eq(Mux(applied, others, 0) + (summed["stolen"] if name == "drain" else 0)),
+            ]
 
 
 def sum_bits(bits: Value) -> Value:
