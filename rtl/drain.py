@@ -18,7 +18,7 @@ OR over PEs, the addition."""
 class Drain(wiring.Component):
     """Drains contexts whose row has ended, in turns, wanted columns only, in rising order.
 
-    Row headers are kept in LUT RAM, by context. A row whose K tile is not the final one leaves its sums in the
+    Row headers are kept in LUT RAM (or block RAM), by context. A row whose K tile is not the final one leaves its sums in the
     partial-sum buffer; the final one goes to ``o`` once ``grant`` came, and pauses while ``space`` is low.
 
     Members:
@@ -69,16 +69,22 @@ class Drain(wiring.Component):
         contexts, pes = config.rows_in_flight, config.pes_per_lane
         words = 1 << clog2(self._header_words)
         # the START word's fields, the row number, mask words
-        width = max(row_meta_layout().size, 16, min(32, config.tile_columns))
-        m.submodules.headers = headers = memory.Memory(shape=width, depth=contexts * words, init=[])
-        write, read = headers.write_port(), headers.read_port(domain="comb")
-        index = Signal(range(words))
-        context = Signal(context_width(config))
+        width = max(row_meta_layout(config).size, 16, min(32, config.tile_columns))
+        m.submodules.headers = headers = memory.Memory(
+            shape=width, depth=contexts * words, init=[], attrs={} if config.lut_ram else NO_CHECK
+        )
+        index, next_index = Signal(range(words)), Signal(range(words))
+        context, next_context = (Signal(context_width(config), name=n) for n in ("at_context", "next_context"))
+        m.d.comb += [next_index.eq(index), next_context.eq(context)]
+        m.d.sync += [index.eq(next_index), context.eq(next_context)]
+        # LUT RAM shows the word at `context` and `index`; block RAM does too, when asked a cycle before
+        write, read = headers.write_port(), headers.read_port(domain="comb" if config.lut_ram else "sync")
+        address = Cat(index, context) if config.lut_ram else Cat(next_index, next_context)
         m.d.comb += [
             write.addr.eq(Cat(self.header_index, Const(0, clog2(words) - len(self.header_index)), self.context)),
             write.data.eq(self.header_word),
             write.en.eq(self.header),
-            read.addr.eq(Cat(index, context)),
+            read.addr.eq(address),
         ]
         mask_width = min(16, config.tile_columns)
         parts = -(-config.tile_columns // mask_width)  # of a row's mask, each its turn in the iterator
@@ -88,7 +94,7 @@ class Drain(wiring.Component):
         mask_part = read.data.word_select(halves, mask_width)
         column = Signal(range(config.tile_columns))
         m.d.comb += column.eq(Cat(columns.o.payload.index, columns.o.payload.meta))
-        meta = Signal(row_meta_layout(), reset_less=True)
+        meta = Signal(row_meta_layout(config), reset_less=True)
         row = Signal(16, reset_less=True)
         go = Signal()
         scrub = Signal(init=1)
@@ -96,7 +102,9 @@ class Drain(wiring.Component):
         pe_bits = pes.bit_length() - 1
 
         stage_valid = Signal(DRAIN_LATENCY)
-        stage_columns = [Signal(range(config.tile_columns), name=f"column{n}", reset_less=True) for n in range(DRAIN_LATENCY)]
+        stage_columns = [
+            Signal(range(config.tile_columns), name=f"column{n}", reset_less=True) for n in range(DRAIN_LATENCY)
+        ]
         total = Signal(signed(config.acc_width), reset_less=True)
         lane_sum = Signal(signed(config.acc_width), reset_less=True)
         m.d.comb += columns.o.ready.eq(go)
@@ -143,13 +151,14 @@ class Drain(wiring.Component):
             with m.State("IDLE"):
                 m.d.sync += meta.eq(read.data[: meta.shape().size])
                 with m.If(done):
-                    m.d.sync += index.eq(1)
+                    m.d.comb += next_index.eq(1)
                     m.next = "ROW"
                 with m.Else():
-                    m.d.sync += context.eq(context + 1)
+                    m.d.comb += next_context.eq(context + 1)
             with m.State("ROW"):
                 m.d.comb += self.active.eq(1)
-                m.d.sync += [row.eq(read.data), index.eq(2)]
+                m.d.sync += row.eq(read.data)
+                m.d.comb += next_index.eq(2)
                 m.next = "REQUEST"
             with m.State("REQUEST"):
                 m.d.comb += [self.active.eq(1), self.request.eq(meta.final)]
@@ -167,11 +176,8 @@ class Drain(wiring.Component):
                     columns.i.payload.meta.eq(part),
                 ]
                 with m.If(columns.i.ready):
-                    m.d.sync += [
-                        part.eq(part + 1),
-                        index.eq(2 + ((part + 1) * mask_width >> 5)),
-                        wanted[part].eq(mask_part),
-                    ]
+                    m.d.comb += next_index.eq(2 + ((part + 1) * mask_width >> 5))
+                    m.d.sync += [part.eq(part + 1), wanted[part].eq(mask_part)]
                     with m.If(part == parts - 1):
                         m.next = "COLUMNS"
             with m.State("COLUMNS"):
@@ -181,8 +187,10 @@ class Drain(wiring.Component):
                         ending.eq(meta.final),
                         self.finished.eq(1),
                         self.done_clear.eq(1 << context),
+                        next_context.eq(context + 1),
+                        next_index.eq(0),
                     ]
-                    m.d.sync += [context.eq(context + 1), index.eq(0), part.eq(0)]
+                    m.d.sync += part.eq(0)
                     m.next = "NEXT"
             with m.State("NEXT"):
                 # the header of the next context is at the read port one cycle later

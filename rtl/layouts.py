@@ -28,9 +28,7 @@ def chunk_layout(config: Config) -> data.StructLayout:
 
     In the activation buffer ``k`` is the chunk's number in its segment; in a lane's FIFO, k of its first element.
     """
-    return data.StructLayout(
-        {"bitmap": CHUNK, "more": clog2(CHUNK), "k": config.k_width, "kind": WordKind}
-    )
+    return data.StructLayout({"bitmap": CHUNK, "more": clog2(CHUNK), "k": config.k_width, "kind": WordKind})
 
 
 def word_width(config: Config) -> int:
@@ -50,15 +48,13 @@ def ring_pointers(config: Config) -> data.ArrayLayout:
 
 def start_layout(config: Config) -> data.StructLayout:
     """First word of a row; then come a word with the row number and the words of its C mask."""
-    pad = chunk_layout(config).size - 2 - 20
-    return data.StructLayout(
-        {"tag": 8, "slot": 8, "bank": 1, "first": 1, "final": 1, "post": 1, "pad": pad, "kind": WordKind}
-    )
+    pad = chunk_layout(config).size - 2 - row_meta_layout(config).size
+    return data.StructLayout({**row_meta_layout(config).members, "pad": pad, "kind": WordKind})
 
 
-def row_meta_layout() -> data.StructLayout:
-    """What a lane remembers of a row's START word."""
-    return data.StructLayout({"tag": 8, "slot": 8, "bank": 1, "first": 1, "final": 1, "post": 1})
+def row_meta_layout(config: Config) -> data.StructLayout:
+    """What a lane remembers of a row's START word: its low bits. ``slot`` is that of the partial sums."""
+    return data.StructLayout({"tag": 8, "slot": clog2(config.psum_rows), "bank": 1, "first": 1, "final": 1, "post": 1})
 
 
 def b_write_layout(config: Config) -> data.StructLayout:
@@ -82,9 +78,7 @@ def b_write_layout(config: Config) -> data.StructLayout:
 
 def a_write_layout(config: Config) -> data.StructLayout:
     """Activation bus from the loader to the clusters: buffer words, then the end of their segment."""
-    return data.StructLayout(
-        {"bank": 1, "start": 1, "append": 1, "we": 1, "end": 1, "word": word_width(config)}
-    )
+    return data.StructLayout({"bank": 1, "start": 1, "append": 1, "we": 1, "end": 1, "word": word_width(config)})
 
 
 def c_write_layout() -> data.StructLayout:
@@ -97,4 +91,3 @@ def counts_layout(config: Config, pes: int) -> data.StructLayout:
     width = pes.bit_length()
     reasons = ("multiply", "lookup", "fetch", "imbalance", "drain", "load", "dispatch", "idle")
     return data.StructLayout(dict.fromkeys(reasons, width))
-
