@@ -10,22 +10,20 @@ def memory_bits(config: Config) -> dict[str, int]:
 
     Short queues, counters and header stores are left out.
     """
-    from maskwork.rtl.layouts import clog2, word_width
+    from maskwork.rtl.layouts import directory_layout, mask_width, record_width, word_width
     from maskwork.rtl.post import BIAS_WIDTH, SHIFT_WIDTH
 
     lanes, pes, clusters = config.lanes, config.pes, config.clusters
-    word = word_width(config)
     rows = 2 * config.k_depth
-    directory = 2 * clog2(config.a_depth) + 1
     mask_words = 1 << (config.mask_words - 1).bit_length()
     parameter = BIAS_WIDTH + POST_MULT_WIDTH + SHIFT_WIDTH
     return {
         "weights": pes * rows * config.slots * config.b_width,
         "weight_masks": pes * rows * config.slots if "b" in config.skip else 0,
-        "activations": clusters * 2 * config.a_depth * word,
-        "segments": clusters * 2 * config.a_segments * directory,
-        "c_masks": clusters * 2 * config.c_rows * mask_words * 32,
-        "lane_fifos": lanes * config.fifo_depth * word,
+        "activations": clusters * 2 * config.a_depth * record_width(config),
+        "segments": clusters * 2 * config.a_segments * directory_layout(config).size,
+        "c_masks": clusters * 2 * config.c_rows * mask_words * mask_width(config),
+        "lane_fifos": lanes * config.fifo_depth * word_width(config),
         "accumulators": pes * config.rows_in_flight * config.slots * (config.acc_width + 1),
         "partial_sums": lanes * config.psum_rows * config.tile_columns * config.acc_width,
         "parameters": lanes * 2 * config.tile_columns * parameter if config.post else 0,

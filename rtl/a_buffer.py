@@ -4,7 +4,7 @@ from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
-from maskwork.rtl.layouts import NO_CHECK, a_write_layout, clog2, word_width
+from maskwork.rtl.layouts import NO_CHECK, a_write_layout, clog2, directory_layout, record_width
 
 
 class ABuffer(wiring.Component):
@@ -32,9 +32,9 @@ class ABuffer(wiring.Component):
                 "segments": Out(data.ArrayLayout(range(config.a_segments + 1), 2)),
                 "clear": In(1),
                 "address": In(address + 1),
-                "word": Out(word_width(config)),
+                "word": Out(record_width(config)),
                 "directory_address": In(clog2(config.a_segments) + 1),
-                "directory": Out(data.StructLayout({"start": address, "words": address + 1})),
+                "directory": Out(directory_layout(config)),
             }
         )
 
@@ -46,7 +46,7 @@ class ABuffer(wiring.Component):
         m = Module()
         config = self._config
         m.submodules.words = words = memory.Memory(
-            shape=word_width(config), depth=2 * config.a_depth, init=[], attrs=NO_CHECK
+            shape=record_width(config), depth=2 * config.a_depth, init=[], attrs=NO_CHECK
         )
         m.submodules.directory = directory = memory.Memory(
             shape=self.directory.shape().size, depth=2 * config.a_segments, init=[], attrs=NO_CHECK
@@ -67,7 +67,7 @@ class ABuffer(wiring.Component):
             write.en.eq(self.write.we & self.selected & ~used[-1]),
             read.addr.eq(self.address),
             directory_write.addr.eq(Cat(count[: clog2(config.a_segments)], bank)),
-            directory_write.data.eq(Cat(begin[: clog2(config.a_depth)], (used - begin)[: clog2(config.a_depth) + 1])),
+            directory_write.data.eq(Cat(begin[: clog2(config.a_depth)], (used - begin)[: len(self.directory.words)])),
             directory_write.en.eq(self.write.end & self.selected & ~count[-1]),
             directory_read.addr.eq(self.directory_address),
             *(self.segments[n].eq(segments[n]) for n in range(2)),

@@ -4,7 +4,7 @@ from amaranth import *
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
-from maskwork.rtl.layouts import NO_CHECK, c_write_layout, clog2
+from maskwork.rtl.layouts import NO_CHECK, c_write_layout, clog2, mask_width
 
 
 class CBuffer(wiring.Component):
@@ -19,23 +19,24 @@ class CBuffer(wiring.Component):
     def __init__(self, config: Config):
         self._config = config
         self._depth = config.c_rows << (config.mask_words - 1).bit_length()
+        self._width = mask_width(config)
         super().__init__(
             {
-                "write": In(c_write_layout()),
+                "write": In(c_write_layout(config)),
                 "selected": In(1),
                 "full": Out(1),
                 "address": In(clog2(2 * self._depth)),
-                "word": Out(32),
+                "word": Out(self._width),
             }
         )
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
-        return ("CBuffer", self._depth)
+        return ("CBuffer", self._depth, self._width)
 
     def elaborate(self, platform):
         m = Module()
-        m.submodules.memory = masks = memory.Memory(shape=32, depth=2 * self._depth, init=[], attrs=NO_CHECK)
+        m.submodules.memory = masks = memory.Memory(shape=self._width, depth=2 * self._depth, init=[], attrs=NO_CHECK)
         write, read = masks.write_port(), masks.read_port()
         filled = Array([Signal(range(self._depth + 1), name=f"filled{bank}") for bank in range(2)])
         bank = self.write.bank

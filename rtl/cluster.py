@@ -57,7 +57,7 @@ class Cluster(wiring.Component):
                 "a_selected": In(1),
                 "b_write": In(b_write_layout(config)),
                 "b_selected": In(1),
-                "c_write": In(c_write_layout()),
+                "c_write": In(c_write_layout(config)),
                 "c_selected": In(1),
                 "p": In(parameter_signature(config)),
                 "limits": In(limits_signature()),
@@ -102,7 +102,7 @@ class Cluster(wiring.Component):
 
         a_write = Signal(a_write_layout(config))
         a_selected = Signal()
-        c_write = Signal(c_write_layout())
+        c_write = Signal(c_write_layout(config))
         c_selected = Signal()
         m.d.sync += [
             a_write.eq(self.a_write),

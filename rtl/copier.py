@@ -5,7 +5,7 @@ from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.fetch import item_layout, segment_layout
-from maskwork.rtl.layouts import chunk_layout, clog2, word_width
+from maskwork.rtl.layouts import WordKind, chunk_layout, clog2, record_layout, record_width, word_width
 from maskwork.rtl.pe import context_width
 
 COPY_LATENCY = 4
@@ -31,7 +31,7 @@ class Copier(wiring.Component):
             {
                 "i": In(stream.Signature(item_layout(config))),
                 "address": Out(clog2(config.a_depth) + 1),
-                "word": In(word_width(config)),
+                "word": In(record_width(config)),
                 "o": Out(
                     data.StructLayout(
                         {
@@ -63,7 +63,7 @@ class Copier(wiring.Component):
         held = Signal()
         current = Signal(item_layout(config))
         address = Signal(clog2(config.a_depth) + 1)
-        left = Signal(clog2(config.a_depth) + 1)
+        left = Signal.like(segment.words)
         k = Signal(config.k_width)
         fires, ends = Signal(), Signal()
         count = config.rows_in_flight
@@ -101,11 +101,13 @@ class Copier(wiring.Component):
             lanes, raw, body, k, ring = after
             stages.append(lanes)
         values_left = Signal(range(CHUNK // config.fetch_width + 1))
-        head, given = Signal(chunk_layout(config)), Signal(chunk_layout(config))
+        head, given = Signal(chunk_layout(config)), Signal(record_layout(config))
         m.d.comb += [
-            head.eq(self.word[: chunk_layout(config).size]),
-            given.eq(self.word[: chunk_layout(config).size]),
-            head.k.eq((k + given.k * CHUNK)[: config.k_width]),
+            given.eq(self.word[: record_layout(config).size]),
+            head.bitmap.eq(given.bitmap),
+            head.more.eq(given.more),
+            head.k.eq((k + given.number * CHUNK)[: config.k_width]),
+            head.kind.eq(WordKind.CHUNK),
         ]
         m.d.sync += [self.o.lanes.eq(lanes), self.o.ring.eq(ring)]
         with m.If(raw):

@@ -6,7 +6,7 @@ from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
 from maskwork.gen.isa import COMMANDS, Op
 from maskwork.rtl.lane_choice import choose_lane
-from maskwork.rtl.layouts import WordKind, clog2, start_layout, word_width
+from maskwork.rtl.layouts import WordKind, clog2, directory_layout, segment_words, start_layout, word_width
 from maskwork.rtl.pe import context_width
 
 RUN = COMMANDS[Op.RUN]
@@ -15,7 +15,7 @@ RUN = COMMANDS[Op.RUN]
 def segment_layout(config: Config) -> data.StructLayout:
     """A segment to send: first word of the activation buffer (bank on top), number of words, k of element 0."""
     return data.StructLayout(
-        {"start": clog2(config.a_depth) + 1, "words": clog2(config.a_depth) + 1, "k": config.k_width}
+        {"start": clog2(config.a_depth) + 1, "words": segment_words(config).bit_length(), "k": config.k_width}
     )
 
 
@@ -30,13 +30,12 @@ def item_layout(config: Config) -> data.StructLayout:
 def fetch_members(config: Config):
     """Ports of a fetch unit (:class:`Fetch`, :class:`~maskwork.rtl.fetch_serial.SerialFetch`)."""
     rings = config.lanes_per_cluster * config.rows_in_flight
-    directory = data.StructLayout({"start": clog2(config.a_depth), "words": clog2(config.a_depth) + 1})
     return {
         "run": In(stream.Signature(32)),
         "abort": In(1),
         "segments": In(data.ArrayLayout(range(config.a_segments + 1), 2)),
         "directory_address": Out(clog2(config.a_segments) + 1),
-        "directory": In(directory),
+        "directory": In(directory_layout(config)),
         "mask_address": Out(clog2(2 * config.c_rows * config.mask_words)),
         "mask": In(32),
         "o": Out(data.StructLayout({"valid": 1, "item": item_layout(config)})),

@@ -32,8 +32,8 @@ WORDS = 64
 
 
 class SerialFetch(wiring.Component):
-    """Does what :class:`~maskwork.rtl.fetch.Fetch` does, with its ports, in single steps: about 13 cycles a tap (17 for a
-    row's only one) and 40 of its own per row.
+    """Does what :class:`~maskwork.rtl.fetch.Fetch` does, with its ports, in single steps: about 13 cycles a tap (17
+    for a row's only one) and 40 of its own per row.
 
     Rows start with a copy of the loop counts. Then every loop is the same: take one from what is left of its count (or
     restore it, and go to the next loop), and add the level's deltas to the parts of the state. A tap's pass over the

@@ -40,7 +40,7 @@ class Gearbox(wiring.Component):
                 "beat": In(config.beat_bits),
                 "is_b": In(1),
                 "beat_valid": In(1),
-                "announce": In(17),
+                "announce": In(range(max(config.k_depth, config.tile_columns, config.beat_bits) + 1)),
                 "hold": In(1),
                 "want": Out(1),
                 "values": Out(data.ArrayLayout(self.width, self.most)),

@@ -24,16 +24,38 @@ def clog2(count: int) -> int:
 
 
 def chunk_layout(config: Config) -> data.StructLayout:
-    """Head of a chunk: its bitmap, its elements after the first (``more``), and k.
-
-    In the activation buffer ``k`` is the chunk's number in its segment; in a lane's FIFO, k of its first element.
-    """
+    """Head of a chunk in a lane's FIFO: its bitmap, its elements after the first (``more``), and k of its element 0."""
     return data.StructLayout({"bitmap": CHUNK, "more": clog2(CHUNK), "k": config.k_width, "kind": WordKind})
 
 
+def record_layout(config: Config) -> data.StructLayout:
+    """Head of a chunk in the activation buffer; ``number`` is the chunk's in its segment."""
+    return data.StructLayout({"bitmap": CHUNK, "more": clog2(CHUNK), "number": clog2(config.k_depth // CHUNK)})
+
+
+def record_width(config: Config) -> int:
+    """Bits of an activation-buffer word: a chunk's head or its values."""
+    return max(record_layout(config).size, config.fetch_width * config.a_width)
+
+
+def segment_words(config: Config) -> int:
+    """Most words that a segment takes in the activation buffer."""
+    return min(config.a_depth, config.k_depth // CHUNK * (1 + CHUNK // config.fetch_width))
+
+
+def directory_layout(config: Config) -> data.StructLayout:
+    """A segment in the activation buffer's directory: its first word and number of words."""
+    return data.StructLayout({"start": clog2(config.a_depth), "words": segment_words(config).bit_length()})
+
+
 def word_width(config: Config) -> int:
-    """Bits of an activation-buffer and lane-FIFO word."""
-    return max(chunk_layout(config).size, 32, config.fetch_width * config.a_width)
+    """Bits of a lane-FIFO word: what is in the activation buffer, a START word or a word of the C mask."""
+    return max(chunk_layout(config).size, record_width(config), mask_width(config))
+
+
+def mask_width(config: Config) -> int:
+    """Bits that are used of each 32-bit word of a row's C mask."""
+    return min(32, config.tile_columns)
 
 
 def ring_words(config: Config) -> int:
@@ -78,12 +100,12 @@ def b_write_layout(config: Config) -> data.StructLayout:
 
 def a_write_layout(config: Config) -> data.StructLayout:
     """Activation bus from the loader to the clusters: buffer words, then the end of their segment."""
-    return data.StructLayout({"bank": 1, "start": 1, "append": 1, "we": 1, "end": 1, "word": word_width(config)})
+    return data.StructLayout({"bank": 1, "start": 1, "append": 1, "we": 1, "end": 1, "word": record_width(config)})
 
 
-def c_write_layout() -> data.StructLayout:
-    """C-mask bus from the loader to the clusters: 32-bit words in order."""
-    return data.StructLayout({"bank": 1, "start": 1, "append": 1, "we": 1, "word": 32})
+def c_write_layout(config: Config) -> data.StructLayout:
+    """C-mask bus from the loader to the clusters: words in order."""
+    return data.StructLayout({"bank": 1, "start": 1, "append": 1, "we": 1, "word": mask_width(config)})
 
 
 def counts_layout(config: Config, pes: int) -> data.StructLayout:

@@ -5,7 +5,7 @@ from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.gearbox import Gearbox, sum_bits
-from maskwork.rtl.layouts import a_write_layout, chunk_layout, clog2
+from maskwork.rtl.layouts import a_write_layout, clog2, record_layout
 from maskwork.rtl.load_common import beats_for, part_members
 
 
@@ -15,7 +15,8 @@ class LoadA(wiring.Component):
     A cycle for every chunk's head (or for passing an empty chunk), one for each value word once its values are there.
 
     Members:
-        announce, hold, count, values, take: the gearbox.
+        hold: the values of the beat at the input (or of the whole dense segment) are announced.
+        count, values, take: the gearbox.
         write: to the activation buffers.
         others: see :func:`~maskwork.rtl.load_common.part_members`.
     """
@@ -25,7 +26,6 @@ class LoadA(wiring.Component):
         super().__init__(
             {
                 **part_members(config),
-                "announce": Out(17),
                 "hold": Out(1),
                 "count": In(gearbox.count.shape()),
                 "values": In(gearbox.values.shape()),
@@ -46,20 +46,20 @@ class LoadA(wiring.Component):
         beats = max(2, -(-config.k_depth // config.beat_bits))
         m.submodules.bitmaps = bitmaps = memory.Memory(shape=config.beat_bits, depth=beats, init=[])
         bitmap_write, bitmap_read = bitmaps.write_port(), bitmaps.read_port(domain="comb")
-        segments = Signal(16)
+        segments = Signal.like(load.count)
         beat_number = Signal(range(beats))
-        chunk = Signal(16)  # the chunk that comes next
-        last_chunk = Signal(16)
+        chunk = Signal(range(max(2, config.k_depth // CHUNK)))  # the chunk that comes next
+        last_chunk = Signal.like(chunk)
         bits = Signal(CHUNK)  # the chunk at hand
         elements = Signal(range(CHUNK + 1))
-        at = Signal(16)
+        at = Signal.like(chunk)
         is_last = Signal()
         word_left = Signal(range(CHUNK + 1))  # values of the chunk that are not written
         step = Signal(range(config.fetch_width + 1))
         following = Signal(CHUNK)
         tail = Signal(CHUNK)
         m.d.sync += [
-            last_chunk.eq((load.length - 1)[:16] >> 4),
+            last_chunk.eq((load.length - 1)[clog2(CHUNK) :]),
             # as many ones as the last chunk has elements (a table: comparators cost more)
             tail.eq(Const((1 << CHUNK) - 1, CHUNK) >> (-load.length)[:4]),
         ]
@@ -79,11 +79,11 @@ class LoadA(wiring.Component):
             self.write.bank.eq(load.bank),
             self.write.append.eq(load.append),
         ]
-        head = Signal(chunk_layout(config))
+        head = Signal(record_layout(config))
         m.d.comb += [
             head.bitmap.eq(bits),
             head.more.eq(elements - 1),
-            head.k.eq(at),
+            head.number.eq(at),
         ]
         values = Cat(self.values[n][: config.a_width] for n in range(config.fetch_width))
         with m.FSM():
@@ -96,12 +96,11 @@ class LoadA(wiring.Component):
                 m.d.sync += chunk.eq(0)
                 m.d.comb += self.hold.eq(1)
                 with m.If(load.dense):
-                    m.d.comb += self.announce.eq(load.length)
                     m.next = "FIRST"
                 with m.Else():
                     m.d.comb += self.want.eq(1)
                     with m.If(self.beat_valid):
-                        m.d.comb += [self.announce.eq(sum_bits(self.beat)), bitmap_write.en.eq(1)]
+                        m.d.comb += bitmap_write.en.eq(1)
                         m.d.sync += beat_number.eq(beat_number + 1)
                         with m.If(beat_number == beats_for(config, load.length)):
                             m.d.sync += beat_number.eq(0)

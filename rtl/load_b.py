@@ -16,7 +16,8 @@ class LoadB(wiring.Component):
     value (in all slots if B's masks do not skip), once the values are there.
 
     Members:
-        announce, hold, count, values, take: the gearbox.
+        hold: the values of the beat at the input (or of the whole dense row) are announced.
+        count, values, take: the gearbox.
         write: to the lanes.
         others: see :func:`~maskwork.rtl.load_common.part_members`.
     """
@@ -26,7 +27,6 @@ class LoadB(wiring.Component):
         super().__init__(
             {
                 **part_members(config),
-                "announce": Out(17),
                 "hold": Out(1),
                 "count": In(gearbox.count.shape()),
                 "values": In(gearbox.values.shape()),
@@ -46,7 +46,7 @@ class LoadB(wiring.Component):
         pes, columns = config.pes_per_lane, config.tile_columns
         beats = max(1, -(-columns // config.beat_bits))
         submodule(m, "slots", slots := BitIterator(config.slots, 1), platform)
-        rows = Signal(16)
+        rows = Signal.like(load.count)
         k = Signal(config.k_width)
         beat_number = Signal(range(max(2, beats)))
         mask = Signal(columns)
@@ -101,13 +101,11 @@ class LoadB(wiring.Component):
             with m.State("ROW"):
                 m.d.comb += self.hold.eq(1)
                 with m.If(load.dense):
-                    m.d.comb += self.announce.eq(load.length)
                     m.d.sync += mask.eq(dense_mask)
                     m.next = "MASK"
                 with m.Else():
                     m.d.comb += self.want.eq(1)
                     with m.If(self.beat_valid):
-                        m.d.comb += self.announce.eq(sum_bits(self.beat))
                         m.d.sync += beat_number.eq(beat_number + 1)
                         with m.Switch(beat_number):
                             for n in range(beats):
@@ -125,7 +123,7 @@ class LoadB(wiring.Component):
                     m.d.comb += [
                         self.write.columns_we.eq(1),
                         self.write.columns_grow.eq(load.append),
-                        self.write.slot.eq((load.length - 1)[:16] >> (pes - 1).bit_length()),
+                        self.write.slot.eq((load.length - 1)[: len(load.length)] >> (pes - 1).bit_length()),
                     ]
                 m.next = "SLOTS"
             with m.State("SLOTS"):

@@ -31,9 +31,9 @@ def load_layout(config: Config) -> data.StructLayout:
             "bank": 1,
             "append": 1,
             "dense": 1,
-            "count": 16,  # segments, rows
-            "length": 16,  # elements of a segment, columns
-            "k": 16,
+            "count": range(max(config.a_segments, config.k_depth, config.c_rows) + 1),  # segments, rows
+            "length": range(max(config.k_depth, config.tile_columns) + 1),  # elements of a segment, columns
+            "k": config.k_width,
             "lanes": config.lanes_per_cluster,
             "low": signed(16),
             "high": signed(16),
@@ -43,7 +43,7 @@ def load_layout(config: Config) -> data.StructLayout:
 
 def beats_for(config: Config, bits: Value) -> Value:
     """Beats that a bitmap of so many bits takes, minus one."""
-    return (bits - 1)[:16] >> (config.beat_bits - 1).bit_length()
+    return (bits - 1)[: len(bits)] >> (config.beat_bits - 1).bit_length()
 
 
 def part_members(config: Config):

@@ -19,7 +19,7 @@ class LoadC(wiring.Component):
 
     def __init__(self, config: Config):
         self._config = config
-        super().__init__({**part_members(config), "write": Out(c_write_layout())})
+        super().__init__({**part_members(config), "write": Out(c_write_layout(config))})
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
@@ -29,14 +29,14 @@ class LoadC(wiring.Component):
         m = Module()
         config = self._config
         load = self.load
-        rows = Signal(16)
+        rows = Signal.like(load.count)
         words = 1 << (config.mask_words - 1).bit_length()
         word = Signal(range(max(2, words)))
-        last_word = Signal(16)
+        last_word = Signal(range(max(2, words)))
         lane = word[: (config.stream_words - 1).bit_length()]
         exists = Signal()
         m.d.comb += [
-            last_word.eq((load.length - 1)[:16] >> 5),
+            last_word.eq((load.length - 1)[: (config.tile_columns - 1).bit_length()] >> 5),
             exists.eq(word <= last_word),
             self.write.bank.eq(load.bank),
             self.write.append.eq(load.append),
@@ -87,7 +87,7 @@ class LoadP(wiring.Component):
         m = Module()
         config = self._config
         load = self.load
-        column = Signal(16)
+        column = Signal(range(config.tile_columns))
         lane = Signal(clog2(config.lanes_per_cluster))
         word = Signal(range(max(2, config.stream_words)))
         bias, scale = Signal(32), Signal(32)
@@ -95,7 +95,7 @@ class LoadP(wiring.Component):
         beat_ends = Signal()
         last_column = Signal()
         m.d.comb += [
-            last_column.eq(column == (load.length - 1)[:16]),
+            last_column.eq(column == (load.length - 1)[: len(column)]),
             beat_ends.eq(word == config.stream_words - 1),
             self.write.bank.eq(load.bank),
             self.write.lane.eq(lane),

@@ -7,7 +7,7 @@ from amaranth import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
-from maskwork.rtl.gearbox import Gearbox
+from maskwork.rtl.gearbox import Gearbox, sum_bits
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import a_write_layout, b_write_layout, c_write_layout
 from maskwork.rtl.load_a import LoadA
@@ -42,7 +42,7 @@ class Loader(wiring.Component):
                 "end": Out(LoadEnd),
                 "a": Out(a_write_layout(config)),
                 "b": Out(b_write_layout(config)),
-                "c": Out(c_write_layout()),
+                "c": Out(c_write_layout(config)),
                 "p": Out(parameter_signature(config)),
                 "limits": Out(limits_signature()),
             }
@@ -97,7 +97,11 @@ class Loader(wiring.Component):
         for part in (load_a, load_b):
             m.d.comb += [part.count.eq(gearbox.count), part.values.eq(gearbox.values)]
         # bitmaps are counted a cycle later, for the sake of the clock; no value is taken before
-        m.d.sync += [gearbox.announce.eq(load_a.announce | load_b.announce), held.eq(holds)]
+        m.d.sync += [gearbox.announce.eq(0), held.eq(holds)]
+        with m.If(holds & self.load.dense):
+            m.d.sync += gearbox.announce.eq(self.load.length)
+        with m.Elif(holds & beat_valid):
+            m.d.sync += gearbox.announce.eq(sum_bits(self.i.payload.data))
         m.d.sync += [self.a.eq(load_a.write), self.b.eq(load_b.write), self.c.eq(load_c.write)]
 
         missing = Signal()

@@ -9,7 +9,7 @@ from maskwork.rtl.banks import BUFFERS, Banks
 from maskwork.rtl.c_buffer import CBuffer
 from maskwork.rtl.copier import Copier
 from maskwork.rtl.fetch import segment_layout
-from maskwork.rtl.layouts import WordKind, chunk_layout, word_width
+from maskwork.rtl.layouts import WordKind, chunk_layout, record_layout, record_width, word_width
 
 from .contract import plain, simulate, source, ticks
 
@@ -104,7 +104,7 @@ def test_a_buffer(depth, segments):
             bank, append = rng.getrandbits(1), rng.random() < 0.7
             before = list(banks[bank]) if append else []
             new = [
-                [rng.getrandbits(word_width(config)) for _ in range(rng.choice([0, 1, 5, 12]))]
+                [rng.getrandbits(record_width(config)) for _ in range(rng.choice([0, 1, 5, 12]))]
                 for _ in range(rng.randint(1, 4))
             ]
             fits = sum(map(len, before + new)) <= depth and len(before + new) <= segments
@@ -196,15 +196,15 @@ def test_copier(fields, pauses):
             continue
         start, k = free, rng.randrange(config.k_depth)
         at = start
-        for number in sorted(rng.sample(range(min(64, config.k_depth)), rng.randint(1, 4))):
+        for number in sorted(rng.sample(range(config.k_depth // CHUNK), rng.randint(1, 4))):
             values = rng.randint(1, CHUNK // config.fetch_width)
             more = (values - 1) * config.fetch_width
-            head = {"bitmap": rng.getrandbits(CHUNK), "more": more, "kind": WordKind.CHUNK.value}
-            memory[at] = pack_word(chunk_layout(config), **head, k=number)
+            head = {"bitmap": rng.getrandbits(CHUNK), "more": more}
+            memory[at] = pack_word(record_layout(config), **head, number=number)
             moved = (k + number * CHUNK) % config.k_depth
-            expected.append((target, pack_word(chunk_layout(config), **head, k=moved)))
+            expected.append((target, pack_word(chunk_layout(config), **head, k=moved, kind=WordKind.CHUNK.value)))
             for n in range(values):
-                memory[at + 1 + n] = rng.getrandbits(word_width(config))
+                memory[at + 1 + n] = rng.getrandbits(record_width(config))
                 expected.append((target, memory[at + 1 + n]))
             at += 1 + values
         free = at

@@ -9,7 +9,7 @@ from maskwork.rtl.command_check import CommandCheck
 from maskwork.rtl.fetch import Fetch, segment_layout
 from maskwork.rtl.fetch_serial import SerialFetch
 from maskwork.rtl.lane_choice import CHOICE_CYCLES
-from maskwork.rtl.layouts import WordKind, start_layout
+from maskwork.rtl.layouts import WordKind, segment_words, start_layout
 from maskwork.rtl.load_common import Load
 
 from .contract import plain, simulate, source, ticks
@@ -38,7 +38,7 @@ class Cluster:
         self.config = config
         self.segments = [rng.randint(1, 12) for _ in range(2)]
         self.directory = [
-            {"start": rng.randrange(config.a_depth), "words": rng.choice([0, 1, 7, config.a_depth])}
+            {"start": rng.randrange(config.a_depth), "words": rng.choice([0, 1, 7, segment_words(config)])}
             for _ in range(2 * config.a_segments)
         ]
         words = 2 * config.c_rows << (config.mask_words - 1).bit_length()
