@@ -24,6 +24,9 @@ module maskwork_bench;
   reg [255:0] stop_kinds, stop_opcodes;
   reg offered, held, at_start, stopping, running, done, hold, ready, taken, valid;
   reg [BEAT-1:0] beat, previous;
+  // waveforms: all of them, or (as in harness.cpp) those of a window; beats are counted since the beginning
+  reg [63:0] window_first_in, window_last_out, window_after, all_in, all_out;
+  reg tracing, windowed, in_window, closing;
   reg [8*48-1:0] message;
   integer command, count, fields, input_file, output_file, status;
 
@@ -62,6 +65,37 @@ module maskwork_bench;
       held = 0;
       at_start = 1;
       $display("maskwork reset");
+    end
+  endtask
+
+  task show;
+    begin
+      $dumpfile("trace.vcd");
+      $dumpvars(0, dut);
+      in_window = 1;
+    end
+  endtask
+
+  // before and after the edge of every cycle of a run
+  task open_window;
+    begin
+      if (windowed && taken && all_in == window_first_in) show;
+      all_in = all_in + taken;
+    end
+  endtask
+
+  task close_window;
+    begin
+      if (in_window && valid && ready && all_out == window_last_out) closing = 1;
+      if (closing) begin
+        if (window_after == 0) begin
+          $dumpoff;
+          closing = 0;
+          in_window = 0;
+        end
+        window_after = window_after - 1;
+      end
+      all_out = all_out + (valid && ready);
     end
   endtask
 
@@ -157,7 +191,9 @@ module maskwork_bench;
           drive;
           if (message != 0) stop(VIOLATION);
           else begin
+            open_window;
             edges;
+            close_window;
             account;
           end
         end
@@ -170,10 +206,15 @@ module maskwork_bench;
   endtask
 
   initial begin
-    if ($test$plusargs("trace")) begin
-      $dumpfile("trace.vcd");
-      $dumpvars(0, dut);
-    end
+    all_in = 0;
+    all_out = 0;
+    in_window = 0;
+    closing = 0;
+    tracing = $test$plusargs("trace");
+    windowed = $value$plusargs("first_in=%d", window_first_in);
+    fields = $value$plusargs("last_out=%d", window_last_out);
+    fields = $value$plusargs("after=%d", window_after);
+    if (tracing && !windowed) show;
     cycle = 0;
     command = 0;
     while (command == 0 || command == 1) begin

@@ -11,7 +11,7 @@ import numpy as np
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkValueError
 from maskwork.sim_tb.cache import Cache
-from maskwork.sim_tb.run import RunLimits, RunResult, limits_for
+from maskwork.sim_tb.run import RunLimits, RunResult, TraceWindow, limits_for
 from numpy.typing import ArrayLike
 
 TARGETS = ("golden", "rtl")
@@ -94,6 +94,7 @@ class RtlDevice:
         out_stall: probability that a cycle takes no reply beat.
         seed: of both; every :meth:`execute` takes the next.
         trace: file for waveforms (VCD).
+        trace_window: what they show; by default everything.
         limits: when a run is given up.
         cache: where built simulators are kept.
 
@@ -111,6 +112,7 @@ class RtlDevice:
         out_stall: float = 0.0,
         seed: int = 0,
         trace: str | os.PathLike[str] | None = None,
+        trace_window: TraceWindow | None = None,
         limits: RunLimits | None = None,
         cache: Cache | None = None,
     ):
@@ -129,9 +131,13 @@ class RtlDevice:
         text, name = cached_netlist(config, verilog=verilog, cache=cache)
         self.model: VerilatedModel | IcarusModel
         if simulator == "verilator":
-            self.model = VerilatedModel(text, name, config.stream_words, trace=trace, cache=cache)
+            self.model = VerilatedModel(
+                text, name, config.stream_words, trace=trace, trace_window=trace_window, cache=cache
+            )
         else:
-            self.model = IcarusModel(text, name, config.stream_words, verilog=verilog, trace=trace, cache=cache)
+            self.model = IcarusModel(
+                text, name, config.stream_words, verilog=verilog, trace=trace, trace_window=trace_window, cache=cache
+            )
 
     def execute(self, words: ArrayLike, last: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
         """See :meth:`Device.execute`; cycles and beats are in ``last_run`` afterwards.

@@ -51,6 +51,13 @@ struct Stats {
     uint64_t out_waits;  // cycles in which it waited for ready
 };
 
+// Part of the simulation that waveforms show, in beats counted since its beginning.
+struct Window {
+    uint64_t first_in;  // from the cycle that takes this beat...
+    uint64_t last_out;  // ... until this one has left
+    uint64_t after;     // and so many cycles more
+};
+
 struct Beat {
     uint32_t data[WORDS];
     uint8_t last;
@@ -93,6 +100,11 @@ struct Bench {
     VerilatedVcdC trace;
     bool tracing = false;
 #endif
+    Window window{0, UINT64_MAX, 0};
+    bool in_window = true;  // what moves now is shown
+    bool closing = false;   // the window's last beat has left
+    uint64_t all_in = 0;    // beats since creation
+    uint64_t all_out = 0;
     Options options{};
     Stats stats{};
     std::string message;
@@ -107,7 +119,11 @@ struct Bench {
     bool stopping = false;  // the packet on o counts for stop_count
     Beat previous{};
 
-    explicit Bench(const char* trace_path) {
+    Bench(const char* trace_path, const Window* shown) {
+        if (shown) {
+            window = *shown;
+            in_window = false;
+        }
         context.fatalOnError(false);
         context.traceEverOn(trace_path != nullptr);
         model.reset(new Vmodel(&context, "top"));
@@ -134,16 +150,30 @@ struct Bench {
 
     void settle() { model->eval(); }
 
-    void edge() {
+    void dump() {
 #ifdef MW_TRACE
-        if (tracing) trace.dump(context.time());
+        if (tracing && in_window) trace.dump(context.time());
 #endif
+    }
+
+    // Called before and after the edge of every cycle of a run.
+    void open_window(bool taken) {
+        if (taken && all_in == window.first_in) in_window = true;
+        all_in += taken;
+    }
+
+    void close_window(bool sent) {
+        if (sent && all_out == window.last_out) closing = true;
+        if (closing && !window.after--) in_window = closing = false;
+        all_out += sent;
+    }
+
+    void edge() {
+        dump();
         context.timeInc(1);
         model->clk = 1;
         model->eval();
-#ifdef MW_TRACE
-        if (tracing) trace.dump(context.time());
-#endif
+        dump();
         context.timeInc(1);
         model->clk = 0;
         ++stats.cycle;
@@ -212,7 +242,9 @@ struct Bench {
                 model->o___05Fready = 0;
                 settle();
             }
+            open_window(taken);
             edge();
+            close_window(valid && ready);
 
             ++idle;
             held = valid && !ready;
@@ -250,9 +282,9 @@ struct Bench {
 
 }  // namespace
 
-MW_API void* mw_create(const char* trace_path) {
+MW_API void* mw_create(const char* trace_path, const Window* window) {
     try {
-        return new Bench(trace_path);
+        return new Bench(trace_path, window);
     } catch (const std::exception&) { return nullptr; }
 }
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import os
 import subprocess
 import tempfile
@@ -19,6 +20,7 @@ from maskwork.sim_tb.run import (
     RunResult,
     SimulationError,
     Status,
+    TraceWindow,
     beats_of,
     cached_netlist,
     check_trace,
@@ -74,6 +76,7 @@ class IcarusModel:
         stream_words: 32-bit words of a beat; not needed with a configuration.
         verilog: the netlist is, or is generated as, Verilog-2005.
         trace: file for waveforms (VCD).
+        trace_window: what they show; by default everything.
         cache: where built simulators are kept.
         time_limit: seconds that one :meth:`run` may take.
 
@@ -89,6 +92,7 @@ class IcarusModel:
         *,
         verilog: bool = False,
         trace: str | os.PathLike[str] | None = None,
+        trace_window: TraceWindow | None = None,
         cache: Cache | None = None,
         time_limit: float = 3600.0,
     ):
@@ -105,6 +109,8 @@ class IcarusModel:
         if trace is not None:
             Path(self._folder.name, "trace.vcd").symlink_to(Path(trace).absolute())
             options.append("+trace")
+            if trace_window is not None:
+                options += [f"+{name}={value}" for name, value in dataclasses.asdict(trace_window).items()]
         self._process = subprocess.Popen(
             [find_icarus().vvp, "-n", str(program), *options], cwd=self._folder.name, stdin=subprocess.PIPE,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True,

@@ -98,6 +98,21 @@ class RunLimits:
     stop_opcodes: frozenset[int] = frozenset()
 
 
+@dataclass(frozen=True)
+class TraceWindow:
+    """Part of a simulation that waveforms show; beats are counted from its beginning, from 0.
+
+    Attributes:
+        first_in: from the cycle in which this command beat is taken...
+        last_out: ... to the one in which this reply beat leaves.
+        after: cycles that are shown after that.
+    """
+
+    first_in: int
+    last_out: int
+    after: int = 8
+
+
 class Status(enum.IntEnum):
     """How a simulator's run ended (as in harness.cpp)."""
 

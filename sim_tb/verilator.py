@@ -18,6 +18,7 @@ from maskwork.sim_tb.run import (
     RunLimits,
     RunResult,
     Status,
+    TraceWindow,
     beats_of,
     cached_netlist,
     check_trace,
@@ -67,6 +68,10 @@ class _Stats(ctypes.Structure):
         (name, ctypes.c_uint64)
         for name in ("cycle", "first_in", "last_out", "beats_in", "beats_out", "in_waits", "out_waits")
     ]
+
+
+class _Window(ctypes.Structure):
+    _fields_ = [(name, ctypes.c_uint64) for name in ("first_in", "last_out", "after")]
 
 
 def build(text: str, name: str, stream_words: int, *, trace: bool = False, cache: Cache | None = None) -> Path:
@@ -160,6 +165,7 @@ class VerilatedModel:
         name: the top module's name; not needed with a configuration.
         stream_words: 32-bit words of a beat; not needed with a configuration.
         trace: file for waveforms (VCD).
+        trace_window: what they show; by default everything.
         cache: where built simulators are kept.
 
     Raises:
@@ -173,6 +179,7 @@ class VerilatedModel:
         stream_words: int = 1,
         *,
         trace: str | os.PathLike[str] | None = None,
+        trace_window: TraceWindow | None = None,
         cache: Cache | None = None,
     ):
         if isinstance(netlist, Config):
@@ -183,7 +190,12 @@ class VerilatedModel:
         self.stream_words = stream_words
         library = build(netlist, name, stream_words, trace=trace is not None, cache=cache)
         self._library = _load(library)
-        self._handle = self._library.mw_create(os.fsencode(trace) if trace is not None else None)
+        shown = None
+        if trace_window is not None:
+            shown = _Window(trace_window.first_in, trace_window.last_out, trace_window.after)
+        self._handle = self._library.mw_create(
+            os.fsencode(trace) if trace is not None else None, None if shown is None else ctypes.byref(shown)
+        )
         if not self._handle:
             raise MaskworkError(f"{library}: the simulator did not start")
         self.reset()
@@ -296,7 +308,7 @@ def _load(path: Path) -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     pointer, integer, wide = ctypes.c_void_p, ctypes.c_int, ctypes.c_uint64
     for name, result, arguments in (
-        ("mw_create", pointer, [ctypes.c_char_p]),
+        ("mw_create", pointer, [ctypes.c_char_p, pointer]),
         ("mw_destroy", None, [pointer]),
         ("mw_reset", integer, [pointer, integer]),
         ("mw_start", None, [pointer, pointer, pointer, wide, pointer]),
