@@ -123,17 +123,22 @@ def generate(config: Config, output: str, verilog: bool, as_json: bool) -> None:
 @click.option("--report", metavar="R.json", help="Write the report.")
 @click.option("--program", metavar="P.mwp", help="Write the program (see `maskwork disasm`).")
 @click.option("--trace", metavar="W.vcd", help="Write waveforms of the whole product (target rtl).")
+@click.option("--trace-tile", metavar="N", type=int, help="Only of the program's N-th RUN, from 0, to its last result.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def matmul(
     config: Config, target: str, simulator: str | None, a_file: str, b_file: str, dense: bool, output: str | None,
-    report: str | None, program: str | None, trace: str | None, as_json: bool, **mask_files: str | None,
+    report: str | None, program: str | None, trace: str | None, trace_tile: int | None, as_json: bool,
+    **mask_files: str | None,
 ) -> None:  # fmt: skip
     """One masked product C<Mc> = A<Ma> . B<Mb> on a target.
 
     An operand's effective mask is its given mask AND its nonzeros. Every target gives the same numbers.
     """
     from maskwork.gen.matmul import Product
+    from maskwork.gen.tile import check_tile
 
+    if trace_tile is not None and trace is None:
+        raise MaskworkValueError("--trace-tile needs --trace W.vcd")
     if trace is not None and not trace.lower().endswith(".vcd"):
         raise MaskworkValueError(f"--trace {trace}: waveforms are VCD; a name that ends with .vcd is expected")
     options = common.device_options(target, simulator, trace)  # type: ignore[arg-type]
@@ -146,6 +151,9 @@ def matmul(
         product = Product.of(config, *operands, masks, dense, names)
         if trace is not None:
             options["trace"] = paths["--trace"]
+        if trace_tile is not None:
+            check_tile(product.program, trace_tile, "--trace-tile")
+            options["trace_tile"] = trace_tile
         with common.progress(f"running on {target}", 1):
             result = product.run(target, **options)
         if output is not None:
@@ -274,8 +282,13 @@ def _study() -> Config:
     ),
 )
 @common.config_options(_study)
-@click.option("--skips", metavar="LIST", default="abc,ab,ac,bc,a,none", show_default=True,
-              help='Values of skip to compare, with commas; "none" skips nothing.')
+@click.option(
+    "--skips",
+    metavar="LIST",
+    default="abc,ab,ac,bc,a,none",
+    show_default=True,
+    help='Values of skip to compare, with commas; "none" skips nothing.',
+)
 @click.option("--rows", metavar="M", type=int, default=256, show_default=True, help="Rows of A and C.")
 @click.option("--inner", metavar="K", type=int, default=576, show_default=True, help="Columns of A, rows of B.")
 @click.option("--columns", metavar="N", type=int, default=128, show_default=True, help="Columns of B and C.")

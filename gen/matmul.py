@@ -17,6 +17,7 @@ from maskwork.gen.lower_matmul import lower_matmul
 from maskwork.gen.mask import BoolArray, Mask, as_bool
 from maskwork.gen.program import Program, bind
 from maskwork.gen.report import make_report
+from maskwork.gen.tile import tile_window
 from numpy.typing import NDArray
 
 DEFAULT_PRESET = "small"
@@ -143,9 +144,7 @@ class Product:
         }  # fmt: skip
         # vector masks of C are kept rows and columns of the product: no bitmap has to travel for them
         use_c = "c_mask" in given and not all(kind.startswith("vector") for kind in given["c_mask"].kinds)
-        program = lower_matmul(
-            config, m, k, n, use_c=use_c, m_keep=keep["m"], k_keep=keep["k"], n_keep=keep["n"]
-        )
+        program = lower_matmul(config, m, k, n, use_c=use_c, m_keep=keep["m"], k_keep=keep["k"], n_keep=keep["n"])
         bound = {"a": "a_mask", "b": "b_mask"} | ({"c_mask": "c_mask"} if use_c else {})
         bind_masks = {operand: given[name] for operand, name in bound.items() if name in given}
         return cls(program, {"a": a, "b": b}, bind_masks, arrays, dense)
@@ -155,10 +154,10 @@ class Product:
 
         Args:
             target: as for :func:`maskwork.sim_tb.device.open_device`.
-            **options: the same.
+            **options: the same; ``trace_tile`` (number of a RUN) instead of ``trace_window``.
 
         Raises:
-            MaskworkValueError: for a product that could overflow, or an unknown target.
+            MaskworkValueError: for a product that could overflow, an unknown target, or a RUN that is not there.
             DeviceError: if the device fails.
         """
         from maskwork.sim_tb.device import open_device
@@ -166,6 +165,9 @@ class Product:
 
         start = time.perf_counter()
         bound = bind(self.program, self.operands, self.masks, self.dense)
+        tile = options.pop("trace_tile", None)
+        if tile is not None:
+            options["trace_window"] = tile_window(self.program, bound, tile, **options)
         with open_device(target, self.program.config, **options) as device:
             done = execute_bound(device, self.program, bound)
         report = make_report(
@@ -188,6 +190,7 @@ def matmul(
     dense: bool = False,
     simulator: str = "verilator",
     trace: str | os.PathLike[str] | None = None,
+    trace_tile: int | None = None,
 ) -> Result:
     """Masked product C<Mc> = A<Ma> . B<Mb> on a target: the same numbers on every one.
 
@@ -205,6 +208,7 @@ def matmul(
         dense: zeros are not skipped; given masks are.
         simulator: of target "rtl": "verilator" or "icarus".
         trace: of target "rtl": file for waveforms (VCD).
+        trace_tile: with ``trace``: waveforms of one tile only, the program's RUN of this number, from 0.
 
     Returns:
         C, int32 (M, N) where acc_width <= 32, else int64; the report, with cycles on target "rtl"; the program.
@@ -212,11 +216,13 @@ def matmul(
     Raises:
         MaskworkTypeError: for an operand that is no array of integers, a mask that is none of bool.
         MaskworkValueError: for shapes that do not match, values out of range, a product that could overflow the
-            accumulators, an unknown target.
+            accumulators, an unknown target, a tile that the program does not have.
         ProgramError: if the configuration cannot run it.
         DeviceError: if the device fails.
     """
     masks = {"a_mask": a_mask, "b_mask": b_mask, "c_mask": c_mask}
     product = Product.of(as_config(config), a, b, masks, dense)
-    options = {"simulator": simulator, "trace": trace} if target == "rtl" else {}
+    if trace_tile is not None and (trace is None or target != "rtl"):
+        raise MaskworkValueError('trace_tile needs trace, and target "rtl"')
+    options = {"simulator": simulator, "trace": trace, "trace_tile": trace_tile} if target == "rtl" else {}
     return product.run(target, **options)
