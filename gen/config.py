@@ -66,6 +66,7 @@ class Config:
     run_depth: int = _doc("RUN commands that wait in a cluster", 8)
     lut_ram: bool = _doc("the device has LUT RAM; without it, a cluster's queues are kept in block RAM", True)
     post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
+    counters: bool = _doc("performance counters are built; without them READ_COUNTERS answers zeros", True)
 
     # ------------------------------------------------------------------ checks
 
@@ -282,7 +283,7 @@ _preset(
 _preset(
     Config(name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,
            k_depth=64, a_depth=256, a_segments=64, c_rows=64, psum_rows=16, fifo_depth=128, run_depth=2,
-           fetch_width=2, a_width=8, b_width=8, lut_ram=False, post=False),
+           fetch_width=2, a_width=8, b_width=8, lut_ram=False, post=False, counters=False),
     "2 PEs on the way to an iCE40UP5K: does not fit yet (docs/cost.md)",
 )  # fmt: skip
 _preset(

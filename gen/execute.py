@@ -70,7 +70,8 @@ def execute_bound(device: Device, program: Program, bound: Bound) -> Execution:
     if not assembler.synced:
         raise DeviceError("the accelerator did not answer SYNC")
     outputs = assembler.outputs()
-    counters = read_counters(device) if device.last_run is not None else None
+    counted = device.last_run is not None and program.config.counters
+    counters = read_counters(device) if counted else None
     if counters is not None:
         beat = program.config.stream_words
         return Execution(outputs, counters, counters["words_in"] * beat, counters["words_out"] * beat)

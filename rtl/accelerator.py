@@ -111,7 +111,10 @@ class Accelerator(wiring.Component):
                 sequencer.full[number].eq(cluster.full),
                 sequencer.idle[number].eq(cluster.idle),
             ]
-        self._count(m, platform, sequencer, clusters, entry.o.valid & entry.o.ready)
+        if config.counters:
+            self._count(m, platform, sequencer, clusters, entry.o.valid & entry.o.ready)
+        else:
+            m.d.comb += sequencer.stop_counting.eq(1)
         return m
 
     def _count(self, m, platform, sequencer, clusters, taken):

@@ -9,8 +9,9 @@ from maskwork.gen.config import Config
 from maskwork.rtl.a_buffer import ABuffer
 from maskwork.rtl.banks import Banks, bank_flags
 from maskwork.rtl.c_buffer import CBuffer
+from maskwork.rtl.compress import header_beats
 from maskwork.rtl.copier import COPY_LATENCY, Copier
-from maskwork.rtl.drain import DRAIN_LATENCY
+from maskwork.rtl.drain import DRAIN_GAP, DRAIN_LATENCY
 from maskwork.rtl.fetch import Fetch, item_layout, segment_layout
 from maskwork.rtl.fetch_serial import SerialFetch
 from maskwork.rtl.hierarchy import submodule
@@ -225,19 +226,33 @@ class Cluster(wiring.Component):
     def _post_process(self, m, lanes, platform):
         """One lane at a time sends a row to the post-processing unit."""
         config = self._config
-        submodule(m, "post", post := PostProcess(config), platform)
-        # a word may be chosen in the lane while the queue's flag is on its way: lane, multiplexer, queue
+        # a lane's pace suits the compressor: no queue where nothing is computed of the sums and no other lane follows
+        direct = not config.post and len(lanes) == 1 and config.acc_width <= 32 and header_beats(config) <= DRAIN_GAP
+        slack = DRAIN_LATENCY + 6  # a word may be chosen in the lane while `space` is on its way
+        submodule(m, "post", post := PostProcess(config, slack if direct else None), platform)
         lane_bits = (len(lanes) - 1).bit_length()
         header_bits = 16 + 8 + 2 + lane_bits
         body = max(header_bits, config.acc_width + len(post.i.payload.column))
         word_shape = data.StructLayout({"kind": PostKind, "body": body})
-        submodule(m, "rows", rows := Queue(word_shape, 16, DRAIN_LATENCY + 6, not config.lut_ram), platform)
+        word = Signal(word_shape)
+        valid = Signal()
         # a START's fields and a VALUE's share the queue's bits
-        out, target = rows.o.payload, post.i.payload
+        out, target = Signal(word_shape), post.i.payload
+        if direct:
+            waits, space = Const(0, 1), post.space
+            m.d.comb += [post.i.valid.eq(valid), out.eq(word)]
+        else:
+            submodule(m, "rows", rows := Queue(word_shape, 16, slack, not config.lut_ram), platform)
+            waits, space = rows.o.valid, rows.space
+            m.d.comb += [
+                rows.i.valid.eq(valid),
+                rows.i.payload.eq(word),
+                post.i.valid.eq(rows.o.valid),
+                out.eq(rows.o.payload),
+                rows.o.ready.eq(post.i.ready),
+            ]
         header = out.body[:header_bits]
         m.d.comb += [
-            post.i.valid.eq(rows.o.valid),
-            rows.o.ready.eq(post.i.ready),
             target.kind.eq(out.kind),
             Cat(target.value, target.column).eq(out.body),
             Cat(target.row, target.tag, target.post, target.bank).eq(header),
@@ -256,11 +271,9 @@ class Cluster(wiring.Component):
             m.d.sync += granted.eq(one)
             with m.If(choice.any()):
                 m.d.sync += last.eq(one | (one - 1)[: len(lanes)])
-        word = Signal(word_shape)
-        valid = Signal()
         m.d.sync += valid.eq(Cat(lane.o.valid for lane in lanes).any())
         for number, lane in enumerate(lanes):
-            m.d.comb += [lane.grant.eq(granted[number]), lane.space.eq(rows.space)]
+            m.d.comb += [lane.grant.eq(granted[number]), lane.space.eq(space)]
             given = lane.o.word
             with m.If(granted[number]):
                 m.d.sync += word.kind.eq(given.kind)
@@ -268,8 +281,7 @@ class Cluster(wiring.Component):
                     m.d.sync += word.body.eq(Cat(given.row, given.tag, given.post, given.bank, given.lane[:lane_bits]))
                 with m.Else():
                     m.d.sync += word.body.eq(Cat(given.value, given.column))
-        m.d.comb += [rows.i.valid.eq(valid), rows.i.payload.eq(word)]
-        return rows.o.valid | valid | post.busy, post.idle & ~rows.o.valid & ~valid
+        return waits | valid | post.busy, post.idle & ~waits & ~valid
 
     def _count(self, m, lanes, fetch):
         for name in self.counts.shape().members:

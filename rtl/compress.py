@@ -11,7 +11,7 @@ from maskwork.rtl.layouts import NO_CHECK
 from maskwork.rtl.requantise import register
 from maskwork.rtl.stream import beat_layout
 
-__all__ = ["Compress", "CompressWord", "PostKind", "RowHeader"]
+__all__ = ["Compress", "CompressWord", "PostKind", "RowHeader", "header_beats"]
 
 _GROUP = 8
 """Columns of the bitmap that share a clock enable."""
@@ -44,6 +44,11 @@ def CompressWord(config: Config) -> data.StructLayout:
             "value": signed(max(RowHeader.size, config.acc_width)),
         }
     )
+
+
+def header_beats(config: Config) -> int:
+    """Beats of a RESULT packet's header and bitmap."""
+    return REPLIES[Reply.RESULT].beats(config.stream_words) - (-config.tile_columns // config.beat_bits)
 
 
 class Compress(wiring.Component):
@@ -92,10 +97,12 @@ class Compress(wiring.Component):
         self._split = self._wide and config.stream_words == 1
         """A raw sum takes two beats."""
         self._meta_beats = REPLIES[Reply.RESULT].beats(config.stream_words)
-        self._bitmap_beats = -(-config.tile_columns // beat)
-        self.header_beats = self._meta_beats + self._bitmap_beats
+        self.header_beats = header_beats(config)
+        self._bitmap_beats = self.header_beats - self._meta_beats
         self.gap = self.header_beats - 1
         self.value_gap = 1 if self._split else 0
+        # bit 31 of every word is bit 30: one bit less in memory, where 33 would take another block RAM
+        self._extends = not config.post and beat == 32 and config.acc_width < 32 and config.tile_columns < 31
         row = self.header_beats + -(-config.tile_columns * (64 if self._wide else 32) // beat)
         margin = slack + self.header_beats + 6
         self.depth = 1 << (2 * row + margin - 1).bit_length()
@@ -242,8 +249,17 @@ class Compress(wiring.Component):
         """Memory between packer and stream."""
         config = self._config
         bits = config.beat_bits
-        m.submodules.memory = ram = memory.Memory(shape=bits + 1, depth=self.depth, init=[], attrs=NO_CHECK)
+        m.submodules.memory = ram = memory.Memory(
+            shape=bits + (not self._extends), depth=self.depth, init=[], attrs=NO_CHECK
+        )
         write, read = ram.write_port(), ram.read_port()
+
+        def stored(word):
+            return Cat(word[: bits - 1], word[bits]) if self._extends else word
+
+        def restored(word):
+            return Cat(word[: bits - 1], word[bits - 2], word[bits - 1]) if self._extends else word
+
         begin = Signal(range(self.depth))  # where the row's header goes next
         after = Signal(range(self.depth))  # where its next values go
         done = Signal(range(self.depth))  # end of the rows that may leave
@@ -254,7 +270,7 @@ class Compress(wiring.Component):
             writes.eq(flush | (end & held)),
             write.en.eq(writes | heading.any()),
             write.addr.eq(Mux(heading.any(), begin, after)),
-            write.data.eq(Mux(heading.any(), Cat(meta[:bits], last_head & ~held), Cat(beat, end))),
+            write.data.eq(stored(Mux(heading.any(), Cat(meta[:bits], last_head & ~held), Cat(beat, end)))),
         ]
         with m.If(start):
             m.d.sync += [begin.eq(after), after.eq(after + self.header_beats)]
@@ -282,6 +298,6 @@ class Compress(wiring.Component):
                 tail.eq(tail + (tail != done)),
                 fetched.eq(tail != done),
                 self.o.valid.eq(fetched),
-                leaving.eq(read.data),
+                leaving.eq(restored(read.data)),
             ]
         return m

@@ -15,11 +15,15 @@ DRAIN_LATENCY = 1 + DRAIN_READ_LATENCY + 2
 OR over PEs, the addition."""
 
 
+DRAIN_GAP = 4
+"""Cycles from a lane's END word to its next START, at least."""
+
+
 class Drain(wiring.Component):
     """Drains contexts whose row has ended, in turns, wanted columns only, in rising order.
 
-    Row headers are kept in LUT RAM (or block RAM), by context. A row whose K tile is not the final one leaves its sums in the
-    partial-sum buffer; the final one goes to ``o`` once ``grant`` came, and pauses while ``space`` is low.
+    Row headers are kept in LUT RAM (or block RAM), by context. A row whose K tile is not the final one leaves its sums
+    in the partial-sum buffer; the final one goes to ``o`` once ``grant`` came, and pauses while ``space`` is low.
 
     Members:
         header, header_word, header_index, context: from the expander (``context`` is the ring it reads).

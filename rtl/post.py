@@ -98,11 +98,17 @@ class PostProcess(wiring.Component):
     ----------
     config
         Without ``post`` there are no parameters and no arithmetic; ``p`` and ``limits`` are then ignored.
+    slack
+        Words that may still arrive after ``space`` fell, from a source that cannot wait for ``i.ready`` and sees
+        ``space`` instead; only without ``post``, where every word can be taken in the cycle in which it comes. At least
+        ``Compress.gap`` cycles then follow each END. None: the source waits.
 
     Members
     -------
     i : In(stream of PostWord(config))
         Rows, one after the other. ``i.ready`` is a register.
+    space : Out(1)
+        See ``slack``.
     p : In(parameter_signature(config))
         Parameters of a bank, lane and column.
     limits : In(limits_signature())
@@ -120,17 +126,21 @@ class PostProcess(wiring.Component):
 
     if TYPE_CHECKING:
         i: Any
+        space: Signal
         p: Any
         limits: Any
         o: Any
         busy: Signal
         idle: Signal
 
-    def __init__(self, config: Config):
-        self._config = config
+    def __init__(self, config: Config, slack: int | None = None):
+        if slack is not None and config.post:
+            raise ValueError("slack must be None for a configuration with post, whose pipeline waits for results")
+        self._config, self._slack = config, slack
         super().__init__(
             {
                 "i": In(stream.Signature(PostWord(config))),
+                "space": Out(1),
                 "p": In(parameter_signature(config)),
                 "limits": In(limits_signature()),
                 "o": Out(stream.Signature(beat_layout(config))),
@@ -141,14 +151,15 @@ class PostProcess(wiring.Component):
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
-        return ("PostProcess", self._config.hash)
+        return ("PostProcess", self._config.hash, self._slack)
 
     def elaborate(self, platform):
         """Build intake, parameters, arithmetic beside a delay line, and compressor."""
         m = Module()
         config = self._config
         latency = self.LATENCY if config.post else 0
-        submodule(m, "compress", compress := Compress(config, slack=latency + 2), platform)
+        submodule(m, "compress", compress := Compress(config, slack=self._slack or latency + 2), platform)
+        m.d.comb += self.space.eq(compress.room)
         wiring.connect(m, wiring.flipped(self.o), compress.o)
         kind = self._intake(m, compress, latency)
 
@@ -198,16 +209,19 @@ class PostProcess(wiring.Component):
     def _intake(self, m, compress, latency):
         """Answer what is taken in this cycle: its kind, or NONE. Drives ``i.ready``, ``busy`` and ``idle``."""
         kind = Signal(PostKind, init=PostKind.NONE)
-        pause = Signal(range(compress.gap + 1))
         with m.If(self.i.valid & self.i.ready):
             m.d.comb += kind.eq(self.i.payload.kind)
         ended = kind == PostKind.END
-        halt = ended | (kind == PostKind.VALUE) if compress.value_gap else ended
-        m.d.sync += self.i.ready.eq(compress.room & ~halt & (pause == 0))
-        with m.If(ended):
-            m.d.sync += pause.eq(compress.gap - 1)
-        with m.Elif(pause != 0):
-            m.d.sync += pause.eq(pause - 1)
+        if self._slack is not None:
+            m.d.comb += self.i.ready.eq(1)
+        else:
+            pause = Signal(range(compress.gap + 1))
+            halt = ended | (kind == PostKind.VALUE) if compress.value_gap else ended
+            m.d.sync += self.i.ready.eq(compress.room & ~halt & (pause == 0))
+            with m.If(ended):
+                m.d.sync += pause.eq(compress.gap - 1)
+            with m.Elif(pause != 0):
+                m.d.sync += pause.eq(pause - 1)
 
         row_open, draining = Signal(), Signal(range(latency + 4))
         with m.If(kind == PostKind.START):

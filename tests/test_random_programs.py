@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, given, settings
 from hypothesis import strategies as st
-from maskwork.gen.config import Config
+from maskwork.gen.config import Config, preset
 from maskwork.gen.isa import COUNTERS, Op, Reply
 from maskwork.gen.lower import conv_output_shape, lower_conv, lower_matmul
 from maskwork.gen.program import bind
@@ -33,6 +33,8 @@ CONFIGS = {
     "ab-2-2": TWO.replace(skip="ab", stream_words=2),
     "ac-4-4": TWO.replace(skip="ac", stream_words=4, rows_in_flight=4, fifo_depth=128, acc_width=40, post=False),
     "bc-1-2": TWO.replace(skip="bc", a_width=5, b_width=14),
+    "block RAM": TWO.replace(lut_ram=False, slots=32),
+    "icebreaker": preset("icebreaker").replace(counters=True),
 }
 every_config = pytest.mark.parametrize("name", CONFIGS)
 # no shrinking: every try runs a simulation, and a seed is enough to find the fault
@@ -169,7 +171,7 @@ def test_matmul(name, size, seed, a_kind, b_kind, a_mask, b_mask, c_mask, dense,
     config, rng = CONFIGS[name], np.random.default_rng(seed)
     m, k, n = size
     use_c = c_mask != "absent"
-    mode = "rows" if use_c or n < config.lanes_per_cluster else mode
+    mode = "rows" if use_c or config.lanes_per_cluster == 1 or n < config.lanes_per_cluster else mode
     limits = {"low": -200, "high": 255} if config.a_width > 8 else {"low": -16, "high": 9}
     the_post = limits if post and config.post else None
     program = lower_matmul(config, m, k, n, use_c=use_c, post=the_post, mode=mode)

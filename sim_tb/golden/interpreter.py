@@ -160,7 +160,7 @@ class Interpreter:
     def _counters(self) -> Words:
         words = []
         for name in COUNTERS:
-            value = self._multiplies if name == "multiply" else 0
+            value = self._multiplies if name == "multiply" and self.config.counters else 0
             words += [value & 0xFFFFFFFF, value >> 32 & 0xFFFF]
         return np.array(self._padded(REPLIES[Reply.COUNTERS].encode({})) + self._padded(words), np.uint32)
 
