@@ -53,38 +53,39 @@ class BitIterator(wiring.Component):
         m = Module()
         nibbles = self._width // 4
         meta_bits = len(Value.cast(self.i.payload.meta))
-        # outer stage: a mask and the flags of its nibbles that still wait
+        # outer stage: a mask and the flags of its nibbles that still wait; inner stage: one nibble. Whether a stage holds
+        # anything comes from a register: the queue's readiness hangs on it
         mask = Signal(self._width, reset_less=True)
-        flags = Signal(nibbles)
+        flags = Signal(nibbles, reset_less=True)
         outer_meta = Signal(meta_bits, reset_less=True)
-        # inner stage: one nibble
-        bits = Signal(4)
+        outer_valid, outer_last = Signal(), Signal()
+        bits = Signal(4, reset_less=True)
         nibble = Signal(max(1, (nibbles - 1).bit_length()), reset_less=True)
         final = Signal(reset_less=True)
         inner_meta = Signal(meta_bits, reset_less=True)
+        inner_valid, inner_last = Signal(), Signal()
 
-        inner_ends = Signal()
-        inner_free = Signal()
-        outer_free = Signal()
-        chosen = Signal.like(nibble)
+        inner_free, outer_free = Signal(), Signal()
+        chosen = Signal.like(nibble, reset_less=False)
         m.d.comb += [
-            inner_ends.eq(single(bits)),
-            inner_free.eq(~bits.any() | (inner_ends & self.o.ready)),
+            inner_last.eq(single(bits)),
+            outer_last.eq(single(flags)),
+            inner_free.eq(~inner_valid | (inner_last & self.o.ready)),
             chosen.eq(lowest(flags)),
-            outer_free.eq(~flags.any() | (single(flags) & inner_free)),
+            outer_free.eq(~outer_valid | (outer_last & inner_free)),
             self.i.ready.eq(outer_free),
-            self.o.valid.eq(bits.any()),
+            self.o.valid.eq(inner_valid),
             self.o.payload.index.eq(Cat(lowest(bits), nibble if nibbles > 1 else Const(0, 0))),
-            self.o.payload.last.eq(final & inner_ends),
+            self.o.payload.last.eq(final & inner_last),
             Value.cast(self.o.payload.meta).eq(inner_meta),
-            self.busy.eq(flags.any() | bits.any()),
+            self.busy.eq(outer_valid | inner_valid),
         ]
         with m.If(inner_free):
-            # with no flag set, the nibble must read as empty: its bits were all given away
             m.d.sync += [
-                bits.eq(Mux(flags.any(), mask.word_select(chosen, 4), 0)),
+                bits.eq(mask.word_select(chosen, 4)),
+                inner_valid.eq(outer_valid),
                 nibble.eq(chosen),
-                final.eq(single(flags)),
+                final.eq(outer_last),
                 inner_meta.eq(outer_meta),
                 flags.eq(flags & (flags - 1)[:nibbles]),
             ]
@@ -92,9 +93,11 @@ class BitIterator(wiring.Component):
             m.d.sync += bits.eq(bits & (bits - 1)[:4])
         with m.If(outer_free):
             given = self.i.payload.mask
+            given_flags = Cat(given.word_select(n, 4).any() for n in range(nibbles))
             m.d.sync += [
                 mask.eq(given),
-                flags.eq(Mux(self.i.valid, Cat(given.word_select(n, 4).any() for n in range(nibbles)), 0)),
+                flags.eq(given_flags),
+                outer_valid.eq(self.i.valid & given_flags.any()),
                 outer_meta.eq(Value.cast(self.i.payload.meta)),
             ]
         return m

@@ -8,10 +8,15 @@ from maskwork.rtl.bit_iterator import lowest
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import WordKind, chunk_layout, start_layout, word_width
 from maskwork.rtl.pe import context_width, token_layout
+from maskwork.rtl.queue import Queue
 from maskwork.rtl.stream import SkidBuffer
 
 TURN_CHUNKS = 2
 """Chunks of one row before the next row in flight has its turn: rows that need different PEs fill each other's gaps."""
+
+STAGED = 3
+"""Tokens that the queue behind the expander does not show yet: one under way to it, and what its flag's register and
+its count hide."""
 
 
 class Expander(wiring.Component):
@@ -76,14 +81,19 @@ class Expander(wiring.Component):
         staged_k = Signal(config.k_width, reset_less=True)
         staged_a = Signal(signed(config.a_width), reset_less=True)
         staged_context = Signal(context_width(config))
-        staged_free = Signal()
-        # whether the PEs have space must not reach the words' way from the FIFO in the same cycle
-        submodule(m, "tokens", tokens := SkidBuffer(token_layout(config)), platform)
+        # whether the PEs have space must not reach the words' way from the FIFO in the same cycle: `room` comes from
+        # registers. Without LUT RAM a queue would be too dear
+        room, advances = Signal(), Signal()
+        tokens = Queue(token_layout(config), 8, STAGED) if config.lut_ram else SkidBuffer(token_layout(config))
+        submodule(m, "tokens", tokens, platform)
+        if isinstance(tokens, Queue):
+            m.d.comb += [room.eq(tokens.space), advances.eq(1)]
+        else:
+            m.d.comb += [room.eq(~staged | tokens.i.ready), advances.eq(room)]
         wiring.connect(m, tokens.o, wiring.flipped(self.o))
         token = tokens.i.payload
         m.d.comb += [
             tokens.i.valid.eq(staged),
-            staged_free.eq(~staged | tokens.i.ready),
             token.k.eq(Cat((staged_k + staged_index)[: config.k_width], staged_bank)),
             token.a.eq(staged_a),
             token.end.eq(staged_end),
@@ -94,15 +104,16 @@ class Expander(wiring.Component):
         bits = Signal(CHUNK if "a" in config.skip else 0)
         index = Signal(range(CHUNK))
         more = Signal(range(CHUNK))
-        last_element = Signal()  # more == 0, from a register: it decides on the words' way
+        # from registers, for they decide on the words' way: more == 0; that, or the last value of its word
+        last_element, last_of_word = Signal(), Signal()
         if "a" in config.skip:
             index_of, bits_without = lowest_of_chunk(bits)
             m.d.comb += index.eq(index_of)
         value = Signal(range(config.fetch_width))
         load, ends = Signal(), Signal()
-        with m.If(staged_free):
+        with m.If(advances):
             m.d.sync += [
-                staged.eq(load | ends),
+                staged.eq((load | ends) & room),
                 staged_index.eq(index),
                 staged_k.eq(chunk_k),
                 staged_a.eq(Array(values)[value]),
@@ -125,15 +136,13 @@ class Expander(wiring.Component):
                             m.d.comb += [turn_ring.eq(other), other_open.eq(1)]
         # that choice is a cycle old, so that it is not on the words' way; it says nothing in the cycle after a turn or
         # after the end of a row
-        settles, leaves = Signal(), Signal()
-        others_before, any_before = Signal(), Signal()
-        others = others_before & ~settles
-        m.d.sync += [
-            settles.eq(self.turn | leaves),
-            others_before.eq(other_open),
-            any_before.eq(other_open | open_.bit_select(self.reading, 1)),
-            self.turn_ring.eq(turn_ring),
-        ]
+        leaves = Signal()
+        others, some = Signal(), Signal()
+        m.d.sync += self.turn_ring.eq(turn_ring)
+        with m.If(self.turn | leaves):
+            m.d.sync += [others.eq(0), some.eq(0)]
+        with m.Else():
+            m.d.sync += [others.eq(other_open), some.eq(other_open | open_.bit_select(self.reading, 1))]
         turn_left = Signal(range(TURN_CHUNKS))
         header_index = Signal(range(self.header_words))
         started = Signal(contexts)
@@ -149,7 +158,7 @@ class Expander(wiring.Component):
             with m.State("SELECT"):
                 # the word after an END must not leave its ring before its context is free
                 m.d.comb += [self.go.eq(0), self.waits.eq(self.filled.any())]
-                with m.If(any_before & ~settles):
+                with m.If(some):
                     m.d.comb += self.turn.eq(1)
                     m.d.sync += turn_left.eq(TURN_CHUNKS - 1)
                     m.next = "HEAD"
@@ -166,7 +175,7 @@ class Expander(wiring.Component):
                             m.next = "HEADER"
                         with m.Case(WordKind.END):
                             m.d.comb += ends.eq(1)
-                            with m.If(staged_free):
+                            with m.If(room):
                                 m.d.comb += [self.i.ready.eq(1), self.go.eq(0), leaves.eq(1)]
                                 m.d.sync += rows.bit_select(self.reading, 1).eq(0)
                                 m.next = "SELECT"
@@ -177,6 +186,7 @@ class Expander(wiring.Component):
                                 bits.eq(head.bitmap),
                                 more.eq(head.more),
                                 last_element.eq(head.more == 0),
+                                last_of_word.eq(head.more == 0),
                             ]
                             if "a" not in config.skip:
                                 m.d.sync += index.eq(0)
@@ -192,9 +202,14 @@ class Expander(wiring.Component):
                         m.next = "HEAD"
             with m.State("VALUES"):
                 m.d.comb += load.eq(self.i.valid)
-                with m.If(self.i.valid & staged_free):
-                    m.d.comb += self.i.ready.eq(last_element | (value == config.fetch_width - 1))
-                    m.d.sync += [value.eq(value + 1), more.eq(more - 1), last_element.eq(more == 1)]
+                with m.If(self.i.valid & room):
+                    m.d.comb += self.i.ready.eq(last_of_word)
+                    m.d.sync += [
+                        value.eq(value + 1),
+                        more.eq(more - 1),
+                        last_element.eq(more == 1),
+                        last_of_word.eq((more == 1) | (value == config.fetch_width - 2)),
+                    ]
                     if "a" in config.skip:
                         m.d.sync += bits.eq(bits_without)
                     else:

@@ -66,20 +66,17 @@ class LaneFifo(wiring.Component):
             read.addr.eq(Cat(at[:bits], self.reading)),
         ]
         # the memory shows the word at `taken`; it moves to the register when that is free, two cycles after the last
-        fetched, held = Signal(), Signal()
+        fetched, moved, held = Signal(), Signal(), Signal()
         head = Signal(width, reset_less=True)
         moves = Signal()
         m.d.comb += [
             self.o.valid.eq(held),
             self.o.payload.eq(head),
-            moves.eq(fetched & (~held | self.o.ready) & self.go & ~self.turn),
+            moves.eq(fetched & ~moved & (~held | self.o.ready) & self.go & ~self.turn),
         ]
         with m.If(~held | self.o.ready):
             m.d.sync += [head.eq(read.data), held.eq(moves)]
-        with m.If(moves | self.turn):
-            m.d.sync += fetched.eq(0)
-        with m.Else():
-            m.d.sync += fetched.eq(at != end)
+        m.d.sync += [fetched.eq(at != end), moved.eq(moves | self.turn)]
         # `at` is the pointer of the ring that is read; `taken` follows it a cycle later
         with m.If(self.turn):
             m.d.sync += [self.reading.eq(self.turn_ring), at.eq(self.taken[self.turn_ring])]
