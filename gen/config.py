@@ -64,7 +64,7 @@ class Config:
     psum_rows: int = _doc("rows of partial sums that a lane keeps while K runs as tiles", 8)
     fifo_depth: int = _doc("words in a lane's input FIFO", 512)
     run_depth: int = _doc("RUN commands that wait in a cluster", 8)
-    lut_ram: bool = _doc("the device has LUT RAM; without it, a cluster's queues are kept in block RAM", True)
+    lut_ram: bool = _doc("the device has LUT RAM; without it, small memories and fetch's state go to block RAM", True)
     post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
     counters: bool = _doc("performance counters are built; without them READ_COUNTERS answers zeros", True)
 
@@ -284,7 +284,7 @@ _preset(
     Config(name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,
            k_depth=64, a_depth=256, a_segments=64, c_rows=64, psum_rows=16, fifo_depth=128, run_depth=2,
            fetch_width=2, a_width=8, b_width=8, lut_ram=False, post=False, counters=False),
-    "2 PEs on the way to an iCE40UP5K: does not fit yet (docs/cost.md)",
+    "2 PEs for an iCE40UP5K: raw sums only, no counters",
 )  # fmt: skip
 _preset(
     Config(name="sim-64", lanes=16, stream_words=4, k_depth=64),

@@ -191,7 +191,7 @@ def _manifest(
         "config": config.to_dict(),
         "ports": _ports(top),
         "latencies": dict(getattr(top, "latencies", {})),
-        "counters": list(COUNTERS),
+        "counters": list(COUNTERS) if config.counters else [],
         "modules": modules,
         "bytes": len(encoded),
         "sha256": hashlib.sha256(encoded).hexdigest(),

@@ -231,7 +231,8 @@ COMMANDS: dict[Op, Packet] = {
                     doc="waits for every RUN before it, then answers SYNCED and stops the counters"),
     Op.ABORT: Packet(Op.ABORT, "ABORT", 1, (), doc="drops every row not yet dispatched, lets rows in flight finish "
                      "(their results leave), empties every bank and answers ABORTED"),
-    Op.READ_COUNTERS: Packet(Op.READ_COUNTERS, "READ_COUNTERS", 1, (), doc="answers COUNTERS"),
+    Op.READ_COUNTERS: Packet(Op.READ_COUNTERS, "READ_COUNTERS", 1, (),
+                             doc="answers COUNTERS, with zeros where the configuration has no `counters`"),
     Op.LOAD_A: Packet(Op.LOAD_A, "LOAD_A", 3, (
         _BANK, _APPEND, _DENSE, _CLUSTERS,
         *_pair(2, "segments", "length", ("segments in the packet", "elements (values of k) in each segment")),

@@ -155,6 +155,8 @@ def utilization_table(
     from maskwork.sim_tb.device import open_device
     from maskwork.sim_tb.golden import macs, masked_matmul
 
+    if not config.counters:
+        raise MaskworkValueError("counters must be true to measure utilisation, not false")
     if min(shape) < 1:
         raise MaskworkValueError(f"--rows, --inner and --columns must be 1 or more, not {shape}")
     m, k, n = shape

@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 from maskwork.gen.config import Config, preset, presets
-from maskwork.gen.errors import MaskworkError
+from maskwork.gen.errors import MaskworkError, MaskworkValueError
 from maskwork.gen.isa import COUNTERS, Op
 from maskwork.gen.lower_matmul import lower_matmul
 from maskwork.gen.mask import Mask
@@ -211,6 +211,8 @@ def run_products(
         AssertionError: naming the first product whose result or counters are wrong.
         MaskworkError: if the simulation fails.
     """
+    if not config.counters:
+        raise MaskworkValueError("counters must be true for products that are checked with them, not false")
     summary = Summary(config)
     begin = time.perf_counter()
     own = RtlDevice(config) if device is None else device
