@@ -94,6 +94,7 @@ class Drain(wiring.Component):
         parts = -(-config.tile_columns // mask_width)  # of a row's mask, each its turn in the iterator
         submodule(m, "columns", columns := BitIterator(mask_width, clog2(parts)), platform)
         part = Signal(range(max(2, parts)))
+        given = Signal()  # the iterator took the part; what follows from that waits a cycle, for its readiness is late
         halves = part[: 1 if config.tile_columns > mask_width else 0]
         mask_part = read.data.word_select(halves, mask_width)
         column = Signal(range(config.tile_columns))
@@ -175,11 +176,12 @@ class Drain(wiring.Component):
                 m.d.comb += [
                     self.active.eq(1),
                     self.request.eq(meta.final),
-                    columns.i.valid.eq(1),
+                    columns.i.valid.eq(~given),
                     columns.i.payload.mask.eq(mask_part if "c" in config.skip else ~0),
                     columns.i.payload.meta.eq(part),
                 ]
-                with m.If(columns.i.ready):
+                m.d.sync += given.eq(columns.i.ready & ~given)
+                with m.If(given):
                     m.d.comb += next_index.eq(2 + ((part + 1) * mask_width >> 5))
                     m.d.sync += [part.eq(part + 1), wanted[part].eq(mask_part)]
                     with m.If(part == parts - 1):
