@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 
-_MODULE = re.compile(r"^module (\w+_multiplier)\((.*?)\);$(.*?)^endmodule$", re.MULTILINE | re.DOTALL)
+_MODULE = re.compile(r"^module (\w+_multiplier(?:_\d+)?)\((.*?)\);$(.*?)^endmodule$", re.MULTILINE | re.DOTALL)
 _PORT = re.compile(r"^\s*(?:input|output)\s+(?:signed )?\[(\d+):0\]\s+(a|b|product);", re.MULTILINE)
 
 
@@ -27,7 +27,8 @@ def _replace(found: re.Match[str]) -> str:
     name, ports, body = found.groups()
     widths = {port: int(high) + 1 for high, port in _PORT.findall(body)}
     lines = [f"module {name}({ports});", "  input clk, rst;"]
-    lines += [f"  {'output' if port == 'product' else 'input'} [{width - 1}:0] {port};" for port, width in widths.items()]
+    for port, width in widths.items():
+        lines.append(f"  {'output' if port == 'product' else 'input'} [{width - 1}:0] {port};")
     connections = [".CLK0(clk)", ".CE0(1'b1)", ".RST0(1'b0)", ".SIGNEDA(1'b1)", ".SIGNEDB(1'b1)"]
     connections += [".SOURCEA(1'b0)", ".SOURCEB(1'b0)"]
     for port in "ab":

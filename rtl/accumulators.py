@@ -18,8 +18,8 @@ class Accumulators(wiring.Component):
 
     The loop takes two cycles, read and add; a sum that is added to twice in a row comes from the adder's own register,
     which is known a cycle before: what the adder adds up is then an OR of registers, all but one of them 0.
-    A bit beside each sum says that it holds something: a drain clears that. A drain may not follow the last addition
-    to its sum directly.
+    A bit beside each sum says that it holds something: a drain clears that. A drain and an
+    addition to the same sum may not follow each other directly.
 
     Members:
         address: of a sum, context above slot.

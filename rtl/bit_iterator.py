@@ -22,8 +22,8 @@ class BitIterator(wiring.Component):
     """Emits the index of every set bit of each mask, in rising order, exactly once.
 
     Latency 2 cycles from mask to its first index; then one index a cycle, without a bubble between masks. An empty
-    mask emits nothing. The next-nibble choice and the next-bit choice are in different pipeline stages, so that no
-    path goes through both.
+    mask emits nothing, at the cost of a cycle. The next-nibble choice and the next-bit choice are in different pipeline
+    stages, so that no path goes through both.
 
     Args:
         width: bits of the mask, a multiple of 4.
@@ -53,8 +53,8 @@ class BitIterator(wiring.Component):
         m = Module()
         nibbles = self._width // 4
         meta_bits = len(Value.cast(self.i.payload.meta))
-        # outer stage: a mask and the flags of its nibbles that still wait; inner stage: one nibble. Whether a stage holds
-        # anything comes from a register: the queue's readiness hangs on it
+        # outer stage: a mask and the flags of its nibbles that still wait; inner stage: one nibble. Whether a stage
+        # holds anything comes from a register: the queue's readiness hangs on it
         mask = Signal(self._width, reset_less=True)
         flags = Signal(nibbles, reset_less=True)
         outer_meta = Signal(meta_bits, reset_less=True)
@@ -78,12 +78,12 @@ class BitIterator(wiring.Component):
             self.o.payload.index.eq(Cat(lowest(bits), nibble if nibbles > 1 else Const(0, 0))),
             self.o.payload.last.eq(final & inner_last),
             Value.cast(self.o.payload.meta).eq(inner_meta),
-            self.busy.eq(outer_valid | inner_valid),
+            self.busy.eq((outer_valid & flags.any()) | inner_valid),
         ]
         with m.If(inner_free):
             m.d.sync += [
                 bits.eq(mask.word_select(chosen, 4)),
-                inner_valid.eq(outer_valid),
+                inner_valid.eq(outer_valid & flags.any()),
                 nibble.eq(chosen),
                 final.eq(outer_last),
                 inner_meta.eq(outer_meta),
@@ -97,7 +97,7 @@ class BitIterator(wiring.Component):
             m.d.sync += [
                 mask.eq(given),
                 flags.eq(given_flags),
-                outer_valid.eq(self.i.valid & given_flags.any()),
+                outer_valid.eq(self.i.valid),
                 outer_meta.eq(Value.cast(self.i.payload.meta)),
             ]
         return m

@@ -99,11 +99,11 @@ class Lane(wiring.Component):
         ]
         valid, token = fire, expander.o.payload
         in_lookup = [valid]
-        before = token
+        early = token
         for stage in range(LOOKUP_LATENCY):
             valid_after = Signal(name=f"valid{stage + 1}")
             token_after = Signal(token_layout(config), name=f"token{stage + 1}", reset_less=True)
-            before = token
+            early = token
             m.d.sync += [valid_after.eq(valid), token_after.eq(token)]
             valid, token = valid_after, token_after
             in_lookup.append(valid)
@@ -124,8 +124,8 @@ class Lane(wiring.Component):
         for number, pe in enumerate(pes):
             m.d.comb += [
                 pe.k.eq(expander.o.payload.k),
-                pe.before.context.eq(before.context),
-                pe.before.end.eq(before.end),
+                pe.early.context.eq(early.context),
+                pe.early.end.eq(early.end),
                 pe.token.eq(token),
                 pe.token_valid.eq(valid),
                 pe.write.k.eq(write.k),
@@ -154,9 +154,7 @@ class Lane(wiring.Component):
                     pe.column_mask.we.eq(header & (header_index >= 2)),
                     pe.column_mask.context.eq(header_context),
                     pe.column_mask.word.eq(header_index - 2),
-                    pe.column_mask.mask.eq(
-                        Cat(header_word[slot * len(pes) + number] for slot in slots)
-                    ),
+                    pe.column_mask.mask.eq(Cat(header_word[slot * len(pes) + number] for slot in slots)),
                 ]
 
         m.d.comb += [
@@ -192,7 +190,7 @@ class Lane(wiring.Component):
         m.d.comb += self.working.eq(self.banks.any())
 
     def _count(self, m, expander, drain, pes, in_lookup):
-        """Charge every PE's cycle to the first reason that applies (a register, then the sums, then what they are added to)."""
+        """Charge every PE's cycle to the first reason that applies: reasons, sums, counts, a register each."""
         multiply = Signal(len(pes))
         lookup = Signal(len(pes))
         stolen = Signal()  # by a drain, which reads one PE at a time
@@ -238,6 +236,3 @@ class Lane(wiring.Component):
 def sum_bits(bits: Value) -> Value:
     """Number of set bits."""
     return reduce(lambda x, y: x + y, list(bits))
-
-
-

@@ -52,9 +52,7 @@ class LaneFifo(wiring.Component):
         m = Module()
         width = word_width(self._config)
         bits = (ring_words(self._config) - 1).bit_length()
-        m.submodules.memory = ram = memory.Memory(
-            shape=width, depth=self._config.fifo_depth, init=[], attrs=NO_CHECK
-        )
+        m.submodules.memory = ram = memory.Memory(shape=width, depth=self._config.fifo_depth, init=[], attrs=NO_CHECK)
         write, read = ram.write_port(), ram.read_port()
         ring = self.ring
         at, end = Signal(bits + 1), Signal(bits + 1)

@@ -77,7 +77,7 @@ class PE(wiring.Component):
 
     Members:
         k: k of the token in the lane's register.
-        before: context and end of that token, LOOKUP_LATENCY - 1 cycles later.
+        early: context and end of that token, LOOKUP_LATENCY - 1 cycles later.
         token: that token, LOOKUP_LATENCY cycles later.
         token_valid: it exists.
         column_mask: C mask of a context whose row starts.
@@ -97,7 +97,7 @@ class PE(wiring.Component):
         contexts = config.rows_in_flight
         members = {
             "k": In(config.k_width + 1),
-            "before": In(data.StructLayout({"context": context_width(config), "end": 1})),
+            "early": In(data.StructLayout({"context": context_width(config), "end": 1})),
             "token": In(token_layout(config)),
             "token_valid": In(1),
             "write": In(weight_write_layout(config)),
@@ -123,9 +123,7 @@ class PE(wiring.Component):
         config = self._config
         wanted = self._lookup(m)
         counting = wanted is None
-        queue_shape = data.StructLayout(
-            {"mask": 0 if wanted is None else config.slots, "token": token_layout(config)}
-        )
+        queue_shape = data.StructLayout({"mask": 0 if wanted is None else config.slots, "token": token_layout(config)})
         in_block_ram = not config.lut_ram
         submodule(m, "queue", queue := Queue(queue_shape, config.queue_depth, QUEUE_MARGIN, in_block_ram), platform)
         if counting:
@@ -190,12 +188,12 @@ class PE(wiring.Component):
                     with m.If(chosen):
                         m.d.sync += register.word_select(word, bits).eq(column_mask.mask)
                 column_masks.append(register)
-            column = Array(column_masks)[self.before.context]
+            column = Array(column_masks)[self.early.context]
             wanted = column if wanted is None else wanted & column
         if wanted is None:
             return None
         result = Signal(config.slots, name="wanted", reset_less=True)
-        with m.If(self.before.end):
+        with m.If(self.early.end):
             m.d.sync += result.eq(1)  # an end is issued once
         with m.Else():
             m.d.sync += result.eq(wanted)

@@ -121,7 +121,6 @@ class Proof:
         return " ".join([status[0], *sorted(set(lines))])
 
 
-
 _PROGRAMS = {"yosys": "", "smtbmc": "-smtbmc", "witness": "-witness"}
 
 
@@ -201,4 +200,3 @@ class Fifo:
         proof.claim(proof.stable(o))
         proof.cover(self.level == most)
         proof.cover(self.front & pop & (self.age > 2))
-

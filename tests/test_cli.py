@@ -318,14 +318,16 @@ def test_presets(capsys):
 def test_memories_are_those_of_the_netlist(changes):
     config = mw.preset("tiny").replace(**changes)
     text = generate(config).text
-    found = {"tiny_" + name: 0 for name in ("pe", "drain", "lane_fifo", "c_buffer", "a_buffer", "post_process")}
+    names = ("pe", "accumulators", "drain", "lane_fifo", "c_buffer", "a_buffer", "post_process")
+    found = {"tiny_" + name: 0 for name in names}
     for module in re.split(r"^module ", text, flags=re.MULTILINE)[1:]:
         name = module.split("(")[0].strip()
         for width, memory, depth in re.findall(r"^  reg \[(\d+):0\] \\?(\S+) +\[(\d+):0\];", module, re.MULTILINE):
             if name in found and memory != "headers":
                 found[name] += (int(width) + 1) * (int(depth) + 1)
     bits = memory_bits(config)
-    assert config.pes * found["tiny_pe"] == bits["weights"] + bits["weight_masks"] + bits["accumulators"]
+    assert config.pes * found["tiny_pe"] == bits["weights"] + bits["weight_masks"]
+    assert config.pes * found["tiny_accumulators"] == bits["accumulators"]
     assert found["tiny_drain"] == bits["partial_sums"] and found["tiny_lane_fifo"] == bits["lane_fifos"]
     assert found["tiny_c_buffer"] == bits["c_masks"] and found["tiny_post_process"] == bits["parameters"]
     assert found["tiny_a_buffer"] == bits["activations"] + bits["segments"]

@@ -207,9 +207,7 @@ def naive_rows(config, run, a, b, wanted):
     """The loop of RUN as the instruction set words it, one step at a time."""
 
     def step(state, level):
-        return tuple(
-            (v + run[f"{level}_{n}"] + 0x8000) % 0x10000 - 0x8000 for v, n in zip(state, names, strict=True)
-        )
+        return tuple((v + run[f"{level}_{n}"] + 0x8000) % 0x10000 - 0x8000 for v, n in zip(state, names, strict=True))
 
     names = ("seg", "k", "x", "y")
     state, results, m0, m1 = tuple(run[n] for n in names), [], 0, 0

@@ -20,7 +20,7 @@ from maskwork.rtl.pe import (
 )
 from maskwork.sim_tb.benches.stream import configuration, packed, start
 
-IDLE = {"k": 0, "before": 0, "token": 0, "token_valid": 0, "write": 0, "drain": 0, "done_clear": 0}
+IDLE = {"k": 0, "early": 0, "token": 0, "token_valid": 0, "write": 0, "drain": 0, "done_clear": 0}
 
 
 class Bench:
@@ -106,7 +106,7 @@ class Bench:
             self._tokens[self._cycle + LOOKUP_LATENCY] = token
             self._add(token)
         following = self._tokens.get(self._cycle + 1, {"context": 0, "end": 0})
-        dut.before.value = following["context"] | following["end"] << context_width(config)
+        dut.early.value = following["context"] | following["end"] << context_width(config)
         arriving = self._tokens.pop(self._cycle, None)
         dut.token_valid.value = int(arriving is not None)
         dut.token.value = packed(token_layout(config), **arriving) if arriving else 0
