@@ -360,9 +360,7 @@ def lower_conv(
             rows = np.arange(math.prod(output[:3]), dtype=np.int64)
             schedule_matmul(scheduler, rows, channels, columns, "auto")
         else:
-            y, x = (
-                Axis.of(int(shape[1 + i]), int(weights[i]), strides[i], pads[i], dilations[i]) for i in (0, 1)
-            )
+            y, x = (Axis.of(int(shape[1 + i]), int(weights[i]), strides[i], pads[i], dilations[i]) for i in (0, 1))
             g = Geometry(int(shape[0]), y, x, int(shape[1]), int(shape[2]), int(shape[3]))
             plan = _best(config, g, len(channels), len(columns), use_c)
             if plan is None:

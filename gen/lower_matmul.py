@@ -222,7 +222,7 @@ def schedule_matmul(
     if not plans:
         raise ProgramError(
             'mode "share" needs no C mask, more than one lane and as many columns as a cluster has lanes '
-            f"({config.lanes_per_cluster}); use mode \"rows\""
+            f'({config.lanes_per_cluster}); use mode "rows"'
         )
     plan = min(plans, key=lambda p: p.cost)
     k_tiles = [KTile(p, p) for p in pieces]
@@ -232,9 +232,7 @@ def schedule_matmul(
         lanes = clusters * config.lanes_per_cluster
         n_tiles = [split(tile, lanes) for tile in split(columns, -(-len(columns) // (lanes * config.tile_columns)))]
         order = np.arange(len(rows))
-        blocks: list[list[Part]] = [
-            [MatrixPart(rows[p], a_rows[p])] * clusters for p in split(order, plan.blocks)
-        ]
+        blocks: list[list[Part]] = [[MatrixPart(rows[p], a_rows[p])] * clusters for p in split(order, plan.blocks)]
     else:
         n_tiles = split_n(config, columns)
         blocks = matrix_blocks(config, rows, a_rows, plan.blocks)

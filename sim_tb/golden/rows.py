@@ -255,9 +255,7 @@ def _accumulate(
     return multiplies
 
 
-def _finish(
-    config: Config, sums: Int64Array, parameters: Parameters | None, limits: tuple[int, int]
-) -> Int64Array:
+def _finish(config: Config, sums: Int64Array, parameters: Parameters | None, limits: tuple[int, int]) -> Int64Array:
     """Raw sums wrapped to the accumulator, or post-processed results."""
     sums = _wrap(sums, config.acc_width)
     if parameters is None:
