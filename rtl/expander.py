@@ -163,10 +163,11 @@ class Expander(wiring.Component):
                     m.d.sync += turn_left.eq(TURN_CHUNKS - 1)
                     m.next = "HEAD"
             with m.State("HEAD"):
-                with m.If(self.i.valid):
+                m.d.comb += [self.i.ready.eq(room), self.go.eq(~self.i.valid | (head.kind != WordKind.END))]
+                with m.If(self.i.valid & room):
                     with m.Switch(head.kind):
                         with m.Case(WordKind.START):
-                            m.d.comb += [self.i.ready.eq(1), self.header.eq(1), started.eq(1 << self.reading)]
+                            m.d.comb += [self.header.eq(1), started.eq(1 << self.reading)]
                             m.d.sync += [
                                 header_index.eq(1),
                                 rows.bit_select(self.reading, 1).eq(1),
@@ -174,13 +175,10 @@ class Expander(wiring.Component):
                             ]
                             m.next = "HEADER"
                         with m.Case(WordKind.END):
-                            m.d.comb += ends.eq(1)
-                            with m.If(room):
-                                m.d.comb += [self.i.ready.eq(1), self.go.eq(0), leaves.eq(1)]
-                                m.d.sync += rows.bit_select(self.reading, 1).eq(0)
-                                m.next = "SELECT"
+                            m.d.comb += [ends.eq(1), leaves.eq(1)]
+                            m.d.sync += rows.bit_select(self.reading, 1).eq(0)
+                            m.next = "SELECT"
                         with m.Default():
-                            m.d.comb += self.i.ready.eq(1)
                             m.d.sync += [
                                 chunk_k.eq(head.k),
                                 bits.eq(head.bitmap),
@@ -191,7 +189,7 @@ class Expander(wiring.Component):
                             if "a" not in config.skip:
                                 m.d.sync += index.eq(0)
                             m.next = "VALUES"
-                with m.Elif(~self.filled.bit_select(self.reading, 1) & others):
+                with m.Elif(~self.i.valid & ~self.filled.bit_select(self.reading, 1) & others):
                     m.d.comb += self.turn.eq(1)
             with m.State("HEADER"):
                 m.d.comb += [self.i.ready.eq(1), self.header.eq(self.i.valid)]
@@ -201,9 +199,8 @@ class Expander(wiring.Component):
                         m.d.sync += header_index.eq(0)
                         m.next = "HEAD"
             with m.State("VALUES"):
-                m.d.comb += load.eq(self.i.valid)
+                m.d.comb += [load.eq(self.i.valid), self.i.ready.eq(room & last_of_word)]
                 with m.If(self.i.valid & room):
-                    m.d.comb += self.i.ready.eq(last_of_word)
                     m.d.sync += [
                         value.eq(value + 1),
                         more.eq(more - 1),
