@@ -146,9 +146,12 @@ class Accelerator(wiring.Component):
         initial = {"idle": EARLY_CYCLES * config.pes, "cycles": EARLY_CYCLES}
         start = [initial.get(name, 0) for name in COUNTERS]
         submodule(m, "counters", counters := Counters(widths, start), platform)
-        m.d.comb += [
+        # both a cycle later, for what the sequencer decides late enables many additions
+        m.d.sync += [
             counters.increments.eq(Cat(*sums.values(), Const(1, 1), word_in, word_out, computed)),
             counters.enable.eq(sequencer.counting & ~sequencer.reading),
+        ]
+        m.d.comb += [
             counters.clear.eq(sequencer.count_clear),
             counters.address.eq(sequencer.counter_address),
             sequencer.counter_value.eq(counters.value),

@@ -4,7 +4,7 @@ from functools import reduce
 from operator import or_
 
 from amaranth import *
-from amaranth.lib import memory, wiring
+from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
 from maskwork.rtl.layouts import NO_CHECK
@@ -51,68 +51,82 @@ class Accumulators(wiring.Component):
         m = Module()
         width = self._config.acc_width
         # first stage: read; second: add and write
-        reads = Signal.like(self.address)
-        address = Signal.like(self.address)
-        adds_next, drains_next, adds, drains = Signal(), Signal(), Signal(), Signal()
-        reread = Signal()  # the sum that is read is being written: it comes from the adder instead
+        reading, adding = (
+            Signal(data.StructLayout({"address": len(self.address), "adds": 1, "drains": 1}), name=name)
+            for name in ("reading", "adding")
+        )
+        again = Signal()  # added to twice in a row: the sum asked for is the one being read
+        reread = Signal()  # a cycle later: the sum being read is the one being written
         total = Signal(signed(width))
         last = Signal(signed(width), reset_less=True)
+        m.d.comb += again.eq(self.adds & reading.adds & (self.address == reading.address))
         m.d.sync += [
-            reads.eq(self.address),
-            adds_next.eq(self.adds),
-            drains_next.eq(self.drains),
-            address.eq(reads),
-            adds.eq(adds_next),
-            drains.eq(drains_next),
-            reread.eq(self.adds & adds_next & (self.address == reads)),
+            reading.address.eq(self.address),
+            reading.adds.eq(self.adds),
+            reading.drains.eq(self.drains),
+            adding.eq(reading),
+            reread.eq(again),
         ]
         with m.If(reread):
             m.d.sync += last.eq(total)
         with m.Else():
             m.d.sync += last.eq(0)
-        current = self._memory(m, reads, reread, address, Cat(total, adds), adds | drains)
+        if self._config.lut_ram:
+            current = self._in_lut_ram(m, reading, adding, total, again)
+        else:
+            current = self._in_block_ram(m, reading, adding, total, reread)
         m.d.comb += total.eq((current | last).as_signed() + self.product)
         drained = Signal(signed(width), reset_less=True)
         m.d.comb += self.sum.eq(drained)
         # a drained sum comes out of the adder too, for its product is 0: no second OR over the banks
-        with m.If(drains):
+        with m.If(adding.drains):
             m.d.sync += drained.eq(total)
         with m.Else():
             m.d.sync += drained.eq(0)
         return m
 
-    def _memory(self, m: Module, reads, reread, write_address, write_data, write_enable) -> Value:
-        """Read ``reads``; a cycle later: the sum there, 0 if there is none or if ``reread``."""
+    def _in_lut_ram(self, m: Module, reading, adding, total, again) -> Value:
+        """The sum that ``reading`` asked for a cycle before; 0 if there is none or if it is being written."""
         depth = self._config.rows_in_flight * self._config.slots
-        if not self._config.lut_ram:
-            m.submodules.sums = ram = memory.Memory(shape=len(write_data), depth=depth, init=[], attrs=NO_CHECK)
-            write, read = ram.write_port(), ram.read_port()
-            m.d.comb += [
-                read.addr.eq(reads),
-                write.addr.eq(write_address),
-                write.data.eq(write_data),
-                write.en.eq(write_enable),
-            ]
-            again = Signal()
-            m.d.sync += again.eq(reread)
-            return Mux(read.data[-1] & ~again, read.data[:-1], 0)
-        read_from = []
-        banks = -(-depth // LUT_RAM_DEPTH)
         low = min(depth, LUT_RAM_DEPTH).bit_length() - 1
-        for bank in range(banks):
-            ram = memory.Memory(shape=len(write_data), depth=min(depth, LUT_RAM_DEPTH), init=[])
-            m.submodules[f"sums{bank}"] = ram
-            write, read = ram.write_port(), ram.read_port(domain="comb")
-            held = Signal(self._config.acc_width, name=f"held{bank}", reset_less=True)
+        held_in = []
+        for bank in range(-(-depth // LUT_RAM_DEPTH)):
+            m.submodules[f"sums{bank}"] = sums = memory.Memory(shape=len(total), depth=1 << low, init=[])
+            m.submodules[f"flags{bank}"] = flags = memory.Memory(shape=1, depth=1 << low, init=[])
+            held = Signal(len(total), name=f"held{bank}", reset_less=True)
+            holds = Signal(name=f"holds{bank}")
+            sum_write, sum_read = sums.write_port(), sums.read_port(domain="comb")
+            flag_write, flag_read = flags.write_port(), flags.read_port(domain="comb")
             m.d.comb += [
-                read.addr.eq(reads[:low]),
-                write.addr.eq(write_address[:low]),
-                write.data.eq(write_data),
-                write.en.eq(write_enable & (write_address[low:] == bank)),
+                sum_read.addr.eq(reading.address[:low]),
+                sum_write.addr.eq(adding.address[:low]),
+                sum_write.data.eq(total),
+                sum_write.en.eq(adding.adds & (adding.address[low:] == bank)),
+                # whether there is a sum is known, and asked for, a cycle before the sum: it resets the registers
+                flag_read.addr.eq(self.address[:low]),
+                flag_write.addr.eq(reading.address[:low]),
+                flag_write.data.eq(reading.adds),
+                flag_write.en.eq((reading.adds | reading.drains) & (reading.address[low:] == bank)),
             ]
-            with m.If(read.data[-1] & ~reread & (reads[low:] == bank)):
-                m.d.sync += held.eq(read.data[:-1])
+            m.d.sync += holds.eq(flag_read.data & (self.address[low:] == bank) & ~again)
+            with m.If(holds):
+                m.d.sync += held.eq(sum_read.data)
             with m.Else():
                 m.d.sync += held.eq(0)
-            read_from.append(held)
-        return reduce(or_, read_from)
+            held_in.append(held)
+        return reduce(or_, held_in)
+
+    def _in_block_ram(self, m: Module, reading, adding, total, reread) -> Value:
+        """The same, with the flag beside the sum."""
+        depth = self._config.rows_in_flight * self._config.slots
+        m.submodules.sums = sums = memory.Memory(shape=len(total) + 1, depth=depth, init=[], attrs=NO_CHECK)
+        write, read = sums.write_port(), sums.read_port()
+        rewritten = Signal()
+        m.d.sync += rewritten.eq(reread)
+        m.d.comb += [
+            read.addr.eq(reading.address),
+            write.addr.eq(adding.address),
+            write.data.eq(Cat(total, adding.adds)),
+            write.en.eq(adding.adds | adding.drains),
+        ]
+        return Mux(read.data[-1] & ~rewritten, read.data[:-1], 0)

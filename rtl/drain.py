@@ -28,7 +28,7 @@ class Drain(wiring.Component):
     Members:
         header, header_word, header_index, context: from the expander (``context`` is the ring it reads).
         done: per context, every PE has finished the row.
-        done_clear: to the PEs; also the expander's ``release``.
+        done_clear: to the PEs, once all columns are asked for; also the expander's ``release``.
         drain, select: accumulator to read and clear, and in which PEs; registered.
         sum: OR of the PEs' sums, DRAIN_READ_LATENCY cycles after ``drain``.
         o: post-processing words, valid only; up to DRAIN_LATENCY + 2 words follow after ``space`` fell.
@@ -188,11 +188,16 @@ class Drain(wiring.Component):
                         m.next = "COLUMNS"
             with m.State("COLUMNS"):
                 m.d.comb += [self.active.eq(1), self.request.eq(meta.final)]
-                with m.If(~columns.busy & ~stage_valid.any()):  # unwanted columns need no wait: nothing follows them
+                with m.If(~columns.busy):
+                    # the context's next row goes the same way through the PEs, behind what was just read
+                    m.d.comb += self.done_clear.eq(1 << context)
+                    m.next = "FLUSH"
+            with m.State("FLUSH"):
+                m.d.comb += [self.active.eq(1), self.request.eq(meta.final)]
+                with m.If(~stage_valid.any()):
                     m.d.comb += [
                         ending.eq(meta.final),
                         self.finished.eq(1),
-                        self.done_clear.eq(1 << context),
                         next_context.eq(context + 1),
                         next_index.eq(0),
                     ]

@@ -22,7 +22,7 @@ register hides, and the one being decided on."""
 MULTIPLY_LATENCY = 4
 """Cycles from a slot's issue to its sum in the accumulator's write port."""
 
-DRAIN_READ_LATENCY = MULTIPLY_LATENCY + 1
+DRAIN_READ_LATENCY = 1 + MULTIPLY_LATENCY + 1
 """Cycles from a drain command to the drained value at ``sum``."""
 
 
@@ -121,6 +121,9 @@ class PE(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
+        # a register of its own: the iterator and the queue wait for a drain in the cycle in which it comes
+        drain = Signal(drain_layout(config))
+        m.d.sync += drain.eq(self.drain)
         wanted = self._lookup(m)
         counting = wanted is None
         queue_shape = data.StructLayout({"mask": 0 if wanted is None else config.slots, "token": token_layout(config)})
@@ -149,13 +152,13 @@ class PE(wiring.Component):
             iterator.i.valid.eq(queue.o.valid),
             queue.o.ready.eq(iterator.i.ready),
             iterator.i.payload.meta.eq(queue.o.payload.token),
-            iterator.o.ready.eq(~self.drain.valid),
+            iterator.o.ready.eq(~drain.valid),
             self.space.eq(queue.space),
             self.working.eq((queue.level.any() if in_block_ram else queue.o.valid) | iterator.busy),
             self.multiply.eq(iterator.o.valid & iterator.o.ready & ~iterator.o.payload.meta.end),
-            self.stolen.eq(iterator.o.valid & self.drain.valid),
+            self.stolen.eq(iterator.o.valid & drain.valid),
         ]
-        self._multiply_accumulate(m, iterator.o, platform)
+        self._multiply_accumulate(m, iterator.o, drain, platform)
         return m
 
     def _lookup(self, m: Module) -> Value | None:
@@ -199,7 +202,7 @@ class PE(wiring.Component):
             m.d.sync += result.eq(wanted)
         return result
 
-    def _multiply_accumulate(self, m: Module, issue, platform) -> None:
+    def _multiply_accumulate(self, m: Module, issue, drain, platform) -> None:
         config = self._config
         meta = issue.payload.meta
         m.submodules.weights = weights = memory.Memory(
@@ -218,19 +221,19 @@ class PE(wiring.Component):
         submodule(m, "multiplier", multiplier := Multiplier(config.a_width, config.b_width), platform)
         a1, a2 = (Signal(signed(config.a_width), name=f"a{stage}", reset_less=True) for stage in (1, 2))
         b2 = Signal(signed(config.b_width), reset_less=True)
-        with m.If(self.drain.valid):
+        with m.If(drain.valid):
             m.d.sync += a1.eq(0)
         with m.Else():
             m.d.sync += a1.eq(meta.a)
         m.d.sync += [a2.eq(a1), b2.eq(read.data)]
         m.d.comb += [multiplier.a.eq(a2), multiplier.b.eq(b2)]
 
-        drains = self.drain.valid
+        drains = drain.valid
         issued = issue.valid & ~drains
         m.d.sync += self.done.eq((self.done & ~self.done_clear) | Mux(issued & meta.end, 1 << meta.context, 0))
         address = Mux(
             drains,
-            Cat(self.drain.slot, self.drain.context),
+            Cat(drain.slot, drain.context),
             Cat(issue.payload.index, meta.context),
         )
         adds = issued & ~meta.end
