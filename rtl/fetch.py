@@ -94,8 +94,19 @@ class Fetch(wiring.Component):
         row_seg, row_k, row_x, row_y = (run[n] for n in ("seg", "k", "x", "y"))
         tap_seg, tap_k = Signal(signed(16)), Signal(config.k_width)
         tap_x, tap_y = Signal(signed(16)), Signal(signed(16))
-        m0, m1, t0, t1 = (Signal(16, name=n) for n in ("m0", "m1", "t0", "t1"))
+        m0, m1 = (Signal(16, name=n) for n in ("m0", "m1"))
+        t0, t1 = (Signal(16, name=n) for n in ("t0_left", "t1_left"))
         index = Signal(16)
+        # the ends of loops come from registers: additions hang on them. Rows take many cycles, taps may take one each
+        m0_ends, m1_ends, rows_end, t0_ends, t1_ends = (
+            Signal(name=n) for n in ("m0_ends", "m1_ends", "rows_end", "t0_ends", "t1_ends")
+        )
+        m.d.sync += [
+            m0_ends.eq(m0 == run["m0"]),
+            m1_ends.eq(m1 == run["m1"]),
+            rows_end.eq(index == (run["rows"] - 1)[:16]),
+        ]
+        loops = [t0.eq(run["t0"]), t0_ends.eq(run["t0"] == 0)], [t1.eq(run["t1"]), t1_ends.eq(run["t1"] == 0)]
         column_mask = [Signal(32, name=f"mask{n}") for n in range(words)]
         mask_step = Signal(range(words + 3))
         mask_pointer = Signal(len(self.mask_address) - 1)
@@ -220,7 +231,7 @@ class Fetch(wiring.Component):
                         with m.Case(word + 1):
                             m.d.comb += body.eq(column_mask[word])
                 m.d.sync += [
-                    tap_seg.eq(row_seg), tap_k.eq(row_k), tap_x.eq(row_x), tap_y.eq(row_y), t0.eq(0), t1.eq(0),
+                    tap_seg.eq(row_seg), tap_k.eq(row_k), tap_x.eq(row_x), tap_y.eq(row_y), *loops[0], *loops[1],
                 ]  # fmt: skip
                 with m.If(self.space):
                     m.d.comb += push.eq(1)
@@ -233,30 +244,30 @@ class Fetch(wiring.Component):
                 m.d.comb += self.active.eq(1)
                 with m.If(self.space):
                     m.d.comb += push.eq(1)
-                    with m.If(t0 != run["t0"]):
-                        m.d.sync += t0.eq(t0 + 1)
+                    with m.If(~t0_ends):
+                        m.d.sync += [t0.eq(t0 - 1), t0_ends.eq(t0 == 1)]
                         step_tap("t0")
                     with m.Else():
-                        m.d.sync += [t0.eq(0), t1.eq(t1 + 1)]
+                        m.d.sync += [*loops[0], t1.eq(t1 - 1), t1_ends.eq(t1 == 1)]
                         step_tap("t1")
-                        with m.If(t1 == run["t1"]):
+                        with m.If(t1_ends):
                             m.next = "END"
             with m.State("END"):
                 m.d.comb += [self.active.eq(1), raw.eq(1), body.eq(end.as_value())]
                 with m.If(self.space):
                     m.d.comb += [push.eq(1), next_row.eq(1)]
                     m.d.sync += index.eq(index + 1)
-                    with m.If(m0 != run["m0"]):
+                    with m.If(~m0_ends):
                         m.d.sync += m0.eq(m0 + 1)
                         step_row("m0")
-                    with m.Elif(m1 != run["m1"]):
+                    with m.Elif(~m1_ends):
                         m.d.sync += [m0.eq(0), m1.eq(m1 + 1)]
                         step_row("m1")
                     with m.Else():
                         m.d.sync += [m0.eq(0), m1.eq(0)]
                         step_row("m2")
                     m.next = "ROW"
-                    with m.If(index == (run["rows"] - 1)[:16]):
+                    with m.If(rows_end):
                         m.next = "TAKEN"
             with m.State("TAKEN"):
                 m.d.comb += [self.active.eq(1), self.taken.eq(1)]

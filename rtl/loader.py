@@ -85,23 +85,30 @@ class Loader(wiring.Component):
                 part.beat.eq(self.i.payload.data),
                 part.beat_valid.eq(beat_valid),
             ]
-        holds, held = load_a.hold | load_b.hold, Signal()
+        holds, held = load_a.hold | load_b.hold, Signal(2)
+        bitmap = Signal(config.beat_bits, reset_less=True)
+        counted = Signal()
         m.d.comb += [
             gearbox.beat.eq(self.i.payload.data),
             gearbox.beat_valid.eq(beat_valid),
             gearbox.is_b.eq(self.load.kind == Load.B),
-            gearbox.hold.eq(holds | held),
+            gearbox.hold.eq(holds | held.any()),
             gearbox.take.eq(load_a.take | load_b.take),
             gearbox.clear.eq(self.start),
         ]
         for part in (load_a, load_b):
             m.d.comb += [part.count.eq(gearbox.count), part.values.eq(gearbox.values)]
-        # bitmaps are counted a cycle later, for the sake of the clock; no value is taken before
-        m.d.sync += [gearbox.announce.eq(0), held.eq(holds)]
-        with m.If(holds & self.load.dense):
+        # bitmaps are counted from a register, and announced from another; no value is taken before
+        m.d.sync += [
+            bitmap.eq(self.i.payload.data),
+            counted.eq(holds & (beat_valid | self.load.dense)),
+            gearbox.announce.eq(0),
+            held.eq(Cat(holds, held)),
+        ]
+        with m.If(counted & self.load.dense):
             m.d.sync += gearbox.announce.eq(self.load.length)
-        with m.Elif(holds & beat_valid):
-            m.d.sync += gearbox.announce.eq(sum_bits(self.i.payload.data))
+        with m.Elif(counted):
+            m.d.sync += gearbox.announce.eq(sum_bits(bitmap))
         m.d.sync += [self.a.eq(load_a.write), self.b.eq(load_b.write), self.c.eq(load_c.write)]
 
         missing = Signal()
