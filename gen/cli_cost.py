@@ -29,11 +29,12 @@ def _study() -> Config:
 @click.option("--whole", is_flag=True, help="With --route: the whole accelerator, not its lanes alone.")
 @click.option("--budget", is_flag=True, help="Count the whole accelerator's cells instead, by parts.")
 @click.option("--freq", type=int, default=120, show_default=True, help="Clock that routing aims for, MHz.")
-@click.option("--seed", type=int, default=1, show_default=True, help="Of the placer.")
+@click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, metavar="N",
+              help="Seeds of the placer to try, from 1; the best one counts.")  # fmt: skip
 @click.option("--write", metavar="FILE", type=click.Path(path_type=Path), help="Write the result as JSON as well.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def cost(
-    config: Config, route: bool, whole: bool, budget: bool, freq: int, seed: int, write: Path | None, as_json: bool
+    config: Config, route: bool, whole: bool, budget: bool, freq: int, seeds: int, write: Path | None, as_json: bool
 ) -> None:  # fmt: skip
     """Synthesise for ECP5 and count cells; LUTs are TRELLIS_COMB cells (LUTs, carries and LUT RAM).
 
@@ -44,10 +45,10 @@ def cost(
     result: Any
     with common.OutputFiles() as files:
         path = files.reserve(write, "--write") if write is not None else None
-        steps = 2 if route else 2 if budget else 2 * len(study.SKIPS) * len(study.ROWS_IN_FLIGHT)
+        steps = 1 + seeds if route else 2 if budget else 2 * len(study.SKIPS) * len(study.ROWS_IN_FLIGHT)
         with common.progress("synthesis", steps) as step:
             if route:
-                result = study.routed(config, whole, freq=freq, seed=seed, progress=step)
+                result = study.routed(config, whole, freq=freq, seeds=seeds, progress=step)
             elif budget:
                 result = study.budget(config, step)
             else:
@@ -62,6 +63,8 @@ def cost(
             f"{result['what']} of {result['pes']} PEs on {result['device']}: {result['fmax_mhz']} MHz after routing, "
             f"{result['luts_per_pe']} LUTs a PE (lanes without post-processing)"
         )
+        by_seed = ", ".join(f"{seed}: {clock}" for seed, clock in result["fmax_by_seed"].items())
+        click.echo(f"  MHz by seed of the placer: {by_seed}")
         for cell, (used, available) in result["used"].items():
             click.echo(f"  {cell}: {used} of {available}")
     elif budget:
