@@ -72,8 +72,8 @@ def routed(
         progress: told each step's name.
 
     Returns:
-        fmax_mhz after routing, of every seed in ``fmax_by_seed``, cells used, ``lane_luts`` of all lanes together (their
-        post-processing is not in them) and ``luts_per_pe``: that divided by the PEs.
+        fmax_mhz after routing, that of every seed in ``fmax_by_seed``, cells used, ``lane_luts`` of all lanes together
+        (their post-processing is not in them) and ``luts_per_pe``: that divided by the PEs.
     """
     with scratch(folder) as build:
         name = "accelerator" if whole else "array"

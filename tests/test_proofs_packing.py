@@ -51,7 +51,7 @@ def gearbox(config: Config, component=Gearbox):
 
 
 GEARBOX_CONFIGS = {
-    "equal": Config(pes_per_lane=2, fetch_width=2, a_width=16, b_width=16),
+    "equal": Config(pes_per_lane=2, fetch_width=2, a_width=10, b_width=10),
     "a wider": Config(pes_per_lane=2, fetch_width=2, a_width=16, b_width=10),
     "b wider": Config(pes_per_lane=1, fetch_width=2, a_width=8, b_width=18),
 }
