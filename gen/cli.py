@@ -279,6 +279,7 @@ def _study() -> Config:
     epilog=common.examples(
         "maskwork utilization",
         "maskwork utilization --skips abc,none --json",
+        "maskwork utilization --skips abc --longest-first",
     ),
 )
 @common.config_options(_study)
@@ -293,9 +294,10 @@ def _study() -> Config:
 @click.option("--inner", metavar="K", type=int, default=576, show_default=True, help="Columns of A, rows of B.")
 @click.option("--columns", metavar="N", type=int, default=128, show_default=True, help="Columns of B and C.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of operands and masks.")
+@click.option("--longest-first", "longest", is_flag=True, help="Sort the rows of A and C by their work, longest first.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def utilization(
-    config: Config, skips: str, rows: int, inner: int, columns: int, seed: int, as_json: bool
+    config: Config, skips: str, rows: int, inner: int, columns: int, seed: int, longest: bool, as_json: bool
 ) -> None:  # fmt: skip
     """Utilisation of the compute phase, from the hardware's counters.
 
@@ -306,7 +308,7 @@ def utilization(
 
     values = ["" if text.strip() == "none" else text.strip() for text in skips.split(",")]
     with common.progress("building", len(values) * len(DENSITIES)) as step:
-        result = utilization_table(config, values, (rows, inner, columns), seed, step)
+        result = utilization_table(config, values, (rows, inner, columns), seed, step, longest)
     if as_json:
         common.print_json(result)
     else:

@@ -137,8 +137,30 @@ def resident_program(config: Config, shape: tuple[int, int, int], use_c: bool) -
     return program
 
 
+def longest_first(work: np.ndarray, clusters: int) -> np.ndarray:
+    """Order of rows in which every cluster's block begins with its longest rows, and all blocks have about equal work.
+
+    Args:
+        work: (rows,), products of each row.
+        clusters: blocks that the rows are cut into.
+
+    Returns:
+        (rows,) int64: numbers of the rows, dealt to the clusters to and fro.
+    """
+    ranks = np.argsort(-np.asarray(work), kind="stable")
+    place = np.arange(len(ranks))
+    rounds, turn = place // clusters, place % clusters
+    owner = np.where(rounds % 2, clusters - 1 - turn, turn)
+    return ranks[np.argsort(owner, kind="stable")]
+
+
 def utilization_table(
-    config: Config, skips: Sequence[str], shape: tuple[int, int, int], seed: int, step: Callable[[str], None]
+    config: Config,
+    skips: Sequence[str],
+    shape: tuple[int, int, int],
+    seed: int,
+    step: Callable[[str], None],
+    longest: bool = False,
 ) -> dict[str, Any]:
     """Utilisation of the compute phase: effectual products / (compute_cycles * PEs), by densities and skip letters.
 
@@ -148,6 +170,7 @@ def utilization_table(
         shape: (M, K, N).
         seed: of operands and masks.
         step: told about progress.
+        longest: rows of A and C are put in the order of :func:`longest_first`.
 
     Raises:
         MaskworkError: if the configuration cannot hold the product, or the simulator fails.
@@ -166,6 +189,10 @@ def utilization_table(
         a = random_operand(rng, (m, k), da, config.a_width)
         b = random_operand(rng, (k, n), db, config.b_width)
         c_mask = rng.random((m, n)) < dc if dc < 1 else None
+        if longest:
+            work = (a != 0).astype(np.int64) @ (b != 0)
+            order = longest_first((work if c_mask is None else work * c_mask).sum(axis=1), config.clusters)
+            a, c_mask = a[order], c_mask if c_mask is None else c_mask[order]
         cases.append((a, b, c_mask, masked_matmul(a, b, c_mask=c_mask), macs(a, b, c_mask=c_mask)))
     rows: list[dict[str, Any]] = [
         {"density_a": da, "density_b": db, "density_c": dc, "utilization": {}, "compute_cycles": {}, "pe_cycles": {}}
@@ -191,6 +218,7 @@ def utilization_table(
                 row["utilization"][name] = counts["macs_effectual"] / (report["compute_cycles"] * own.pes)
                 step(f"skip {name}")
     return {"config": config.to_dict(), "pes": config.pes, "rows": m, "inner": k, "columns": n, "seed": seed,
+            "longest_first": longest,
             "skips": [config.replace(skip=skip).skip or "none" for skip in skips], "results": rows}  # fmt: skip
 
 

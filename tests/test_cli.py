@@ -15,7 +15,7 @@ from maskwork.gen import cli_common
 from maskwork.gen.cli import cli
 from maskwork.gen.generate import generate
 from maskwork.gen.matmul import Product
-from maskwork.gen.measure import resident_program
+from maskwork.gen.measure import longest_first, resident_program
 from maskwork.gen.memories import memory_bits
 from maskwork.gen.report import REASONS, pe_cycles
 from maskwork.sim_tb import tools
@@ -353,8 +353,19 @@ def test_speed_and_utilization(capsys):
     rows = json.loads(capsys.readouterr().out)["results"]
     assert len(rows) == 5 and rows[0]["utilization"]["abc"] > 0.8
     assert all(0 < row["utilization"]["abc"] <= 1 for row in rows)
-    assert run("utilization", "--preset", "tiny", "--skips", "abc", *shape) == 0
+    assert run("utilization", "--preset", "tiny", "--skips", "abc", "--longest-first", *shape) == 0
     assert "densities of A, B and C" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(("rows", "clusters"), [(256, 4), (7, 3), (5, 1), (2, 4)])
+def test_longest_first(rows, clusters):
+    """Every row once; blocks that begin with their longest row and differ by less than one row's work."""
+    work = np.random.default_rng(rows).integers(0, 1000, rows)
+    order = longest_first(work, clusters)
+    assert sorted(order) == list(range(rows))
+    if rows % clusters == 0:
+        blocks = work[order].reshape(clusters, -1)
+        assert (np.diff(blocks, axis=1) <= 0).all() and np.ptp(blocks.sum(axis=1)) <= work.max()
 
 
 def test_a_resident_program_loads_before_it_runs():
