@@ -278,7 +278,7 @@ _preset(Config(name="small"), "16 PEs in one cluster: simulation, first experime
 _preset(Config(name="dense-small", skip=""), "small without any skipping: the dense baseline")
 _preset(
     Config(name="ulx3s-85f", lanes=16, k_depth=64, a_depth=1024, a_segments=256),
-    "64 PEs for a ULX3S with an ECP5-85F",
+    "64 PEs for a ULX3S: 200 of 208 block RAMs, 80 of 156 multipliers, 46 k of 84 k LUTs of an ECP5-85F",
 )
 _preset(
     Config(name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,
