@@ -136,7 +136,7 @@ def route(folder: Path, name: str, device: list[str], *, family: str = "ecp5", f
     options = ["--json", f"{name}.json", "--report", "report.json", "--write", "routed.json", "--freq", str(freq)]
     options += ["--seed", str(seed), "--log", "nextpnr.log", "--quiet", "--timing-allow-fail"]
     if family == "ecp5":
-        # the placer's default trades some 15 % of the clock rate for wires
+        # the placer's default trades clock rate for shorter wires
         options += ["--placer-heap-timingweight", "25", "--router", "router2"]
         options += ["--lpf-allow-unconstrained", "--textcfg", "routed.config"]
     else:
