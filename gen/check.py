@@ -286,7 +286,8 @@ def _data(program: Program, op: Op, fields: Mapping[str, int], data: Any) -> str
         height, width = _matrix_shape(operand["shape"])
         if not _inside(data.get("columns"), width) or pack.count_ranges(data["columns"]) != columns:
             return f"data.columns must be {columns} columns of operand {data[key]!r}, which has {width}"
-        if op in wanted and (not _inside(data.get("rows"), height) or pack.count_ranges(data["rows"]) != rows):
+        end = height + (op == Op.LOAD_B)  # row ``height`` of B is the empty row
+        if op in wanted and (not _inside(data.get("rows"), end) or pack.count_ranges(data["rows"]) != rows):
             return f"data.rows must be {rows} rows of operand {data[key]!r}, which has {height}"
     return None
 
@@ -369,32 +370,4 @@ def check_range(name: str, array: NDArray[Any], width: int) -> None:
         raise MaskworkValueError(
             f"operand {name!r} must lie in {-(1 << (width - 1))}..{(1 << (width - 1)) - 1} ({width} bits, signed), "
             f"not {low}..{high}"
-        )
-
-
-def check_overflow(acc_width: int, a: NDArray[Any], b: NDArray[Any], what: str = "product") -> None:
-    """Refuse a product whose final sums could leave the accumulator: for each column n, the sum over k of
-    max_m |a[m, k]| * |b[k, n]| must fit ``acc_width`` bits, signed.
-
-    Args:
-        acc_width: bits of an accumulator.
-        a: (M, C) integers, masked elements 0.
-        b: (taps * C, N) integers, masked elements 0; taps is 1 for a matrix product.
-        what: name of the product in the message.
-
-    Raises:
-        MaskworkValueError: naming the bound and the limit.
-    """
-    if not a.size or not b.size:
-        return
-    taps = b.shape[0] // a.shape[1]
-    largest = np.maximum(np.abs(a.max(axis=0).astype(np.int64)), np.abs(a.min(axis=0).astype(np.int64)))
-    bound = np.tile(largest.astype(np.float64), taps) @ np.abs(b.astype(np.float64))  # exact below 2**53
-    worst = int(bound.max())
-    limit = (1 << (acc_width - 1)) - 1
-    if worst > limit:
-        column = int(bound.argmax())
-        raise MaskworkValueError(
-            f"{what}: results could reach {worst} in column {column}; at most {limit} fits acc_width = {acc_width}: "
-            "raise acc_width or scale the operands down"
         )

@@ -8,6 +8,7 @@ has no bitmap and all its values. All functions work on many rows at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from maskwork.gen.config import CHUNK, Config
@@ -212,6 +213,32 @@ def expand_ranges(ranges: Ranges) -> NDArray[np.int64]:
 def count_ranges(ranges: Ranges) -> int:
     """Number of indices of a compact list."""
     return sum(count for _, count, _ in ranges)
+
+
+def index_of(rows: Ranges, columns: Ranges) -> Any:
+    """An index of a matrix: slices where there is one range of each, else arrays."""
+    if len(rows) == len(columns) == 1 and rows[0][2] > 0 and columns[0][2] > 0:
+        return tuple(slice(start, start + count * step, step) for (start, count, step) in (rows[0], columns[0]))
+    return np.ix_(expand_ranges(rows), expand_ranges(columns))
+
+
+def select_rows(
+    values: NDArray, mask: BoolArray | None, rows: Ranges, columns: Ranges, masked: bool
+) -> tuple[NDArray, BoolArray | None]:
+    """Rows and columns of a matrix and of its mask (None: every element exists). Row len(values) is an empty row:
+    zeros, and if ``masked`` the result has a mask that says so.
+    """
+    height = len(values)
+    if all(max(start, start + step * (count - 1)) < height for start, count, step in rows):
+        index = index_of(rows, columns)
+        return values[index], None if mask is None else mask[index]
+    chosen = expand_ranges(rows)
+    exists = chosen[:, None] < height
+    index = np.ix_(np.minimum(chosen, height - 1), expand_ranges(columns))
+    selected = np.where(exists, values[index], 0)
+    if masked:
+        mask = np.broadcast_to(exists, selected.shape) & (True if mask is None else mask[index])
+    return selected, mask
 
 
 # ---------------------------------------------------------------------- packets

@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from maskwork.gen import check, pack
+from maskwork.gen import check, overflow, pack
 from maskwork.gen.config import POST_MAX_SHIFT, POST_MULT_WIDTH, Config
 from maskwork.gen.errors import ConfigError, MaskworkValueError, ProgramError
 from maskwork.gen.isa import COMMANDS, ISA_VERSION, Op
@@ -38,11 +38,13 @@ class Program:
         config: the configuration it runs on.
         operands: name -> {"shape", "dtype": "int", "role": a, b, c_mask, bias, mult or shift}.
         commands: {"op", fields..., "data": {"operand", "rows", "columns"}}; LOAD_P's data name bias, mult and shift.
+            A LOAD_B may name the row one past its operand's last: an empty row.
         results: one for each final RUN, in order: {"tag", "row", "output", "parts": [{"lanes": [first, count],
             "rows": ranges, "columns": ranges}]}. Result row ``row + i`` of a lane of a part is output row rows[i],
             and comes once from each part.
         outputs: name -> {"shape", "dtype"}.
-        products: {"a", "b", "k"}: operands (and, for matrix products, the k) that check_overflow looks at.
+        products: {"a", "b", "k", "window"}: operands that check_overflow looks at (for matrix products with the k,
+            for weight gradients with the window of :func:`~maskwork.gen.overflow.window_maxima`).
     """
 
     config: Config
@@ -253,20 +255,20 @@ class _Operands:
         """Payload words of LOAD_A or LOAD_B, preceded by a word that is 1 if they are dense."""
         config = self.config
         name = data["operand"]
-        index = _index(data["rows"], data["columns"])
         width = config.a_width if role == "a" else config.b_width
         mask = self.masks[name] if role in config.skip else None
-        if mask is not None:
-            mask = mask[index]
-            mask = None if mask.all() else mask
-        words = pack.pack_rows(self.values[name][index], mask, width, config.stream_words)
+        values, mask = pack.select_rows(self.values[name], mask, data["rows"], data["columns"], role in config.skip)
+        if mask is not None and mask.all():
+            mask = None
+        words = pack.pack_rows(values, mask, width, config.stream_words)
         return np.concatenate([np.array([mask is None], dtype=np.uint32), words])
 
     def c_rows(self, data: Mapping[str, Any]) -> NDArray[np.uint32]:
         """Payload words of LOAD_C."""
         mask = self.masks[data["operand"]]
         assert mask is not None  # always an array for this role
-        return pack.pack_bitmaps(mask[_index(data["rows"], data["columns"])], self.config.stream_words).reshape(-1)
+        chosen = mask[pack.index_of(data["rows"], data["columns"])]
+        return pack.pack_bitmaps(chosen, self.config.stream_words).reshape(-1)
 
     def parameters(self, data: Mapping[str, Any]) -> NDArray[np.uint32]:
         """Payload words of LOAD_P."""
@@ -276,13 +278,6 @@ class _Operands:
         words[0 : 2 * len(columns) : 2] = bias & 0xFFFFFFFF
         words[1 : 2 * len(columns) : 2] = mult | shift << POST_MULT_WIDTH
         return words
-
-
-def _index(rows: pack.Ranges, columns: pack.Ranges) -> Any:
-    """An index of a matrix: slices where there is one range of each, else arrays."""
-    if len(rows) == len(columns) == 1 and rows[0][2] > 0 and columns[0][2] > 0:
-        return tuple(slice(start, start + count * step, step) for (start, count, step) in (rows[0], columns[0]))
-    return np.ix_(pack.expand_ranges(rows), pack.expand_ranges(columns))
 
 
 def bind(
@@ -312,10 +307,12 @@ def bind(
     if check_sums:
         for product in program.products:
             a, b = state.values[product["a"]], state.values[product["b"]]
-            if product.get("k"):
+            if product.get("window"):
+                a = overflow.window_maxima(a.reshape(program.operands[product["a"]]["shape"]), product["window"])
+            elif product.get("k"):
                 k = pack.expand_ranges(product["k"])
                 a, b = a[:, k], b[k]
-            check.check_overflow(config.acc_width, a, b, f"product of {product['a']!r} and {product['b']!r}")
+            overflow.check_overflow(config.acc_width, a, b, f"product of {product['a']!r} and {product['b']!r}")
     pieces: list[NDArray[np.uint32]] = []
     sizes: list[int] = []
     cache: dict[str, NDArray[np.uint32]] = {}

@@ -5,12 +5,13 @@ import time
 import numpy as np
 import pytest
 from maskwork.gen import pack
-from maskwork.gen.check import Legality, check_bound, check_overflow, check_program
+from maskwork.gen.check import Legality, check_bound, check_program
 from maskwork.gen.config import Config, preset
 from maskwork.gen.errors import DeviceError, MaskworkTypeError, MaskworkValueError, ProgramError
 from maskwork.gen.isa import COMMANDS, COUNTERS, REPLIES, Fault, Op, Reply
 from maskwork.gen.lower import Post, conv_output_shape, lower_conv, lower_matmul
 from maskwork.gen.mask import Mask
+from maskwork.gen.overflow import check_overflow
 from maskwork.gen.program import Program, bind, disassemble, disassemble_words
 from maskwork.gen.results import ResultAssembler
 
