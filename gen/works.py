@@ -1,0 +1,315 @@
+"""Products on the array: their masks, programs and counts (what :mod:`maskwork.gen.passes` makes of layers)."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Hashable
+from dataclasses import dataclass, replace
+from typing import Any, Protocol
+
+import numpy as np
+from maskwork.gen.config import Config
+from maskwork.gen.lower_conv import conv_output_shape, lower_conv
+from maskwork.gen.mask import BoolArray
+from maskwork.gen.program import Program
+from numpy.typing import NDArray
+
+Shape4 = tuple[int, int, int, int]
+Pads = tuple[tuple[int, int], tuple[int, int]]
+
+POST = {"low": -128, "high": 127}
+"""Limits of requantised results."""
+
+_EXACT = 1 << 24
+"""Counts below this are exact in float32."""
+
+
+class Work(Protocol):
+    """One product on the array. Masks are None where everything is present."""
+
+    @property
+    def key(self) -> Hashable:
+        """What tells apart programs: works with equal keys share one."""
+        ...
+
+    def macs(self) -> tuple[int, int]:
+        """Dense and effectual products, as the report counts them."""
+        ...
+
+    def lower(self, config: Config) -> Program:
+        """The program."""
+        ...
+
+    def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
+        """Operand -> its shape and mask."""
+        ...
+
+    def cut(self, pieces: int) -> list[Any]:
+        """About so many works that together are this one, for sampling."""
+        ...
+
+
+def operands(work: Work, program: Program) -> dict[str, NDArray[Any]]:
+    """Operands of a work's program from its masks alone: 1 where the mask is set, 0 elsewhere."""
+    values: dict[str, NDArray[Any]] = {}
+    masks = work.masks()
+    for name, spec in program.operands.items():
+        if name in masks:
+            shape, mask = masks[name]
+            values[name] = np.ones(shape, dtype=np.int8) if mask is None else mask.astype(np.int8)
+        else:  # requantisation: bias and shift 0, factor 1, so that no result becomes 0
+            values[name] = np.full(spec["shape"], int(spec["role"] == "mult"), dtype=np.int64)
+    return values
+
+
+def count(a: BoolArray | None, b: BoolArray | None, c: BoolArray | None, sizes: tuple[int, int, int]) -> int:
+    """Triples (m, k, n) with a[m, k], b[k, n] and c[m, n]; an absent mask holds everything.
+
+    Args:
+        a: (M, K).
+        b: (K, N).
+        c: (M, N).
+        sizes: (M, K, N).
+    """
+    m, k, n = sizes
+
+    def along(mask: BoolArray | None, axis: int, shape: tuple[int, int]) -> NDArray[np.int64]:
+        if mask is None:
+            return np.full(shape[1 - axis], shape[axis], dtype=np.int64)
+        return np.count_nonzero(mask, axis=axis).astype(np.int64)
+
+    if b is None:
+        return int(along(a, 1, (m, k)) @ along(c, 1, (m, n)))
+    if c is None:
+        return int(along(a, 0, (m, k)) @ along(b, 1, (k, n)))
+    if a is None:
+        return int(along(b, 0, (k, n)) @ along(c, 0, (m, n)))
+    total = 0
+    step = max(1, min(_EXACT - 1, (1 << 26) // max(k, n)))
+    for start in range(0, m, step):
+        both = a[start : start + step].T.astype(np.float32) @ c[start : start + step].astype(np.float32)
+        total += int(both[b].sum(dtype=np.float64))
+    return total
+
+
+def _axis_taps(
+    size: int, outputs: int, taps: int, stride: int, pad: int, dilation: int
+) -> list[tuple[slice, slice, int]]:
+    """For each tap: the outputs whose tap lies on the image, the pixels it meets, and how many they are."""
+    result = []
+    for tap in range(taps):
+        offset = tap * dilation - pad
+        low = max(0, -(offset // stride))
+        high = min(outputs - 1, (size - 1 - offset) // stride)
+        number = max(0, high - low + 1)
+        first = low * stride + offset
+        result.append((slice(low, low + number), slice(first, first + number * stride, stride), number))
+    return result
+
+
+def _matrix(mask: BoolArray | None, y: slice, x: slice) -> BoolArray | None:
+    return None if mask is None else mask[:, y, x].reshape(-1, mask.shape[3])
+
+
+def select(mask: BoolArray | None, own: slice) -> BoolArray | None:
+    """Some of the last axis of a mask that may be absent."""
+    return None if mask is None else mask[..., own]
+
+
+# ---------------------------------------------------------------------- convolutions
+
+
+@dataclass(frozen=True)
+class ConvWork:
+    """A convolution.
+
+    Members:
+        shape: of A, (N, H, W, K).
+        weights: (kh, kw, K, N).
+        a: mask of A.
+        b: mask of the weights.
+        c: results wanted, (N, OH, OW, N).
+        stride: of both axes.
+        pads: ((top, bottom), (left, right)).
+        dilation: of rows and columns.
+        groups: groups merged in this product; the mask of the weights is then block-diagonal.
+        post: results are requantised.
+    """
+
+    shape: Shape4
+    weights: Shape4
+    a: BoolArray | None = None
+    b: BoolArray | None = None
+    c: BoolArray | None = None
+    stride: int = 1
+    pads: Pads = ((0, 0), (0, 0))
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    post: bool = False
+
+    @property
+    def output(self) -> Shape4:
+        """(N, OH, OW, N)."""
+        return conv_output_shape(self.shape, self.weights, self.stride, self.pads, self.dilation)
+
+    @property
+    def key(self) -> Hashable:
+        """Everything but the masks."""
+        return (
+            self.shape, self.weights, self.stride, self.pads, self.dilation, self.c is not None, self.post,
+        )  # fmt: skip
+
+    def macs(self) -> tuple[int, int]:
+        """Dense and effectual products."""
+        images, height, width, channels = self.shape
+        _, out_height, out_width, columns = self.output
+        (top, _), (left, _) = self.pads
+        dense = effectual = 0
+        ys = _axis_taps(height, out_height, self.weights[0], self.stride, top, self.dilation[0])
+        xs = _axis_taps(width, out_width, self.weights[1], self.stride, left, self.dilation[1])
+        for (i, (oy, iy, h)), (j, (ox, ix, w)) in itertools.product(enumerate(ys), enumerate(xs)):
+            if h and w:
+                rows = images * h * w
+                dense += rows * channels * columns // self.groups
+                b = None if self.b is None else self.b[i, j]
+                sizes = (rows, channels, columns)
+                effectual += count(_matrix(self.a, iy, ix), b, _matrix(self.c, oy, ox), sizes)
+        return dense, effectual
+
+    def lower(self, config: Config) -> Program:
+        """The program.
+
+        Raises:
+            ProgramError: if the configuration cannot run it.
+        """
+        return lower_conv(config, self.shape, self.weights, self.stride, self.pads, self.dilation,
+                          use_c=self.c is not None, post=POST if self.post else None)  # fmt: skip
+
+    def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
+        """Operand -> its shape and mask."""
+        return {"a": (self.shape, self.a), "b": (self.weights, self.b), "c_mask": (self.output, self.c)}
+
+    def cut(self, pieces: int) -> list[ConvWork]:
+        """Bands of output rows of one image each; where there are too few of those, columns as well."""
+        images, height, _, columns = self.output
+        bands = min(height, -(-pieces // images))
+        blocks = 1 if self.groups > 1 else min(columns, max(1, pieces // (images * bands)))
+        result = []
+        for image, band, block in itertools.product(range(images), range(bands), range(blocks)):
+            rows = band * height // bands, (band + 1) * height // bands
+            part = self._band(image, *rows)
+            if part is not None:
+                own = slice(block * columns // blocks, (block + 1) * columns // blocks)
+                result.append(replace(
+                    part, weights=(*self.weights[:3], own.stop - own.start), b=select(part.b, own),
+                    c=select(part.c, own),
+                ))  # fmt: skip
+        return result
+
+    def _band(self, image: int, first: int, end: int) -> ConvWork | None:
+        height = self.shape[1]
+        low = first * self.stride - self.pads[0][0]
+        high = (end - 1) * self.stride - self.pads[0][0] + self.dilation[0] * (self.weights[0] - 1) + 1
+        top, bottom = max(0, -low), max(0, high - height)
+        rows = slice(max(0, low), min(height, high))
+        if rows.start >= rows.stop:
+            return None  # padding only: no products
+        return replace(
+            self,
+            shape=(1, rows.stop - rows.start, *self.shape[2:]),
+            a=None if self.a is None else self.a[image : image + 1, rows],
+            c=None if self.c is None else self.c[image : image + 1, first:end],
+            pads=((top, bottom), self.pads[1]),
+        )
+
+
+# ---------------------------------------------------------------------- weight gradients
+
+
+@dataclass(frozen=True)
+class WeightGradWork:
+    """The correlation of a layer's input with its output gradient.
+
+    Members:
+        shape: of the input, (N, H, W, Cin).
+        grad: of the output gradient, (N, OH, OW, Cout).
+        kernel: (kh, kw).
+        a: mask of the input.
+        b: mask of the output gradient.
+        c: gradients wanted, (kh, kw, Cin, Cout).
+        stride, padding, dilation: the layer's.
+        post: results are requantised.
+    """
+
+    shape: Shape4
+    grad: Shape4
+    kernel: tuple[int, int]
+    a: BoolArray | None = None
+    b: BoolArray | None = None
+    c: BoolArray | None = None
+    stride: int = 1
+    padding: int = 0
+    dilation: int = 1
+    post: bool = False
+
+    @property
+    def _density(self) -> tuple[float, float]:
+        """Densities of A and B, which the choice of tiles goes by; coarse, so that groups share a program."""
+        a, b = (1.0 if mask is None else max(0.05, round(float(mask.mean()), 1)) for mask in (self.a, self.b))
+        return a, b
+
+    @property
+    def key(self) -> Hashable:
+        """Everything but the masks."""
+        return (
+            self.shape, self.grad, self.kernel, self.stride, self.padding, self.dilation, self.c is not None, self.post,
+            self._density,
+        )  # fmt: skip
+
+    def macs(self) -> tuple[int, int]:
+        """Dense and effectual products."""
+        dense = effectual = 0
+        ys, xs = (
+            _axis_taps(self.shape[1 + i], self.grad[1 + i], self.kernel[i], self.stride, self.padding, self.dilation)
+            for i in (0, 1)
+        )
+        for (i, (oy, iy, h)), (j, (ox, ix, w)) in itertools.product(enumerate(ys), enumerate(xs)):
+            if h and w:
+                rows, channels, columns = self.shape[0] * h * w, self.shape[3], self.grad[3]
+                dense += rows * channels * columns
+                c = None if self.c is None else self.c[i, j]
+                # the same triples as in the forward pass: here c says which pairs of channels are wanted
+                effectual += count(_matrix(self.a, iy, ix), c, _matrix(self.b, oy, ox), (rows, channels, columns))
+        return dense, effectual
+
+    def lower(self, config: Config) -> Program:
+        """The program.
+
+        Raises:
+            ProgramError: if the configuration cannot run it.
+        """
+        from maskwork.gen.lower_wgrad import lower_weight_grad
+
+        return lower_weight_grad(config, self.shape, self.grad, self.kernel, self.stride, self.padding, self.dilation,
+                                 use_c=self.c is not None, post=POST if self.post else None,
+                                 density=self._density)  # fmt: skip
+
+    def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
+        """Operand -> its shape and mask."""
+        n, height, width, channels = self.shape
+        by_channel = None if self.a is None else self.a.transpose(0, 3, 1, 2)  # as lower_weight_grad has it
+        output = (*self.kernel, channels, self.grad[3])
+        return {"a": ((n, channels, height, width), by_channel), "b": (self.grad, self.b), "c_mask": (output, self.c)}
+
+    def cut(self, pieces: int) -> list[WeightGradWork]:
+        """Blocks of input channels: rows of the result."""
+        channels = self.shape[3]
+        blocks = min(channels, pieces)
+        result = []
+        for block in range(blocks):
+            own = slice(block * channels // blocks, (block + 1) * channels // blocks)
+            result.append(replace(
+                self, shape=(*self.shape[:3], own.stop - own.start), a=select(self.a, own),
+                c=None if self.c is None else self.c[:, :, own],
+            ))  # fmt: skip
+        return result
