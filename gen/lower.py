@@ -1,9 +1,10 @@
-"""Lowering of products to programs: matrix products and convolutions (implicit GEMM)."""
+"""Lowering of products to programs: matrix products, convolutions (implicit GEMM) and their weight gradients."""
 
 from __future__ import annotations
 
 from maskwork.gen.lower_conv import conv_output_shape, lower_conv
 from maskwork.gen.lower_matmul import lower_matmul
 from maskwork.gen.lower_schedule import Post
+from maskwork.gen.lower_wgrad import by_channel, lower_weight_grad
 
-__all__ = ["Post", "conv_output_shape", "lower_conv", "lower_matmul"]
+__all__ = ["Post", "by_channel", "conv_output_shape", "lower_conv", "lower_matmul", "lower_weight_grad"]

@@ -151,7 +151,12 @@ class ConvPart(Part):
         }
 
 
-def _pair(value: Any, name: str, least: int) -> tuple[int, int]:
+def parse_pair(value: Any, name: str, least: int) -> tuple[int, int]:
+    """A parameter given as an integer, or two (rows, columns), of at least ``least``.
+
+    Raises:
+        MaskworkValueError: for anything else.
+    """
     values = tuple(value) if isinstance(value, Sequence) else (value, value)
     if len(values) != 2 or not all(isinstance(v, int | np.integer) and v >= least for v in values):
         raise MaskworkValueError(
@@ -160,12 +165,17 @@ def _pair(value: Any, name: str, least: int) -> tuple[int, int]:
     return int(values[0]), int(values[1])
 
 
-def _pads(value: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+def parse_pads(value: Any) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Padding as ((top, bottom), (left, right)), from that, (rows, columns) or an integer.
+
+    Raises:
+        MaskworkValueError: for anything else.
+    """
     if isinstance(value, Sequence) and any(isinstance(v, Sequence) for v in value):
         if len(value) != 2:
             raise MaskworkValueError(f"padding must be ((top, bottom), (left, right)), not {value!r}")
-        return _pair(value[0], "padding", 0), _pair(value[1], "padding", 0)
-    y, x = _pair(value, "padding", 0)
+        return parse_pair(value[0], "padding", 0), parse_pair(value[1], "padding", 0)
+    y, x = parse_pair(value, "padding", 0)
     return (y, y), (x, x)
 
 
@@ -183,7 +193,7 @@ def conv_output_shape(
         raise MaskworkValueError(f"weight shape must be four positive sizes (kh, kw, cin, cout), not {tuple(weights)}")
     if shape[3] != weights[2]:
         raise MaskworkValueError(f"weights must have the input's {shape[3]} channels (cin), not {weights[2]}")
-    strides, dilations, pads = _pair(stride, "stride", 1), _pair(dilation, "dilation", 1), _pads(padding)
+    strides, dilations, pads = parse_pair(stride, "stride", 1), parse_pair(dilation, "dilation", 1), parse_pads(padding)
     sizes = []
     for axis, name in enumerate(("height", "width")):
         room = shape[1 + axis] + sum(pads[axis]) - dilations[axis] * (weights[axis] - 1) - 1
@@ -344,7 +354,7 @@ def lower_conv(
         ProgramError: if the configuration cannot run it; says what to raise.
     """
     output = conv_output_shape(shape, weights, stride, padding, dilation)
-    strides, dilations, pads = _pair(stride, "stride", 1), _pair(dilation, "dilation", 1), _pads(padding)
+    strides, dilations, pads = parse_pair(stride, "stride", 1), parse_pair(dilation, "dilation", 1), parse_pads(padding)
     the_post = Post.of(post, config)
     channels = keep_indices(k_keep, int(shape[3]), "k_keep")
     columns = keep_indices(n_keep, output[3], "n_keep")
