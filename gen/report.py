@@ -93,12 +93,24 @@ def total_report(layers: Sequence[Mapping[str, Any]], seconds: float) -> dict[st
     """
     first = layers[0]
     report: dict[str, Any] = {key: first[key] for key in ("target", "config", "pes")}
-    for key in _SUMMED:
-        if all(key in layer for layer in layers):
-            report[key] = sum(layer[key] for layer in layers)
-    if all("pe_cycles" in layer for layer in layers):
-        report["pe_cycles"] = {name: sum(layer["pe_cycles"][name] for layer in layers) for name in REASONS}
+    report.update(summary(layers))
     report["seconds"] = seconds
-    _ratios(report)
     report["layers"] = [{k: v for k, v in layer.items() if k not in ("config", "target", "pes")} for layer in layers]
     return report
+
+
+def summary(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Sums over reports of one configuration, and the figures that follow from them.
+
+    Args:
+        layers: as for :func:`total_report`.
+    """
+    result: dict[str, Any] = {}
+    for key in _SUMMED:
+        if all(key in layer for layer in layers):
+            result[key] = sum(layer[key] for layer in layers)
+    if all("pe_cycles" in layer for layer in layers):
+        result["pe_cycles"] = {name: sum(layer["pe_cycles"][name] for layer in layers) for name in REASONS}
+    pes = layers[0]["pes"]
+    ratios = _ratios({"pes": pes, **result})
+    return {key: value for key, value in ratios.items() if key != "pes"}
