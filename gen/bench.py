@@ -1,0 +1,216 @@
+"""Cycles, utilisation and speed-up of a workload's layers on the cycle model (docs/bench.md)."""
+
+from __future__ import annotations
+
+import os
+import time
+import zlib
+from collections.abc import Callable, Iterable, Sequence
+from typing import Any
+
+from maskwork.gen.bench_masks import KINDS, LayerMasks, MaskSource, load_masks
+from maskwork.gen.bench_sample import SAMPLE, Measured, measure
+from maskwork.gen.config import Config
+from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
+from maskwork.gen.passes import OPERANDS, works
+from maskwork.gen.report import make_report, summary, total_report
+from maskwork.gen.workload import PASSES, Layer, choose_layers, read_workload
+
+SKIPS = ("", "a", "ab", "abc", "ac")
+"""Values of skip that the ablation of docs/bench.md compares."""
+
+
+class Bench:
+    """A checked benchmark, ready to run.
+
+    Args:
+        workload: a CSV file's name, or layers.
+        config: the accelerator.
+        passes: passes to run, of those that a layer has; None for all.
+        batch: images instead of the workload's.
+        masks: "bernoulli" or "correlated".
+        masks_from: ``.npz`` files of masks or tensors, which go before drawn ones.
+        seed: of masks and samples.
+        layers: names or patterns of the layers to run; None for all.
+        skips: values of skip to compare; None compares none.
+        sample: effectual multiplies of one pass of a layer above which a sample of about so many is simulated and
+            scaled; 0 never samples.
+        requantise: passes whose results are requantised to 8 bits before they leave.
+        curves: measure utilisation against density as well.
+
+    Raises:
+        MaskworkError: for a file, layer, pass, mask or skip that cannot be used; one line.
+    """
+
+    def __init__(
+        self,
+        workload: str | os.PathLike[str] | Sequence[Layer],
+        config: Config,
+        *,
+        passes: Iterable[str] | None = None,
+        batch: int | None = None,
+        masks: str = KINDS[0],
+        masks_from: Iterable[str | os.PathLike[str]] = (),
+        seed: int = 1,
+        layers: Iterable[str] | None = None,
+        skips: Iterable[str] | None = None,
+        sample: int = SAMPLE,
+        requantise: Iterable[str] = (),
+        curves: bool = False,
+    ) -> None:
+        for name, value, least in (("batch", batch, 1), ("seed", seed, 0), ("sample", sample, 0)):
+            if value is not None and (type(value) is not int or value < least):
+                raise MaskworkValueError(f"{name} must be an integer of at least {least}, not {value!r}")
+        self.config, self.seed, self.sample, self.curves = config, seed, sample, curves
+        self.passes = _passes("passes", PASSES if passes is None else passes)
+        self.requantise = _passes("requantise", requantise)
+        if self.requantise and not config.post:
+            raise MaskworkValueError("requantise needs a configuration with post = true, not false")
+        every, self.workload = _layers(workload)
+        if batch is not None:
+            every = [layer.with_batch(batch) for layer in every]
+        chosen = choose_layers(every, layers)
+        self.tasks = [(layer, tuple(p for p in self.passes if p in layer.passes)) for layer in chosen]
+        self.tasks = [(layer, own) for layer, own in self.tasks if own]
+        if not self.tasks:
+            raise MaskworkValueError(
+                f"passes: no layer chosen has {' or '.join(self.passes)}; theirs are "
+                f"{', '.join(p for p in PASSES if any(p in layer.passes for layer in chosen))}"
+            )
+        self.masks = masks
+        self.source = MaskSource(every, masks, seed)
+        self.files = [os.fspath(path) for path in masks_from]
+        self.source.own = load_masks(self.files, every)
+        self.skips = None if skips is None else list(dict.fromkeys("".join(sorted(s)) for s in skips))
+        self.configs = [config] + [
+            config.replace(skip=skip) for skip in self.skips or () if skip != config.skip
+        ]  # fmt: skip
+
+    @property
+    def steps(self) -> int:
+        """Steps that :meth:`run` reports."""
+        from maskwork.gen.bench_curves import STEPS
+
+        return len(self.configs) * sum(len(own) for _, own in self.tasks) + (STEPS if self.curves else 0)
+
+    def run(self, step: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+        """Simulate everything.
+
+        Args:
+            step: called at the end of each step with what was done.
+
+        Returns:
+            The report (docs/bench.md).
+
+        Raises:
+            ProgramError: if the configuration cannot run a layer.
+            DeviceError: if counters contradict the masks.
+        """
+        start = time.perf_counter()
+        entries: list[list[dict[str, Any]]] = [[] for _ in self.configs]
+        for layer, passes in self.tasks:
+            masks = self.source.of(layer, {tensor for which in passes for tensor in OPERANDS[which]})
+            for which in passes:
+                for config, own in zip(self.configs, entries, strict=True):
+                    own.append(self._entry(config, layer, which, masks))
+                    step(f"{layer.name} {which}")
+        report = total_report(entries[0], 0.0)
+        layers = report.pop("layers")
+        report.update(_totals(entries[0]))
+        report.update(workload=self.workload, masks=self.masks, masks_from=self.files, seed=self.seed,
+                      sample=self.sample, requantise=list(self.requantise))  # fmt: skip
+        if self.skips is not None:
+            report["ablation"] = self._ablation(entries)
+        if self.curves:
+            from maskwork.gen.bench_curves import density_curves
+
+            report["curves"] = density_curves(self.config, self.seed, step)
+        report["seconds"] = time.perf_counter() - start
+        report["layers"] = layers
+        return report
+
+    def _entry(self, config: Config, layer: Layer, which: str, masks: LayerMasks) -> dict[str, Any]:
+        start = time.perf_counter()
+        products = works(config, layer, which, masks, post=which in self.requantise)
+        keys = [self.seed, zlib.crc32(layer.name.encode()), PASSES.index(which)]
+        try:
+            done = measure(config, products, self.sample, keys)
+        except MaskworkValueError as error:
+            raise type(error)(f"{layer.name}, {which}: {error}") from None
+        entry: dict[str, Any] = {"network": layer.network, "layer": layer.layer, "pass": which}
+        entry.update(_layer_report(config, done, time.perf_counter() - start))
+        entry["programs"] = done.programs
+        entry["density"] = {
+            operand: 1.0 if (mask := getattr(masks, tensor)) is None else float(mask.mean())
+            for operand, tensor in zip("abc", OPERANDS[which], strict=True)
+        }
+        if done.sample is not None:
+            entry["sample"] = done.sample
+        return entry
+
+    def _ablation(self, entries: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
+        by_skip = {config.skip: own for config, own in zip(self.configs, entries, strict=True)}
+        return [{"skip": skip, **_totals(by_skip[skip])} for skip in self.skips or ()]
+
+
+def _passes(name: str, passes: Iterable[str]) -> tuple[str, ...]:
+    if isinstance(passes, str):
+        raise MaskworkTypeError(f"{name} must be a list of passes, not one string {passes!r}")
+    found = list(passes)
+    for which in found:
+        if which not in PASSES:
+            raise MaskworkValueError(f"{name}: unknown pass {which!r}; passes: {', '.join(PASSES)}")
+    return tuple(which for which in PASSES if which in found)
+
+
+def _layers(workload: str | os.PathLike[str] | Sequence[Layer]) -> tuple[list[Layer], str | None]:
+    if isinstance(workload, str | os.PathLike):
+        return read_workload(workload), os.fspath(workload)
+    layers = list(workload)
+    if not layers or not all(isinstance(layer, Layer) for layer in layers):
+        raise MaskworkTypeError("workload must be a CSV file's name, or layers of maskwork.gen.workload.Layer")
+    if len({layer.name for layer in layers}) < len(layers):
+        raise MaskworkValueError("workload: every layer of a network must have a name of its own")
+    return layers, None
+
+
+def _layer_report(config: Config, done: Measured, seconds: float) -> dict[str, Any]:
+    macs = {"macs_dense": done.macs_dense, "macs_effectual": done.macs_effectual}
+    beat = config.stream_words
+    report = make_report(
+        "cycle", config, macs, words_in=done.counters["words_in"] * beat, words_out=done.counters["words_out"] * beat,
+        seconds=seconds, counters=done.counters,
+    )  # fmt: skip
+    return _with_fraction(report)
+
+
+def _with_fraction(report: dict[str, Any]) -> dict[str, Any]:
+    """Add the fraction of the bound reached, which is the utilisation: both divide effectual products by PE-cycles."""
+    if report.get("macs_effectual") and "utilization" in report:
+        report["bound_fraction"] = report["speedup_vs_dense"] / report["bound"]
+    return report
+
+
+def _sum(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Sums of some entries; where some are samples, with the 95 % interval of the cycles (they are independent)."""
+    result = _with_fraction(summary(entries))
+    sampled = [entry for entry in entries if "sample" in entry]
+    if sampled:
+        half = sum(((e["sample"]["cycles_95"][1] - e["cycles"]) ** 2 for e in sampled), 0.0) ** 0.5
+        result["sampled"] = [f"{e['network']}/{e['layer']} {e['pass']}" for e in sampled]
+        result["cycles_95"] = [max(0, round(result["cycles"] - half)), round(result["cycles"] + half)]
+    return result
+
+
+def _by_pass(entries: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    found = [(which, [e for e in entries if e["pass"] == which]) for which in PASSES]
+    return [{"pass": which, **_sum(own)} for which, own in found if own]
+
+
+def _totals(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
+    """Totals of all entries, by pass, and by network and its passes."""
+    networks = []
+    for network in dict.fromkeys(e["network"] for e in entries):
+        own = [e for e in entries if e["network"] == network]
+        networks.append({"network": network, **_sum(own), "passes": _by_pass(own)})
+    return {**_sum(entries), "passes": _by_pass(entries), "networks": networks}

@@ -1,0 +1,44 @@
+"""Utilisation against density: one layer's shape with random masks on A, on A and B, on A and C, and on all three."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from maskwork.gen.bench_sample import measure
+from maskwork.gen.config import Config
+from maskwork.gen.report import make_report
+from maskwork.gen.works import ConvWork
+
+DENSITIES = (0.05, 0.1, 0.15, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 1.0)
+CURVES = ("a", "ab", "ac", "abc")
+"""Operands that are masked in each curve, all with the same density."""
+
+STEPS = len(CURVES)
+
+_SHAPE, _WEIGHTS = (1, 28, 28, 64), (3, 3, 64, 64)
+
+
+def density_curves(config: Config, seed: int = 1, step: Callable[[str], None] = lambda text: None) -> dict[str, Any]:
+    """Utilisation by density of a 3x3 convolution of 28x28x64 with 64 outputs, Bernoulli masks.
+
+    Returns:
+        ``layer`` (what was measured) and ``points``: operands masked, density of each, utilisation, speed-up.
+    """
+    points = []
+    for curve in CURVES:
+        for density in DENSITIES:
+            rng = np.random.default_rng([seed, CURVES.index(curve), round(density * 1000)])
+            shapes = {"a": _SHAPE, "b": _WEIGHTS, "c": (*_SHAPE[:3], _WEIGHTS[3])}
+            masks = {
+                name: rng.random(shapes[name]) < density if name in curve and density < 1 else None for name in shapes
+            }
+            work = ConvWork(_SHAPE, _WEIGHTS, masks["a"], masks["b"], masks["c"], 1, ((1, 1), (1, 1)))
+            done = measure(config, [work], 0, [seed])
+            macs = {"macs_dense": done.macs_dense, "macs_effectual": done.macs_effectual}
+            report = make_report("cycle", config, macs, words_in=0, words_out=0, seconds=0.0, counters=done.counters)
+            points.append({"masks": curve, "density": density, "utilization": report["utilization"],
+                           "speedup_vs_dense": report["speedup_vs_dense"]})  # fmt: skip
+        step(f"densities of {curve}")
+    return {"layer": "3x3 convolution, 28x28, 64 -> 64 channels, Bernoulli masks", "points": points}

@@ -1,0 +1,144 @@
+"""Counters of a list of products: all of them simulated, or a stated sample of their parts scaled up.
+
+A sample is a seeded choice without replacement of parts of nearly equal work: bands of output rows, blocks of
+columns or input channels, groups. Each part is a program of its own, which loads, starts and ends by itself, so a
+sample overstates cycles a little. Figures are scaled by effectual multiplies, known exactly for every part (a ratio
+estimate; Cochran, "Sampling Techniques", 1977, chapter 6); the interval comes from the variance between the parts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Hashable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from maskwork.gen.config import Config
+from maskwork.gen.isa import COUNTERS
+from maskwork.gen.program import Program, bind
+from maskwork.gen.works import Work, operands
+
+SAMPLE = 4_000_000_000
+"""Effectual multiplies of one pass of a layer that are simulated before a sample is taken instead."""
+
+LEAST_PARTS = 4
+AIMED_PARTS = 16
+"""Parts of a sample: at least, and about."""
+
+_T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)
+"""Student's t for 95 % at 1, 2, ... degrees of freedom."""
+
+_REASONS = COUNTERS[:8]
+_OTHERS = ("words_in", "words_out", "compute_cycles")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Counters of all products together.
+
+    Members:
+        counters: names of :data:`maskwork.gen.isa.COUNTERS`.
+        macs_dense: products whose two factors exist.
+        macs_effectual: of those, both factors present and the result wanted.
+        programs: programs simulated.
+        sample: None, or what was simulated of what, and the interval of the cycles.
+    """
+
+    counters: dict[str, int]
+    macs_dense: int
+    macs_effectual: int
+    programs: int
+    sample: dict[str, Any] | None
+
+
+def run_program(program: Program, values: Mapping[str, Any]) -> dict[str, int]:
+    """Counters of the cycle model for a program with operands."""
+    from maskwork.sim_tb.cycle import simulate
+
+    bound = bind(program, values, check_sums=False)
+    return simulate(program.config, bound.words, bound.last)
+
+
+def measure(config: Config, works: Sequence[Work], limit: int, seed: Sequence[int]) -> Measured:
+    """Simulate products one after the other, or a sample of them.
+
+    Args:
+        config: the accelerator.
+        works: the products.
+        limit: effectual multiplies above which a sample of about so many is simulated; 0 never samples.
+        seed: of the sample.
+
+    Raises:
+        ProgramError: if the configuration cannot run a product.
+    """
+    programs: dict[Hashable, Program] = {}
+
+    def run(work: Work) -> dict[str, int]:
+        if work.key not in programs:
+            programs[work.key] = work.lower(config)
+        return run_program(programs[work.key], operands(work, programs[work.key]))
+
+    counts = [work.macs() for work in works]
+    dense, effectual = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)
+    if limit and effectual > limit:
+        parts = [
+            part
+            for work, (_, own) in zip(works, counts, strict=True)
+            for part in (work.cut(math.ceil(own * AIMED_PARTS / limit)) if own * AIMED_PARTS > limit else [work])
+        ]
+        number = max(LEAST_PARTS, round(limit * len(parts) / effectual))
+        if number < len(parts):
+            return _sampled(config, parts, number, (dense, effectual), seed, run)
+    total = dict.fromkeys(COUNTERS, 0)
+    for work in works:
+        for name, value in run(work).items():
+            total[name] += value
+    return Measured(total, dense, effectual, len(works), None)
+
+
+def _sampled(
+    config: Config,
+    parts: Sequence[Work],
+    number: int,
+    macs: tuple[int, int],
+    seed: Sequence[int],
+    run: Callable[[Work], dict[str, int]],
+) -> Measured:
+    rng = np.random.default_rng(np.random.SeedSequence(list(seed)))
+    chosen = sorted(rng.choice(len(parts), number, replace=False).tolist())
+    counted = [run(parts[i]) for i in chosen]
+    own = np.array([parts[i].macs() for i in chosen], dtype=np.float64)
+    dense, effectual = macs
+    # a sample without one effectual product says nothing about their number: its dense ones have to do
+    sizes, total = (own[:, 1], effectual) if own[:, 1].any() else (own[:, 0], dense)
+    scale = total / sizes.sum()
+    summed = {name: sum(c[name] for c in counted) for name in COUNTERS}
+    cycles = math.ceil(summed["cycles"] * scale)
+    counters = _scaled(config, summed, int(own[:, 1].sum()), cycles, effectual)
+    counters.update({name: round(summed[name] * scale) for name in _OTHERS})
+    ratio = summed["cycles"] / sizes.sum()
+    residual = np.array([c["cycles"] for c in counted]) - ratio * sizes
+    variance = (1 - number / len(parts)) / number * (residual**2).sum() / (number - 1)
+    t = _T95[number - 2] if number - 2 < len(_T95) else 1.96 + 2.4 / (number - 1)
+    half = t * math.sqrt(variance) * total / sizes.mean()
+    sample = {
+        "parts": len(parts), "simulated": number, "share": float(own[:, 1].sum() / effectual),
+        "cycles_95": [max(0, round(cycles - half)), round(cycles + half)],
+    }  # fmt: skip
+    return Measured(counters, dense, effectual, number, sample)
+
+
+def _scaled(config: Config, summed: Mapping[str, int], own: int, cycles: int, effectual: int) -> dict[str, int]:
+    """Counters for so many cycles and effectual multiplies, with the sample's shares of everything else; the reasons
+    still sum to cycles * PEs.
+    """
+    losses = {name: summed[name] for name in _REASONS}
+    losses["multiply"] -= own  # ineffectual ones
+    rest = cycles * config.pes - effectual
+    weight = sum(losses.values())
+    result = {name: rest * value // weight if weight else 0 for name, value in losses.items()}
+    largest = max(losses, key=lambda name: losses[name]) if weight else "idle"
+    result[largest] += rest - sum(result.values())
+    result["multiply"] += effectual
+    return {**result, "cycles": cycles}
