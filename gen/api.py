@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -11,9 +12,58 @@ from maskwork.gen.matmul import Result, as_config, matmul
 
 if TYPE_CHECKING:
     from maskwork.gen.generate import Generated
+    from maskwork.gen.workload import Layer
     from maskwork.sim_tb.device import GoldenDevice, RtlDevice
 
-__all__ = ["Result", "generate", "matmul", "open"]
+__all__ = ["Result", "bench", "generate", "matmul", "open"]
+
+
+def bench(
+    workload: str | os.PathLike[str] | Sequence[Layer],
+    config: Config | str | None = None,
+    *,
+    passes: Iterable[str] | None = None,
+    batch: int | None = None,
+    masks: str = "bernoulli",
+    masks_from: Iterable[str | os.PathLike[str]] = (),
+    seed: int = 1,
+    layers: Iterable[str] | None = None,
+    skips: Iterable[str] | None = None,
+    sample: int = 4_000_000_000,
+    requantise: Iterable[str] = (),
+    curves: bool = False,
+) -> dict[str, Any]:
+    """Cycles, utilisation and speed-up of a workload's layers, on the cycle model.
+
+    Args:
+        workload: a CSV file's name, or layers (:class:`maskwork.gen.workload.Layer`).
+        config: a configuration, a preset's name, or None for "small".
+        passes: of "forward", "input_grad" and "weight_grad"; None runs those that each layer has.
+        batch: images, instead of the workload's.
+        masks: "bernoulli" (every element on its own) or "correlated".
+        masks_from: ``.npz`` files of masks (bool) or tensors (nonzero is present), keys ``LAYER.input`` and so on:
+            activations (N, H, W, C), weights (kh, kw, cin / groups, cout).
+        seed: of masks and samples.
+        layers: names or patterns ("conv*", "network/layer"); None runs all.
+        skips: values of ``skip`` to compare; None compares none.
+        sample: effectual multiplies of one pass of a layer above which a seeded sample of about so many is simulated
+            and scaled, with a 95 % confidence interval; 0 never samples.
+        requantise: passes whose results are requantised to 8 bits before they leave.
+        curves: measure utilisation against density as well.
+
+    Returns:
+        The report, as in docs/bench.md.
+
+    Raises:
+        MaskworkError: for a file, layer, pass or mask that cannot be used, or a layer that the configuration cannot
+            run.
+    """
+    from maskwork.gen.bench import Bench
+
+    return Bench(
+        workload, as_config(config), passes=passes, batch=batch, masks=masks, masks_from=masks_from, seed=seed,
+        layers=layers, skips=skips, sample=sample, requantise=requantise, curves=curves,
+    ).run()  # fmt: skip
 
 
 def generate(

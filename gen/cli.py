@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 from maskwork.gen import cli_common as common
+from maskwork.gen.cli_bench import bench
 from maskwork.gen.cli_cost import cost, sizes
 from maskwork.gen.config import Config, preset_doc, presets
 from maskwork.gen.errors import MaskworkValueError
@@ -315,5 +316,6 @@ def utilization(
         show_utilization(result, common.console())
 
 
+cli.add_command(bench)
 cli.add_command(cost)
 cli.add_command(sizes)

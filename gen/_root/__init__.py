@@ -1,6 +1,6 @@
 """maskwork: sparse-aware neural-network accelerators from one configuration."""
 
-from maskwork.gen.api import Result, generate, matmul, open
+from maskwork.gen.api import Result, bench, generate, matmul, open
 from maskwork.gen.config import Config, preset, presets
 from maskwork.gen.errors import (
     ConfigError,
@@ -22,6 +22,7 @@ __all__ = [
     "MaskworkValueError",
     "ProgramError",
     "Result",
+    "bench",
     "generate",
     "matmul",
     "open",
