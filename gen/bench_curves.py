@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Hashable
 from typing import Any
 
 import numpy as np
 from maskwork.gen.bench_sample import measure
 from maskwork.gen.config import Config
+from maskwork.gen.program import Program
 from maskwork.gen.report import make_report
 from maskwork.gen.works import ConvWork
 
@@ -27,6 +28,7 @@ def density_curves(config: Config, seed: int = 1, step: Callable[[str], None] = 
         ``layer`` (what was measured) and ``points``: operands masked, density of each, utilisation, speed-up.
     """
     points = []
+    programs: dict[Hashable, Program] = {}
     for curve in CURVES:
         for density in DENSITIES:
             rng = np.random.default_rng([seed, CURVES.index(curve), round(density * 1000)])
@@ -35,7 +37,7 @@ def density_curves(config: Config, seed: int = 1, step: Callable[[str], None] = 
                 name: rng.random(shapes[name]) < density if name in curve and density < 1 else None for name in shapes
             }
             work = ConvWork(_SHAPE, _WEIGHTS, masks["a"], masks["b"], masks["c"], 1, ((1, 1), (1, 1)))
-            done = measure(config, [work], 0, [seed])
+            done = measure(config, [work], 0, [seed], programs)
             macs = {"macs_dense": done.macs_dense, "macs_effectual": done.macs_effectual}
             report = make_report("cycle", config, macs, words_in=0, words_out=0, seconds=0.0, counters=done.counters)
             points.append({"masks": curve, "density": density, "utilization": report["utilization"],

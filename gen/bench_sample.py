@@ -60,7 +60,13 @@ def run_program(program: Program, values: Mapping[str, Any]) -> dict[str, int]:
     return simulate(program.config, bound.words, bound.last)
 
 
-def measure(config: Config, works: Sequence[Work], limit: int, seed: Sequence[int]) -> Measured:
+def measure(
+    config: Config,
+    works: Sequence[Work],
+    limit: int,
+    seed: Sequence[int],
+    programs: dict[Hashable, Program] | None = None,
+) -> Measured:
     """Simulate products one after the other, or a sample of them.
 
     Args:
@@ -68,11 +74,12 @@ def measure(config: Config, works: Sequence[Work], limit: int, seed: Sequence[in
         works: the products.
         limit: effectual multiplies above which a sample of about so many is simulated; 0 never samples.
         seed: of the sample.
+        programs: by :attr:`Work.key`, to be used and added to: for several calls with one configuration.
 
     Raises:
         ProgramError: if the configuration cannot run a product.
     """
-    programs: dict[Hashable, Program] = {}
+    programs = {} if programs is None else programs
 
     def run(work: Work) -> dict[str, int]:
         if work.key not in programs:

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import maskwork as mw
 import numpy as np
 import pytest
-from maskwork.gen import bench_sample, cli_common
+from maskwork.gen import bench_curves, bench_sample, cli_common
 from maskwork.gen.bench import Bench
 from maskwork.gen.bench_html import page
 from maskwork.gen.bench_masks import TENSORS, LayerMasks, tensor_shape
@@ -54,6 +54,7 @@ def model(monkeypatch):
         return original(work, program)
 
     original = bench_sample.operands
+    monkeypatch.setattr(bench_curves, "DENSITIES", (0.2, 1.0))
     monkeypatch.setattr(bench_sample, "operands", operands)
     monkeypatch.setattr(bench_sample, "run_program", run)
     return ran
