@@ -97,7 +97,7 @@ def measure(
         number = max(LEAST_PARTS, round(limit * len(parts) / effectual))
         if number < len(parts):
             return _sampled(config, parts, number, (dense, effectual), seed, run)
-    total = dict.fromkeys(COUNTERS, 0)
+    total: dict[str, int] = {name: 0 for name in COUNTERS}
     for work in works:
         for name, value in run(work).items():
             total[name] += value

@@ -75,13 +75,13 @@ def _weights(layer: Layer, mask: BoolArray | None, groups: int, outputs: slice) 
 
 def _forward(config: Config, layer: Layer, masks: LayerMasks, post: bool) -> Iterator[ConvWork]:
     kh, kw, inner, _ = layer.weight_shape
-    pads = ((layer.padding,) * 2,) * 2
+    pad, dilation = (layer.padding, layer.padding), (layer.dilation, layer.dilation)
     merged = merged_groups(config, layer, inner, layer.out_channels // layer.groups)
     for groups, inputs, outputs in _group_slices(layer, merged):
         yield ConvWork(
             (*layer.input_shape[:3], _size(inputs)), (kh, kw, _size(inputs), _size(outputs)),
             select(masks.input, inputs), _weights(layer, masks.weight, groups, outputs),
-            select(masks.output_mask, outputs), layer.stride, pads, (layer.dilation,) * 2, groups, post,
+            select(masks.output_mask, outputs), layer.stride, (pad, pad), dilation, groups, post,
         )  # fmt: skip
 
 
