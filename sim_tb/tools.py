@@ -58,6 +58,21 @@ def find_verilator() -> Verilator:
     return _find_verilator(os.environ.get("PATH", ""), os.environ.get("CXX", ""))
 
 
+def find_compiler(cxx: str | None = None) -> str:
+    """A C++ compiler: ``cxx`` (by default the environment's ``CXX``), or the one on PATH.
+
+    Raises:
+        MaskworkError: if there is none.
+    """
+    chosen = os.environ.get("CXX", "") if cxx is None else cxx
+    for name in (chosen, "g++", "clang++", "c++"):
+        if name and (found := shutil.which(name)):
+            return found
+    raise MaskworkError(
+        "no C++ compiler on PATH, which Verilator and the cycle model need: install g++ (Debian: apt install g++)"
+    )
+
+
 def find_icarus() -> Icarus:
     """Icarus Verilog on PATH.
 
@@ -74,9 +89,7 @@ def have_icarus() -> bool:
 
 @lru_cache
 def _find_verilator(path: str, cxx: str) -> Verilator:
-    compiler = next((found for name in (cxx, "g++", "clang++", "c++") if name and (found := shutil.which(name))), None)
-    if compiler is None:
-        raise MaskworkError("no C++ compiler on PATH, which Verilator needs: install g++ (Debian: apt install g++)")
+    compiler = find_compiler(cxx)
     on_path = shutil.which("verilator", path=path)
     found = "none on PATH"
     if on_path is not None:

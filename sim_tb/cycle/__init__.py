@@ -1,0 +1,5 @@
+"""The cycle model: cycles and stall breakdown of a program, exactly those of the RTL, at many times its speed."""
+
+from maskwork.sim_tb.cycle.engine import CycleDevice, simulate
+
+__all__ = ["CycleDevice", "simulate"]

@@ -1,0 +1,237 @@
+// A cluster: lanes, their feeding, and what they share (rtl/cluster.py, copier.py, banks.py).
+#pragma once
+
+#include "fetch.hpp"
+#include "post.hpp"
+
+namespace maskwork {
+
+constexpr int COPY_LATENCY = 4;     // rtl/copier.py
+constexpr int LOW_WATER = 24;       // rtl/cluster.py
+
+// What pending RUNs still need of a cluster's banks, as the sequencer asks for it.
+struct Busy {
+    bool a[2], b[2], c[2], p[2];
+};
+
+struct Cluster {
+    const Config* config;
+    Totals* totals;
+    int number = 0;
+    std::vector<Lane> lanes;
+    Fetch fetch;
+    Post post;
+
+    // activation buffer, its directory, C masks
+    std::vector<Word> a_words[2];
+    std::vector<Segment> directory[2];
+    std::vector<uint32_t> c_masks[2];
+    int32_t segment_begin = 0;
+
+    // items on their way to the copier
+    Item items[ITEM_QUEUE];
+    unsigned items_head = 0;
+    int items_level = 0;
+    bool items_space = true;
+
+    // copier
+    struct Copied {
+        uint8_t lanes = 0, ring = 0;
+        Word word{};
+    };
+    bool held = false;
+    Item current;
+    int32_t address = 0, left = 0;
+    Delay<Copied, 4> copied;            // at(2): the word at the lanes
+    Time copied_until = LONG_AGO;       // words are on their way up to this cycle
+    int copying[2] = {};
+
+    // scan of the rings
+    unsigned scan = 0;
+    uint32_t room = 0, ring_space = ~0u;
+    uint32_t sampled[2] = {};           // words in the rings looked at one and two cycles ago
+    int fits = 0, low = 0;
+
+    // arbiter of post-processing
+    uint32_t granted = 0, last_granted = 0;
+    PostWord word;
+    bool word_valid = false;
+
+    // banks
+    int waiting_a[2] = {}, waiting_b[2] = {}, waiting_c[2] = {};
+    bool running = false;
+    Reason outer = IDLE;
+    bool loading = false;
+    bool run_space_before = true;       // register between the RUN FIFO and the sequencer
+
+    void create(const Config& c, Totals& t, int n) {
+        config = &c;
+        totals = &t;
+        number = n;
+        lanes.resize(static_cast<size_t>(c.lanes_per_cluster));
+        for (int lane = 0; lane < c.lanes_per_cluster; ++lane) lanes[static_cast<size_t>(lane)].create(c, t, lane);
+        fetch.create(c);
+        post.create(c);
+    }
+
+    void accept(const Run& run) {
+        fetch.accept(run);
+        ++waiting_a[run.fields[A_BANK]];
+        ++waiting_b[run.fields[B_BANK]];
+        if (run.fields[USE_C]) ++waiting_c[run.fields[C_BANK]];
+    }
+
+    bool lanes_use(int bank) const {
+        for (const Lane& lane : lanes) {
+            if (lane.rows_of_bank[bank]) return true;
+        }
+        return false;
+    }
+    bool working() const { return lanes_use(0) || lanes_use(1); }
+    bool post_busy() const { return post.queue_level || word_valid || post.busy(); }
+
+    Busy busy() const {
+        Busy result;
+        for (int bank = 0; bank < 2; ++bank) {
+            const bool weights = waiting_b[bank] || lanes_use(bank);
+            result.a[bank] = waiting_a[bank] || copying[bank];
+            result.b[bank] = weights;
+            result.c[bank] = waiting_c[bank] != 0;
+            result.p[bank] = weights || post_busy();
+        }
+        return result;
+    }
+
+    bool copier_busy(Time now) const { return held || copied_until >= now; }
+    bool idle(Time now) const {
+        return !fetch.active() && !items_level && !copier_busy(now) && !working() && post.idle() && !word_valid &&
+               !waiting_a[0] && !waiting_a[1] && !copying[0] && !copying[1];
+    }
+
+    void set_outer(Time now, bool load) {
+        const Reason next = load && !running ? LOAD : running ? DISPATCH : IDLE;
+        if (next == outer) return;
+        for (Lane& lane : lanes) {
+            if (lane.reason == OUTER) lane.account(now, outer);
+        }
+        outer = next;
+    }
+
+    void step(Time now, bool load, bool beat_leaves) {
+        set_outer(now, load);
+        const bool active = fetch.active(), was_working = working();
+        const int old_row_words = fetch.row_words;
+        // ---- drains, and the arbiter
+        uint32_t release[MAX_LANES], asking = 0;
+        PostWord drained;
+        const bool rows_space = post.space;
+        for (size_t n = 0; n < lanes.size(); ++n) {
+            const DrainOut out = step_drain(lanes[n], now, rows_space, granted >> n & 1, outer);
+            release[n] = out.release;
+            asking |= static_cast<uint32_t>(out.request) << n;
+            if (out.word.kind != PostKind::NONE) drained = out.word;
+        }
+        if (word_valid || !post.rests(now)) post.step(now, word_valid ? &word : nullptr, beat_leaves);
+        word = drained;
+        word_valid = drained.kind != PostKind::NONE;
+        if (!(granted & asking)) {
+            const uint32_t fair = asking & ~last_granted, choice = fair ? fair : asking;
+            granted = choice & (~choice + 1);
+            if (choice) last_granted = granted | (granted - 1);
+        }
+
+        // ---- fetch
+        const int rings = config->rings, count = config->lanes_per_cluster * rings;
+        uint32_t pending = 0;
+        for (size_t n = 0; n < lanes.size(); ++n) {
+            for (int ring = 0; ring < rings; ++ring) {
+                pending |= static_cast<uint32_t>(lanes[n].pending[ring]) << (static_cast<int>(n) * rings + ring);
+            }
+        }
+        Item made;
+        const bool makes = fetch.step(items_space, room & ~pending, directory, c_masks, made);
+        
+        // ---- copier
+        bool fires = held;
+        for (size_t n = 0; n < lanes.size(); ++n) {
+            if (current.lanes >> n & 1) fires &= ring_space >> (static_cast<int>(n) * rings + current.ring) & 1;
+        }
+        const bool ends = current.raw || left == 1;
+        const bool takes_item = !held || (fires && ends);
+        Copied out;
+        if (held && fires) {
+            out.lanes = current.lanes;
+            out.ring = current.ring;
+            if (current.raw) {
+                out.word = current.word;
+            } else {
+                out.word = a_words[current.bank][static_cast<size_t>(address)];
+                if (out.word.kind == Kind::HEAD) {
+                    out.word.number = static_cast<uint16_t>((current.k + out.word.number * CHUNK) & (config->k_depth - 1));
+                }
+                if (ends) --copying[current.bank];
+            }
+            copied_until = now + 3;
+        }
+        if (makes && !made.raw) ++copying[made.bank];
+        if (takes_item) {
+            const bool valid = items_level > 0;
+            held = valid;
+            if (valid) {
+                current = items[items_head % ITEM_QUEUE];
+                address = current.start;
+                left = current.words;
+            }
+        } else if (fires) {
+            ++address;
+            --left;
+        }
+        const bool popped = takes_item && items_level > 0;
+        items_space = items_level <= ITEM_QUEUE - ITEM_MARGIN;
+        if (popped) ++items_head;
+        items_level -= popped;
+        if (makes) items[(items_head + static_cast<unsigned>(items_level++)) % ITEM_QUEUE] = made;
+
+        // ---- scan of the rings
+        const int words = config->fifo_depth / rings;
+        const int usable = words - (count + COPY_LATENCY + 4);
+        const unsigned seen = (scan + 2 * static_cast<unsigned>(count) - 2) % static_cast<unsigned>(count);
+        const uint32_t bit = 1u << seen;
+        room = sampled[1] <= static_cast<uint32_t>(low) ? room | bit : room & ~bit;
+        ring_space = static_cast<int>(sampled[1]) <= usable ? ring_space | bit : ring_space & ~bit;
+        sampled[1] = sampled[0];
+        const Lane& looked_at = lanes[scan / static_cast<unsigned>(rings)];
+        const unsigned ring = scan % static_cast<unsigned>(rings);
+        sampled[0] = looked_at.written[ring] - looked_at.taken[ring];
+        low = std::min(fits, LOW_WATER);
+        fits = old_row_words >= usable ? 0 : usable - old_row_words;
+        scan = scan + 1 == static_cast<unsigned>(count) ? 0 : scan + 1;
+
+        // ---- lanes
+        for (size_t n = 0; n < lanes.size(); ++n) {
+            Lane& lane = lanes[n];
+            if (lane.sleep_until <= now || release[n]) lane.step(now, release[n], outer);
+        }
+        const Copied arriving = copied.at(2);
+        copied.push(out);
+        if (arriving.lanes) {
+            for (size_t n = 0; n < lanes.size(); ++n) {
+                if (arriving.lanes >> n & 1) lanes[n].write(arriving.ring, arriving.word);
+            }
+        }
+        for (uint32_t bits = fetch.coming; bits; bits &= bits - 1) {
+            const int n = std::countr_zero(bits);
+            Lane& lane = lanes[static_cast<size_t>(n / rings)];
+            lane.pending[n % rings] = true;
+            ++lane.rows_of_bank[fetch.field(B_BANK)];
+        }
+        if (fetch.taken) {
+            --waiting_a[fetch.field(A_BANK)];
+            --waiting_b[fetch.field(B_BANK)];
+            if (fetch.field(USE_C)) --waiting_c[fetch.field(C_BANK)];
+        }
+        running = active || was_working;
+    }
+};
+
+}  // namespace maskwork

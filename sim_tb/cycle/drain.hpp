@@ -1,0 +1,154 @@
+// The drain of a lane (rtl/drain.py), a cycle at a time while a row is drained.
+#pragma once
+
+#include "lane.hpp"
+
+namespace maskwork {
+
+struct DrainOut {
+    PostWord word;
+    bool request = false;
+    uint32_t release = 0;       // contexts
+};
+
+// Whether every PE has issued the end of a context's row before `now`.
+inline bool context_done(Lane& lane, int context, Time now) {
+    if (!(lane.ends_sent >> context & 1)) return false;
+    for (Pe& pe : lane.pes) {
+        pe.advance(now - 1, lane.counting);
+        if (pe.done[context] > now - 1) return false;
+    }
+    return true;
+}
+
+inline bool result_nonzero(const Lane& lane, int column) {
+    const Row& row = lane.drain_row;
+    if (lane.results && row.result >= 0) {
+        const size_t words = static_cast<size_t>(lane.config->mask_words());
+        const size_t number = static_cast<size_t>(row.result + (row.share ? lane.number : 0));
+        return lane.results[number * words + static_cast<size_t>(column >> 5)] >> (column & 31) & 1;
+    }
+    return lane.drain_touched[static_cast<size_t>(column % lane.config->pes)] >> (column / lane.config->pes) & 1;
+}
+
+inline void begin_drain(Lane& lane, int context) {
+    lane.drain_context = context;
+    const Row& row = lane.drain_row = *lane.context_row[context];
+    auto& kept = lane.kept[row.slot];
+    for (int n = 0; n < lane.config->pes; ++n) {
+        const size_t pe = static_cast<size_t>(n);
+        const uint32_t all = lane.touched[context][n] | (row.first ? 0 : kept[pe]);
+        kept[pe] = all;
+        lane.drain_touched[pe] = all;
+    }
+}
+
+inline uint32_t mask_of_part(const Lane& lane, int part, int width) {
+    const int bit = part * width;
+    return lane.drain_row.mask[bit >> 5] >> (bit & 31) & ((1u << width) - 1);
+}
+
+inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reason outer) {
+    using L = Lane;
+    const Config& config = *lane.config;
+    DrainOut out;
+    if (lane.drain_state == L::D_IDLE) {
+        if (!lane.ends_sent || now < lane.idle_until) return out;
+        const int context = (lane.idle_context + static_cast<int>(now - lane.idle_since)) & (config.rings - 1);
+        if (!context_done(lane, context, now)) return out;
+        begin_drain(lane, context);
+        lane.drain_state = L::D_ROW;
+        return out;
+    }
+    if (lane.drain_state == L::D_SCRUB) {
+        if (++lane.scrub_count == config.rings * config.slots) {
+            lane.drain_state = L::D_IDLE;
+            lane.idle_context = 0;
+            lane.idle_since = now + 1;
+        }
+        return out;
+    }
+    if (lane.steals[now & 3] >= 0) {
+        const bool stolen = lane.pes[static_cast<size_t>(lane.steals[now & 3])].steal(now, lane.counting);
+        lane.totals->stolen += stolen;
+        lane.steals[now & 3] = -1;
+    }
+    const bool active = lane.drain_state != L::D_NEXT;
+    if (active != lane.active) {
+        lane.active = active;
+        lane.charge(now, lane.reason_now(), outer);
+    }
+    const Row& row = lane.drain_row;
+    const int width = std::min(16, config.columns());
+    const int parts = config.columns() / width;
+    const bool handshake = lane.columns.valid() && lane.go;
+    const int column = lane.columns.index() + lane.columns.inner_meta * width;
+    const bool was_busy = lane.columns.busy(), flushed = !lane.stages;
+    if (lane.stages >> (DRAIN_LATENCY - 1) & 1 && row.final) {
+        out.word = {PostKind::VALUE, result_nonzero(lane, lane.stage_column[(now - DRAIN_LATENCY) & 15]), row.post != 0};
+    }
+    bool offer = false;
+    uint32_t mask = 0;
+    const Lane::DrainState state = lane.drain_state;
+    bool given = false;
+    out.request = row.final && state >= L::D_REQUEST && state <= L::D_FLUSH;
+    switch (state) {
+        case L::D_ROW:
+            lane.drain_state = L::D_REQUEST;
+            break;
+        case L::D_REQUEST:
+            if (!row.final) {
+                lane.drain_state = L::D_MASK;
+            } else if (granted && space) {
+                out.word = {PostKind::START, false, row.post != 0};
+                lane.drain_state = L::D_MASK;
+            }
+            break;
+        case L::D_MASK:
+            offer = !lane.given;
+            mask = config.skip_c ? mask_of_part(lane, lane.part, width) : (1u << width) - 1;
+            given = offer && lane.columns.ready(lane.go);
+            break;
+        case L::D_COLUMNS:
+            if (!was_busy) {
+                out.release = 1u << lane.drain_context;
+                lane.ends_sent &= ~out.release;
+                for (Pe& pe : lane.pes) pe.done[lane.drain_context] = NEVER;
+                lane.drain_state = L::D_FLUSH;
+            }
+            break;
+        case L::D_FLUSH:
+            if (flushed) {
+                if (row.final) out.word = {PostKind::END, false, row.post != 0};
+                lane.totals->finished = true;
+                --lane.rows_of_bank[row.bank];
+                lane.part = 0;
+                lane.drain_state = L::D_NEXT;
+            }
+            break;
+        default:        // D_NEXT
+            lane.drain_state = L::D_IDLE;
+            lane.idle_context = (lane.drain_context + 1) & (config.rings - 1);
+            lane.idle_since = now + 1;
+            lane.idle_until = now + 1;
+            break;
+    }
+    bool wanted = false;
+    if (handshake) {
+        wanted = config.skip_c || (row.mask[column >> 5] >> (column & 31) & 1);
+        lane.stage_column[now & 15] = static_cast<uint16_t>(column);
+        lane.steals[(now + 2) & 3] = static_cast<int8_t>(column & (config.pes - 1));
+    }
+    lane.columns.step(offer, mask, lane.part, lane.go);
+    if (state == L::D_MASK) {
+        if (lane.given && ++lane.part == parts) lane.drain_state = L::D_COLUMNS;
+        lane.given = given;
+    } else {
+        lane.given = false;
+    }
+    lane.stages = (lane.stages << 1 | wanted) & ((1u << DRAIN_LATENCY) - 1);
+    lane.go = space || !row.final;
+    return out;
+}
+
+}  // namespace maskwork

@@ -1,0 +1,412 @@
+// A lane: FIFO of row words, expander, PEs and drain (rtl/lane.py, lane_fifo.py, expander.py, drain.py).
+#pragma once
+
+#include "pe.hpp"
+
+namespace maskwork {
+
+enum Reason { FETCH, IMBALANCE, DRAIN, LOAD, DISPATCH, IDLE, OUTER };   // OUTER: one of the three before, see Cluster
+constexpr int REASONS = 6;
+
+constexpr int TURN_CHUNKS = 2;      // rtl/expander.py
+constexpr int TOKEN_QUEUE = 8, STAGED = 3;
+constexpr int DRAIN_LATENCY = 9;    // rtl/drain.py
+
+enum class PostKind : uint8_t { START, VALUE, END, NONE };
+
+// A word on its way from a drain to post-processing.
+struct PostWord {
+    PostKind kind = PostKind::NONE;
+    bool nonzero = false, post = false;
+};
+
+// What lanes add up for the whole accelerator.
+struct Totals {
+    int64_t reasons[REASONS] = {};      // PE-cycles
+    int64_t multiplies = 0, stolen = 0;
+    int64_t tokens = 0;
+    bool token = false, finished = false;       // in this cycle: a nonzero entered the PEs, a row left a lane
+};
+
+struct ExpanderToken {
+    uint16_t k;
+    uint8_t bank, context;
+    bool end, nonzero;
+};
+
+struct Lane {
+    const Config* config;
+    Totals* totals;
+    const uint32_t* results = nullptr;  // bitmaps of result rows, or null: what was added to is not 0
+    int number = 0;                     // in its cluster
+
+    // ---- FIFO
+    std::vector<Word> ram;
+    unsigned ring_words = 0;
+    uint32_t written[MAX_RINGS] = {}, taken[MAX_RINGS] = {}, at = 0;
+    int reading = 0;
+    bool fetched = false, moved = false, held = false;
+    bool filled[MAX_RINGS] = {};
+    Word head{};
+
+    // ---- expander
+    enum State : uint8_t { SELECT, HEAD, HEADER, VALUES } state = SELECT;
+    bool rows[MAX_RINGS] = {}, busy[MAX_RINGS] = {};
+    bool others = false, some = false;
+    int turn_ring = 0, turn_left = 0, header_index = 0, value = 0, more = 0, index = 0;
+    uint16_t bits = 0, chunk_nonzero = 0, chunk_k = 0;
+    bool last_element = false, last_of_word = false;
+    bool staged = false;
+    ExpanderToken staged_token{};
+    ExpanderToken tokens[TOKEN_QUEUE];
+    unsigned tokens_head = 0;
+    int tokens_level = 0;
+    bool tokens_space = true;
+
+    // ---- rows
+    Row* context_row[MAX_RINGS] = {};
+    uint32_t column_mask[MAX_RINGS][MAX_PES] = {};
+    uint32_t touched[MAX_RINGS][MAX_PES] = {};
+    std::vector<std::array<uint32_t, MAX_PES>> kept;    // touched, of partial sums
+    bool pending[MAX_RINGS] = {};
+    int rows_of_bank[2] = {};
+    uint32_t ends_sent = 0;             // contexts whose END token has left for the PEs
+
+    // ---- weights: masks as skipped, patterns of nonzeros, by bank, k and PE
+    std::vector<uint32_t> b_mask, b_nonzero;
+    int last_slot[2] = {};
+
+    // ---- PEs
+    std::vector<Pe> pes;
+    Time hist_at = 0;
+    Time sleep_until = 0;
+    bool counting = false;              // no mask of B or C: every slot in turn
+
+    // ---- drain (see drain.hpp)
+    enum DrainState : uint8_t { D_SCRUB, D_IDLE, D_ROW, D_REQUEST, D_MASK, D_COLUMNS, D_FLUSH, D_NEXT };
+    DrainState drain_state = D_SCRUB;
+    bool active = false;                // from ROW to FLUSH
+    int idle_context = 0;               // context looked at in cycle `idle_since`, the next one a cycle later
+    Time idle_since = 0, idle_until = 0;        // no context is done before `idle_until`
+    int drain_context = 0, scrub_count = 0, part = 0;
+    bool go = false, given = false;
+    BitIterator columns;
+    Row drain_row{};
+    std::array<uint32_t, MAX_PES> drain_touched{};
+    uint32_t stages = 0;                // bit n: a wanted column was chosen n + 1 cycles ago
+    uint16_t stage_column[16] = {};     // by cycle
+    int8_t steals[4] = {-1, -1, -1, -1};        // by cycle: the PE that loses its issue slot
+
+    // ---- accounts
+    Time accounted = 0;                 // all cycles before have been charged
+    Reason reason = OUTER;
+    bool blocked = false;               // tokens wait for the PEs' space
+
+    void create(const Config& c, Totals& t, int n) {
+        config = &c;
+        totals = &t;
+        number = n;
+        ring_words = static_cast<unsigned>(c.fifo_depth / c.rings);
+        ram.resize(static_cast<size_t>(c.fifo_depth));
+        pes.resize(static_cast<size_t>(c.pes));
+        kept.resize(static_cast<size_t>(c.psum_rows));
+        b_mask.assign(static_cast<size_t>(2 * c.k_depth * c.pes), 0);
+        b_nonzero = b_mask;
+        counting = !c.skip_b && !c.skip_c;
+    }
+
+    bool working() const { return rows_of_bank[0] || rows_of_bank[1]; }
+    bool in_row() const {
+        bool any = false;
+        for (int n = 0; n < config->rings; ++n) any |= rows[n];
+        return any;
+    }
+
+    // ------------------------------------------------------------------ accounts
+
+    // Charge the PEs without work of all cycles before `until`.
+    void account(Time until, Reason outer) {
+        if (accounted >= until) return;
+        int64_t cycles = 0;
+        for (Pe& pe : pes) {
+            pe.advance(until - 1, counting);
+            if (pe.waiting) continue;
+            const Time from = std::max(accounted, pe.ends + 1);
+            if (from < until) cycles += until - from;
+        }
+        totals->reasons[reason == OUTER ? outer : reason] += cycles;
+        accounted = until;
+    }
+
+    // The reason that applies from cycle `now` on.
+    void charge(Time now, Reason next, Reason outer) {
+        if (next == reason) return;
+        account(now, outer);
+        reason = next;
+    }
+
+    Reason reason_now() const {
+        if (!tokens_level && in_row()) return FETCH;
+        if (blocked) return IMBALANCE;
+        bool drains = active;
+        for (int n = 0; n < config->rings; ++n) drains |= busy[n] || (state == SELECT && filled[n]);
+        return drains ? DRAIN : OUTER;
+    }
+
+    // ------------------------------------------------------------------ PEs
+
+    // Whether all PEs have space in cycle `now`; else `sleep_until` is when to ask again.
+    bool pes_have_space(Time now) {
+        const int most = config->queue_depth - QUEUE_MARGIN;
+        const Time age = now - hist_at;
+        for (Pe& pe : pes) {
+            if (pe.waiting <= most - 1) continue;       // at most one of them left in the cycle before
+            pe.advance(now - 1, counting);
+            const uint32_t in_flight = age > 3 ? 0 : (pe.pushes << age) & 15;
+            const int level = pe.level(now, in_flight);
+            if (level > most) {
+                const bool recent = pe.popped >= now - 1;
+                sleep_until = recent && level - 1 <= most ? now + 1
+                                                          : pe.space_from(level - most - recent, counting);
+                if (sleep_until <= now) sleep_until = now + 1;
+                return false;
+            }
+        }
+        return true;
+    }
+
+    void fire(Time now, Reason outer) {
+        account(now, outer);
+        const ExpanderToken token = tokens[tokens_head % TOKEN_QUEUE];
+        ++tokens_head;
+        const Time age = now - hist_at;
+        hist_at = now + 1;
+        const int count = config->pes;
+        accounted = now + LOOKUP_LATENCY + 1;
+        auto remember = [&](Pe& pe, bool pushed) { pe.pushes = (age > 3 ? 0 : pe.pushes << (age + 1)) | pushed; };
+        if (token.end) {
+            for (Pe& pe : pes) {
+                pe.push({now + LOOKUP_LATENCY, 1, 1, static_cast<int8_t>(token.context)});
+                remember(pe, true);
+            }
+            ends_sent |= 1u << token.context;
+            idle_until = std::min(idle_until, now);
+            return;
+        }
+        totals->token = true;
+        ++totals->tokens;
+        const size_t base = static_cast<size_t>((token.bank * config->k_depth + token.k) * count);
+        const uint32_t* own_mask = column_mask[token.context];
+        for (int n = 0; n < count; ++n) {
+            Pe& pe = pes[static_cast<size_t>(n)];
+            if (token.nonzero) touched[token.context][n] |= b_nonzero[base + static_cast<size_t>(n)];
+            uint32_t wanted = ~0u;
+            int service, tail;
+            if (counting) {
+                service = last_slot[token.bank] + 1;
+                tail = service;
+            } else {
+                if (config->skip_b) wanted &= b_mask[base + static_cast<size_t>(n)];
+                if (config->skip_c) wanted &= own_mask[n];
+                service = std::popcount(wanted);
+                if (!service) {
+                    remember(pe, false);
+                    continue;
+                }
+                tail = std::popcount(wanted >> ((31 - std::countl_zero(wanted)) & ~3));
+            }
+            totals->multiplies += service;
+            pe.push({now + LOOKUP_LATENCY, static_cast<uint8_t>(service), static_cast<uint8_t>(tail), -1});
+            remember(pe, true);
+        }
+    }
+
+    // ------------------------------------------------------------------ FIFO and expander
+
+    void write(int ring, const Word& word) {
+        ram[static_cast<size_t>(ring) * ring_words + written[ring] % ring_words] = word;
+        ++written[ring];
+        sleep_until = 0;
+    }
+
+    void start_row(Row* row) {
+        context_row[reading] = row;
+        for (int n = 0; n < config->pes; ++n) {
+            uint32_t mask = 0;
+            for (int slot = 0; slot < config->slots; ++slot) {
+                const int column = slot * config->pes + n;
+                mask |= (row->mask[column >> 5] >> (column & 31) & 1) << slot;
+            }
+            column_mask[reading][n] = mask;
+            touched[reading][n] = 0;
+        }
+    }
+
+    // One cycle; `release` has a bit for every context that the drain gives free in it.
+    void step(Time now, uint32_t release, Reason outer) {
+        const int rings = config->rings;
+        Time woken = NEVER;
+        sleep_until = NEVER;
+        bool space = true;
+        bool changed = release != 0;
+        if (tokens_level) {
+            space = pes_have_space(now);
+            if (!space) woken = sleep_until;
+        }
+        blocked = !space;
+        charge(now, reason_now(), outer);
+        const bool fires = tokens_level && space;
+        const bool room = tokens_space;
+
+        // a ring has its turn if its row goes on, or if a row waits and its context is free
+        bool open[MAX_RINGS];
+        for (int n = 0; n < rings; ++n) open[n] = filled[n] && (rows[n] || !busy[n]);
+        int next_turn_ring = reading;
+        bool other_open = false;
+        for (int step = rings - 1; step >= 1; --step) {
+            const int other = (reading + step) & (rings - 1);
+            if (open[other]) {
+                next_turn_ring = other;
+                other_open = true;
+            }
+        }
+
+        bool turn = false, leaves = false, go_words = true, ready = false, load = false, ends = false;
+        int started = -1;
+        State next_state = state;
+        const bool valid = held;
+        ExpanderToken made{};
+        switch (state) {
+            case SELECT:
+                go_words = false;
+                if (some) {
+                    turn = true;
+                    turn_left = TURN_CHUNKS - 1;
+                    next_state = HEAD;
+                }
+                break;
+            case HEAD:
+                ready = room;
+                go_words = !valid || head.kind != Kind::END;
+                if (valid && room) {
+                    if (head.kind == Kind::START) {
+                        started = reading;
+                        next_state = HEADER;
+                    } else if (head.kind == Kind::END) {
+                        ends = leaves = true;
+                        next_state = SELECT;
+                    } else {
+                        next_state = VALUES;
+                    }
+                } else if (!valid && !filled[reading] && others) {
+                    turn = true;
+                }
+                break;
+            case HEADER:
+                ready = true;
+                if (valid && header_index == 1 + config->mask_words()) next_state = HEAD;
+                break;
+            case VALUES:
+                load = valid;
+                ready = room && last_of_word;
+                if (valid && room && last_element) {
+                    next_state = HEAD;
+                    turn = turn_left == 0 && others;
+                }
+                break;
+        }
+        const bool moves = fetched && !moved && (!held || ready) && go_words && !turn;
+        const bool next_staged = (load || ends) && room;
+        if (next_staged) {
+            made.context = static_cast<uint8_t>(reading);
+            made.bank = context_row[reading]->bank;
+            made.end = ends;
+            if (load) {
+                const int element = config->skip_a ? std::countr_zero(bits) : index;
+                made.k = static_cast<uint16_t>((chunk_k + element) & (config->k_depth - 1));
+                made.nonzero = chunk_nonzero >> element & 1;
+            }
+        }
+
+        // ---- registers
+        changed |= fires || staged || next_staged || turn || moves || next_state != state;
+        if (fires) fire(now, outer);
+        const bool next_tokens_space = tokens_level <= TOKEN_QUEUE - STAGED;
+        changed |= next_tokens_space != tokens_space;
+        tokens_space = next_tokens_space;
+        if (staged) tokens[(tokens_head + static_cast<unsigned>(tokens_level - fires)) % TOKEN_QUEUE] = staged_token;
+        tokens_level += staged - fires;
+        staged = next_staged;
+        staged_token = made;
+
+        if (valid) {
+            if (state == HEAD && room) {
+                if (head.kind == Kind::START) {
+                    header_index = 1;
+                    rows[reading] = true;
+                    start_row(head.row);
+                } else if (head.kind == Kind::END) {
+                    rows[reading] = false;
+                } else {
+                    chunk_k = head.number;
+                    bits = head.bitmap;
+                    chunk_nonzero = head.nonzero;
+                    more = head.more;
+                    last_element = last_of_word = more == 0;
+                    index = 0;
+                }
+            } else if (state == HEADER) {
+                header_index = next_state == HEAD ? 0 : header_index + 1;
+            } else if (state == VALUES && room) {
+                last_of_word = more == 1 || value == config->fetch_width - 2;
+                value = last_element ? 0 : (value + 1) & (config->fetch_width - 1);
+                bits &= static_cast<uint16_t>(bits - 1);
+                ++index;
+                if (last_element) turn_left ^= 1;
+                last_element = more == 1;
+                --more;
+            }
+        }
+        const bool next_others = !(turn || leaves) && other_open;
+        const bool next_some = !(turn || leaves) && (other_open || open[reading]);
+        changed |= next_others != others || next_some != some || turn_ring != next_turn_ring;
+        const int old_turn_ring = turn_ring;
+        others = next_others;
+        some = next_some;
+        turn_ring = next_turn_ring;
+        state = next_state;
+        for (int n = 0; n < rings; ++n) {
+            const bool was = busy[n];
+            busy[n] = (busy[n] || started == n) && !(release >> n & 1);
+            changed |= was != busy[n];
+        }
+        if (started >= 0) pending[started] = false;
+
+        if (!held || ready) {
+            if (moves) head = ram[static_cast<size_t>(reading) * ring_words + at % ring_words];
+            changed |= held != moves;
+            held = moves;
+        }
+        const bool next_fetched = at != written[reading], next_moved = moves || turn;
+        changed |= next_fetched != fetched || next_moved != moved;
+        fetched = next_fetched;
+        moved = next_moved;
+        for (int n = 0; n < rings; ++n) {
+            const bool next = written[n] != taken[n];
+            changed |= next != filled[n];
+            filled[n] = next;
+        }
+        const uint32_t old_taken = taken[old_turn_ring];
+        changed |= taken[reading] != at;
+        taken[reading] = at;
+        if (turn) {
+            reading = old_turn_ring;
+            at = old_taken;
+        } else if (moves) {
+            ++at;
+        }
+        sleep_until = changed ? now + 1 : woken;
+    }
+};
+
+}  // namespace maskwork

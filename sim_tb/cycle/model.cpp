@@ -1,0 +1,423 @@
+// Cycle model of the generated accelerator: command words in, cycles and counters out. engine.py loads it.
+//
+// In every cycle the clusters step first, then the loader, then the sequencer and the collector: what one of them does
+// reaches the others through registers, so it may be seen a cycle later only.
+
+#include "loader.hpp"
+
+#define MW_API extern "C" __attribute__((visibility("default")))
+
+namespace maskwork {
+
+constexpr int SETTLE = 7;           // rtl/sequencer.py
+constexpr int COUNTERS_IN_REPLY = 12;
+
+enum Op { BEGIN = 1, IDENTIFY = 2, ECHO = 3, SYNC = 4, ABORT = 5, READ_COUNTERS = 6, LOAD_A = 16, LOAD_B, LOAD_C, LOAD_P,
+          RUN = 32 };
+
+struct Result {
+    int64_t reasons[REASONS];       // PE-cycles: fetch, imbalance, drain, load, dispatch; idle is the rest
+    int64_t multiplies, lookups, cycles, words_in, words_out, compute_cycles;
+    int64_t total_cycles;           // from the first beat to the last reply
+    int64_t beats_in, beats_out;
+    int64_t tokens;
+};
+
+struct Model {
+    Config config;
+    Totals totals;
+    std::vector<Cluster> clusters;
+    Loader loader;
+
+    const uint32_t* words = nullptr;
+    const uint8_t* lasts = nullptr;
+    int64_t beats = 0, offered = 0;     // beats that are inside, or were
+    int entry = 0;                      // of them, in the input's buffer
+
+    enum State : uint8_t { HEADER, OPCODE, WORD, CHECK, LOADING, LOADED, COUNTERS, REPLY };
+    State state = HEADER;
+    uint32_t header[32] = {};
+    int number = 0, position = 0, left = 0, settle = 0, reply_word = 0, reply_words = 0;
+    bool header_ends = false, is_run = false, packet_ended = false, run_space = true;
+    uint32_t word = 0;
+    int reply = 0;
+    bool counting = false, stopping = false;
+    uint32_t busy_line = 0, idle_line = 0;      // bit n: n + 1 steps ago
+    int64_t results_given = 0;
+
+    // packer and collector
+    bool packer_full = false, packer_last = false;
+    int packer_position = 0;
+    uint64_t granted = 0, served = 0;
+    bool leaving = false;               // a beat is in the output's register
+    bool leaving_synced = false, packer_synced = false;
+
+    Result result{};
+    Time now = 0, last_out = -1;
+    int64_t counted_beats_in = 0, counted_beats_out = 0;
+    bool finished = false, token_seen = false;
+    Time since = 1;
+
+    explicit Model(const Config& c) : config(c) {
+        clusters.resize(static_cast<size_t>(c.clusters()));
+        for (int n = 0; n < c.clusters(); ++n) clusters[static_cast<size_t>(n)].create(config, totals, n);
+        loader.create(config, clusters);
+    }
+
+    const uint32_t* beat_at_entry() const { return words + (offered - entry) * config.stream_words; }
+    bool last_at_entry() const { return lasts[offered - entry] != 0; }
+
+    [[noreturn]] void illegal(const char* what) {
+        throw std::runtime_error(std::string("the program is not legal: ") + what + " (packet that ends at beat " +
+                                 std::to_string(offered - entry) + ")");
+    }
+
+    void run(const uint32_t* new_words, const uint8_t* new_lasts, int64_t new_beats, Time limit) {
+        words = new_words;
+        lasts = new_lasts;
+        beats = new_beats;
+        Time quiet = 0;
+        while (true) {
+            const bool moved = step();
+            quiet = moved ? 0 : quiet + 1;
+            if (offered == beats && !entry && quiet > 64 && everything_rests()) break;
+            if (now > limit) {
+                if (getenv("MW_DEBUG")) debug();
+                throw std::runtime_error("the program did not end within " + std::to_string(limit) + " cycles");
+            }
+        }
+        finish();
+    }
+
+    void debug() {
+        fprintf(stderr, "seq state %d header %08x %08x offered %ld entry %d of %ld loader state %d busy %d gear %d left %ld\n", state, header[0], header[1], offered, entry, beats, loader.state, loader.busy, loader.gear_count, loader.gear_left);
+        for (Cluster& c : clusters) {
+            fprintf(stderr, "cluster: fetch %d idx %d items %d held %d work %d post idle %d lvl %d word %d wa %d %d cp %d %d room %x sp %x granted %x rdy %d open %d dr %d after %d tail %d done %d f %d v %d q %d\n", c.fetch.state, c.fetch.index, c.items_level, c.held, c.working(), c.post.idle(), c.post.level, c.word_valid, c.waiting_a[0], c.waiting_a[1], c.copying[0], c.copying[1], c.room, c.ring_space, c.granted, c.post.ready, c.post.row_open, c.post.draining, c.post.after, c.post.tail, c.post.done, c.post.fetched, c.post.valid, c.post.queue_level);
+            for (Lane& l : c.lanes) {
+                fprintf(stderr, " lane: state %d reading %d w %u %u t %u %u at %u held %d rows %d %d busy %d %d tok %d drain %d ends %x rob %d %d sleep %ld pend %d %d\n", l.state, l.reading, l.written[0], l.written[1], l.taken[0], l.taken[1], l.at, l.held, l.rows[0], l.rows[1], l.busy[0], l.busy[1], l.tokens_level, l.drain_state, l.ends_sent, l.rows_of_bank[0], l.rows_of_bank[1], (long)l.sleep_until, l.pending[0], l.pending[1]);
+                for (Pe& p : l.pes) fprintf(stderr, "   pe waiting %d ends %ld\n", p.waiting, (long)(p.ends));
+            }
+        }
+    }
+
+    bool everything_rests() {
+        if (state != HEADER || packer_full || leaving) return false;
+        for (Cluster& cluster : clusters) {
+            if (!cluster.idle(now)) return false;
+        }
+        return true;
+    }
+
+    void finish() {
+        result.total_cycles = last_out + 1;
+        if (!frozen) freeze(result.total_cycles);
+    }
+
+    // The counters as they stand once `cycles` cycles have been counted.
+    void freeze(Time cycles) {
+        frozen = true;
+        result.cycles = cycles;
+        result.words_in = counted_beats_in;
+        result.words_out = counted_beats_out;
+        result.multiplies = totals.multiplies;
+        result.tokens = totals.tokens;
+        for (Cluster& cluster : clusters) {
+            for (Lane& lane : cluster.lanes) lane.account(cycles, cluster.outer);
+        }
+        int64_t charged = totals.multiplies + totals.stolen;
+        for (int n = 0; n < REASONS; ++n) {
+            result.reasons[n] = totals.reasons[n];
+            charged += totals.reasons[n];
+        }
+        result.reasons[DRAIN] += totals.stolen;
+        result.lookups = cycles * config.lanes * config.pes - charged;
+    }
+    bool frozen = false;
+
+    // One cycle; whether anything moved at the edges.
+    bool step() {
+        const int sources = config.clusters() + 1;
+        const bool loading = state == LOADING || state == LOADED;
+        // ---- collector: what leaves in this cycle
+        uint64_t valid = packer_full;
+        for (int n = 0; n + 1 < sources; ++n) valid |= static_cast<uint64_t>(clusters[static_cast<size_t>(n)].post.valid) << (n + 1);
+        const uint64_t leaves = valid & granted;
+        bool leaves_last = false, leaves_synced = false;
+        if (leaves) {
+            const int source = std::countr_zero(leaves);
+            leaves_last = source ? clusters[static_cast<size_t>(source - 1)].post.last : packer_last;
+            leaves_synced = source == 0 && packer_synced;
+        }
+        if (!granted || (leaves && leaves_last)) {
+            const uint64_t requests = valid & ~granted, fair = requests & ~served, choice = fair ? fair : requests;
+            granted = choice & (~choice + 1);
+            if (choice) served = granted | (granted - 1);
+        }
+        // ---- output: the beat in the register is sent
+        const bool sent = leaving;
+        bool synced = false;
+        if (sent) {
+            last_out = now;
+            ++result.beats_out;
+            synced = leaving_synced;
+            if (!frozen) ++counted_beats_out;
+        }
+        leaving = leaves != 0;
+        leaving_synced = leaves_synced;
+
+        totals.token = totals.finished = false;
+        for (Cluster& cluster : clusters) {
+            cluster.step(now, loading, leaves >> (cluster.number + 1) & 1);
+        }
+        if (!frozen) count_compute();
+
+        const bool load_done = loader.done;
+        bool pop = false;
+        const bool has_beat = entry > 0;
+        if (state == LOADING) {
+            pop = loader.step(has_beat ? beat_at_entry() : nullptr, has_beat && last_at_entry());
+        }
+        const bool had_packer = packer_full;
+        if (packer_full && leaves & 1) packer_full = false;
+        step_sequencer(has_beat, load_done, had_packer, pop);
+
+        // ---- input
+        const bool push = offered < beats && entry < 2;
+        if (pop) {
+            --entry;
+            if (!frozen) ++counted_beats_in;
+        }
+        if (push) {
+            ++offered;
+            ++entry;
+        }
+        if (synced) {
+            if (counting && !frozen) freeze(now + 1);
+            counting = stopping = false;
+        }
+        ++now;
+        return push || pop || sent;
+    }
+
+    void count_compute() {
+        if (totals.finished) {
+            if (started) result.compute_cycles += since + 1;
+            since = 0;
+        } else {
+            ++since;
+        }
+        if (!started) since = 1;
+        if (totals.token) started = true;
+    }
+    bool started = false;
+
+    void answer(int kind, int count) {
+        reply = kind;
+        reply_words = count;
+        reply_word = 0;
+        state = REPLY;
+    }
+
+    static int64_t bits(uint32_t value, int lsb, int width) { return value >> lsb & ((int64_t{1} << width) - 1); }
+
+    void step_sequencer(bool has_beat, bool load_done, bool packer_was_full, bool& pop) {
+        const int stream = config.stream_words;
+        const uint32_t next_word = has_beat ? beat_at_entry()[position] : 0;
+        const bool settled = settle == SETTLE;
+        const bool busy = busy_line >> 3 & 1, all_idle = idle_line >> 2 & 1;
+        int next_settle = 0;
+        const auto wait = [&] { next_settle = settled ? settle : settle + 1; };
+        const State was = state;
+        switch (state) {
+            case HEADER:
+                if (has_beat) state = number == 0 ? OPCODE : WORD;
+                break;
+            case OPCODE: {
+                const int length = config.header_words[word & 0xff];
+                if (!length) illegal("unknown opcode");
+                left = length - 1;
+                header_ends = length == 1;
+                is_run = (word & 0xff) == RUN;
+                if ((word & 0xff) == BEGIN) counting = true;
+                state = WORD;
+                break;
+            }
+            case WORD: {
+                const bool beat_ends = position == stream - 1 || header_ends;
+                if (!is_run || run_space) {
+                    header[number] = word;
+                    ++number;
+                    --left;
+                    const bool ends = header_ends;
+                    header_ends = left == 0;
+                    packet_ended = last_at_entry();
+                    pop = beat_ends;
+                    position = beat_ends ? 0 : position + 1;
+                    state = HEADER;
+                    if (ends) state = CHECK;
+                    else if (beat_ends && packet_ended) illegal("a packet is shorter than its header");
+                }
+                break;
+            }
+            case CHECK:
+                number = 0;
+                wait();
+                if (settled) check(busy, all_idle);
+                break;
+            case LOADING:
+                if (load_done) state = LOADED;
+                break;
+            case LOADED:
+                wait();
+                if (settled) state = HEADER;
+                break;
+            case COUNTERS:
+                if (!stopping) wait();
+                if (settled && reply_word++ == 2 * COUNTERS_IN_REPLY) {
+                    next_settle = 0;
+                    answer(READ_COUNTERS, 2 * COUNTERS_IN_REPLY + stream);
+                }
+                break;
+            case REPLY: {
+                const bool valid = reply != READ_COUNTERS || settled;
+                wait();
+                if (valid && !packer_was_full) {
+                    next_settle = 0;
+                    const bool last = reply_word == reply_words - 1;
+                    ++reply_word;
+                    if (packer_position == stream - 1 || last) {
+                        packer_full = true;
+                        packer_last = last;
+                        packer_synced = reply == SYNC;
+                        packer_position = 0;
+                    } else {
+                        ++packer_position;
+                    }
+                    if (last) {
+                        reply_word = 0;
+                        state = HEADER;
+                    }
+                }
+                break;
+            }
+        }
+        settle = next_settle;
+        word = next_word;
+        // how the clusters' state reaches the sequencer
+        run_space = true;
+        for (Cluster& cluster : clusters) {
+            run_space &= cluster.run_space_before;
+            cluster.run_space_before = cluster.fetch.run_space;
+        }
+        if (was == CHECK || state == CHECK) {
+            busy_line = busy_line << 1 | needed_busy();
+            bool idle = true;
+            for (Cluster& cluster : clusters) idle &= cluster.idle(now + 1);
+            idle_line = idle_line << 1 | idle;
+        }
+    }
+
+    bool needed_busy() const {
+        const int op = header[0] & 0xff;
+        if (op < LOAD_A || op > LOAD_P) return false;
+        const int bank = header[0] >> 8 & 1;
+        for (const Cluster& cluster : clusters) {
+            if (!(header[1] >> cluster.number & 1)) continue;
+            const Busy busy = cluster.busy();
+            const bool* of[] = {busy.a, busy.b, busy.c, busy.p};
+            if (of[op - LOAD_A][bank]) return true;
+        }
+        return false;
+    }
+
+    void check(bool busy, bool all_idle) {
+        const int op = static_cast<int>(header[0] & 0xff);
+        switch (op) {
+            case LOAD_A: case LOAD_B: case LOAD_C: case LOAD_P:
+                if (busy) return;
+                start_load(op);
+                state = LOADING;
+                return;
+            case RUN:
+                start_run();
+                state = HEADER;
+                return;
+            case BEGIN:
+                if (!all_idle) return;
+                state = HEADER;
+                return;
+            case SYNC:
+                if (!all_idle) return;
+                stopping = true;
+                answer(SYNC, 1);
+                return;
+            case ECHO: answer(ECHO, 2); return;
+            case READ_COUNTERS: reply_word = 0; state = COUNTERS; return;
+            case IDENTIFY: answer(IDENTIFY, 4); return;
+            default: illegal("ABORT cannot be modelled");
+        }
+    }
+
+    void start_load(int op) {
+        Load load{};
+        load.kind = static_cast<LoadKind>(op - LOAD_A);
+        load.bank = static_cast<int>(bits(header[0], 8, 1));
+        load.append = static_cast<int>(bits(header[0], 9, 1));
+        load.dense = static_cast<int>(bits(header[0], 10, 1));
+        load.clusters = header[1];
+        const int low = static_cast<int>(bits(header[2], 0, 16)), high = static_cast<int>(bits(header[2], 16, 16));
+        load.count = low;
+        load.length = high;
+        if (load.kind == LoadKind::B) {
+            load.k = high;
+            load.lanes = static_cast<uint32_t>(bits(header[3], 0, 16));
+            load.length = static_cast<int>(bits(header[3], 16, 16));
+        }
+        if (load.kind == LoadKind::P) {
+            load.lanes = static_cast<uint32_t>(low);
+            load.append = load.dense = 0;
+        }
+        loader.start(load, packet_ended);
+    }
+
+    void start_run() {
+        Run run{};
+        for (int n = 0; n < RUN_FIELDS; ++n) run.fields[n] = config.run[n].get(header);
+        const int64_t each = run.fields[ROWS] * (run.fields[SHARE] ? config.lanes_per_cluster : 1);
+        for (Cluster& cluster : clusters) {
+            if (!(run.fields[CLUSTERS] >> cluster.number & 1)) continue;
+            run.result = -1;
+            if (run.fields[FINAL]) {
+                run.result = results_given;
+                results_given += each;
+            }
+            cluster.accept(run);
+        }
+    }
+};
+
+}  // namespace maskwork
+
+using maskwork::Model;
+
+namespace {
+thread_local std::string message;
+}
+
+MW_API int mw_cycle_run(const maskwork::Config* config, const uint32_t* words, const uint8_t* lasts, int64_t beats,
+                        const uint32_t* results, int64_t limit, maskwork::Result* result) {
+    try {
+        auto model = std::make_unique<Model>(*config);
+        for (auto& cluster : model->clusters) {
+            for (auto& lane : cluster.lanes) lane.results = results;
+        }
+        model->run(words, lasts, beats, limit);
+        *result = model->result;
+        return 0;
+    } catch (const std::exception& error) {
+        message = error.what();
+        return 1;
+    }
+}
+
+MW_API const char* mw_cycle_message() { return message.c_str(); }

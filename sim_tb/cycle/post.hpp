@@ -1,0 +1,139 @@
+// Post-processing of a cluster, from finished rows to packets (rtl/post.py, compress.py), and the arbiter before it.
+#pragma once
+
+#include "drain.hpp"
+
+namespace maskwork {
+
+constexpr int POST_LATENCY = 12;                    // rtl/post.py, with post
+constexpr int ROWS_QUEUE = 16, ROWS_MARGIN = DRAIN_LATENCY + 6;     // rtl/cluster.py
+
+struct Post {
+    const Config* config;
+    int latency = 0;
+    int header_beats = 0, gap = 0, depth = 0, limit = 0, fields = 1, groups = 1;
+    bool split = false;
+
+    // rows queue
+    PostWord queue[ROWS_QUEUE];
+    unsigned queue_head = 0;
+    int queue_level = 0;
+    bool space = true;
+
+    // intake
+    bool ready = true, row_open = false;
+    int pause = 0, draining = 0;
+    PostWord line[16];              // on the way through the arithmetic, by cycle
+    Time quiet_from = 0;            // nothing is on the way from this cycle on
+
+    // compressor
+    bool start = false, take = false, end = false, taken_post = false;
+    bool held = false, second = false;
+    int in_beat = 0, in_word = 0, heading = 0;
+    int begin = 0, after = 0, done = 0, tail = 0, level = 0;
+    bool fetched = false, valid = false, last = false, read_last = false;
+    std::vector<uint8_t> lasts;
+
+    void create(const Config& c) {
+        config = &c;
+        latency = c.post ? POST_LATENCY : 0;
+        const int words = c.stream_words;
+        const int meta_beats = (2 + words - 1) / words;
+        header_beats = meta_beats + (c.columns() + c.beat_bits() - 1) / c.beat_bits();
+        gap = header_beats - 1;
+        const bool wide = c.acc_width > 32;
+        split = wide && words == 1;
+        fields = c.post ? c.per_word(c.a_width) : 1;
+        groups = words * 32 / (wide && !split ? 64 : 32);
+        const int row = header_beats + (c.columns() * (wide ? 64 : 32) + c.beat_bits() - 1) / c.beat_bits();
+        const int margin = latency + 2 + header_beats + 6;
+        depth = 1 << std::bit_width(static_cast<unsigned>(2 * row + margin - 1));
+        limit = depth - margin;
+        lasts.assign(static_cast<size_t>(depth), 0);
+    }
+
+    bool busy() const { return row_open || draining; }
+    bool empty() const { return after == tail && !fetched && !valid; }
+    bool idle() const { return !busy() && empty() && !queue_level; }
+    bool rests(Time now) const { return idle() && now >= quiet_from; }
+
+    // One cycle: `given` enters the queue, `leaves` says that the beat at the output is taken.
+    void step(Time now, const PostWord* given, bool leaves) {
+        const int mask = depth - 1;
+        const bool room = level < limit;
+        // intake
+        PostWord word;
+        const bool takes = queue_level && ready;
+        if (takes) {
+            word = queue[queue_head++ % ROWS_QUEUE];
+            quiet_from = now + 18;
+        }
+        const bool ended = word.kind == PostKind::END;
+        const bool halt = ended || (word.kind == PostKind::VALUE && split);
+        ready = room && !halt && !pause;
+        pause = ended ? gap - 1 : std::max(0, pause - 1);
+        if (word.kind == PostKind::START) row_open = true;
+        if (ended) {
+            row_open = false;
+            draining = latency + 3;
+        } else if (draining) {
+            --draining;
+        }
+        space = queue_level <= ROWS_QUEUE - ROWS_MARGIN;
+        if (given) {
+            queue[(queue_head + static_cast<unsigned>(queue_level - takes)) % ROWS_QUEUE] = *given;
+            quiet_from = now + 18;
+        }
+        queue_level += (given != nullptr) - takes;
+        line[now & 15] = word;
+        const PostWord arrived = line[(now - latency) & 15];
+
+        // packer, with the registers of the cycle
+        const bool first = in_beat == 0 && (!taken_post || in_word == 0);
+        const bool flush = (take && held && first) || second;
+        const bool writes = flush || (end && held);
+        const bool shifting = heading != 0, last_head = heading == 1;
+        // memory
+        if (shifting || writes) {
+            lasts[static_cast<size_t>(shifting ? begin : after)] = shifting ? last_head && !held : end;
+        }
+        const bool moves = !valid || leaves;
+        const int next_level = (after - tail) & mask;
+        const int old_done = done, old_tail = tail;
+        if (last_head) done = after;
+        if (moves) {
+            valid = fetched;
+            last = read_last;
+            read_last = lasts[static_cast<size_t>(old_tail)];
+            fetched = old_tail != old_done;
+            tail = (old_tail + fetched) & mask;
+        }
+        if (start) {
+            begin = after;
+            after = (after + header_beats) & mask;
+        } else {
+            begin = (begin + shifting) & mask;
+            after = (after + writes) & mask;
+        }
+        level = next_level;
+        if (end) heading = header_beats;
+        else if (shifting) --heading;
+        if (start) {
+            held = false;
+            in_beat = in_word = 0;
+        } else if (take) {
+            held = true;
+            const bool word_done = !taken_post || in_word == fields - 1;
+            if (taken_post) in_word = (in_word + 1) % fields;
+            if (word_done) in_beat = (in_beat + 1) % groups;
+        }
+        second = split && take;
+        // zero detection
+        start = arrived.kind == PostKind::START;
+        take = arrived.kind == PostKind::VALUE && arrived.nonzero;
+        end = arrived.kind == PostKind::END;
+        if (arrived.kind == PostKind::START || arrived.kind == PostKind::VALUE) taken_post = arrived.post;
+    }
+};
+
+}  // namespace maskwork
