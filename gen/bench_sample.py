@@ -1,9 +1,10 @@
 """Counters of a list of products: all of them simulated, or a stated sample of their parts scaled up.
 
-A sample is a seeded choice without replacement of parts of nearly equal work: bands of output rows, blocks of
-columns or input channels, groups. Each part is a program of its own, which loads, starts and ends by itself, so a
-sample overstates cycles a little. Figures are scaled by effectual multiplies, known exactly for every part (a ratio
-estimate; Cochran, "Sampling Techniques", 1977, chapter 6); the interval comes from the variance between the parts.
+A sample is a seeded choice without replacement of parts of nearly equal work: images, bands of output rows, blocks of
+columns or input channels, groups; none smaller than what the lanes work on at a time. Each part is a program of its
+own, which loads, starts and ends by itself, so a sample overstates cycles a little. Figures are scaled by effectual
+multiplies, known exactly for every part (a ratio estimate; Cochran, "Sampling Techniques", 1977, chapter 6); the
+interval comes from the variance between the parts.
 """
 
 from __future__ import annotations
@@ -92,7 +93,9 @@ def measure(
         parts = [
             part
             for work, (_, own) in zip(works, counts, strict=True)
-            for part in (work.cut(math.ceil(own * AIMED_PARTS / limit)) if own * AIMED_PARTS > limit else [work])
+            for part in (
+                work.cut(config, math.ceil(own * AIMED_PARTS / limit)) if own * AIMED_PARTS > limit else [work]
+            )
         ]
         number = max(LEAST_PARTS, round(limit * len(parts) / effectual))
         if number < len(parts):

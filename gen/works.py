@@ -44,8 +44,10 @@ class Work(Protocol):
         """Operand -> its shape and mask."""
         ...
 
-    def cut(self, pieces: int) -> list[Any]:
-        """About so many works that together are this one, for sampling."""
+    def cut(self, config: Config, pieces: int) -> list[Any]:
+        """At most about so many works that together are this one, for sampling. None is smaller than what the
+        accelerator works on at a time, so that they load no more often than this one.
+        """
         ...
 
 
@@ -114,6 +116,16 @@ def _matrix(mask: BoolArray | None, y: slice, x: slice) -> BoolArray | None:
 def select(mask: BoolArray | None, own: slice) -> BoolArray | None:
     """Some of the last axis of a mask that may be absent."""
     return None if mask is None else mask[..., own]
+
+
+def rows_at_a_time(config: Config) -> int:
+    """Rows of the result whose partial sums all lanes keep together: a block of a product with several K tiles."""
+    return config.lanes * config.psum_rows
+
+
+def _ranges(total: int, pieces: int) -> list[slice]:
+    """``total`` in pieces of nearly equal size."""
+    return [slice(i * total // pieces, (i + 1) * total // pieces) for i in range(pieces)]
 
 
 # ---------------------------------------------------------------------- convolutions
@@ -189,36 +201,37 @@ class ConvWork:
         """Operand -> its shape and mask."""
         return {"a": (self.shape, self.a), "b": (self.weights, self.b), "c_mask": (self.output, self.c)}
 
-    def cut(self, pieces: int) -> list[ConvWork]:
-        """Bands of output rows of one image each; where there are too few of those, columns as well."""
-        images, height, _, columns = self.output
-        bands = min(height, -(-pieces // images))
-        blocks = 1 if self.groups > 1 else min(columns, max(1, pieces // (images * bands)))
+    def cut(self, config: Config, pieces: int) -> list[ConvWork]:
+        """Groups of images, or bands of output rows of one; where there are too few of those, columns as well."""
+        images, height, width, columns = self.output
+        least = rows_at_a_time(config)
+        groups = min(images, pieces, max(1, images * height * width // least))
+        bands = min(-(-pieces // groups), height, max(1, height * width // least)) if groups == images else 1
+        across = config.tile_columns * (config.lanes if images * height * width < config.lanes else 1)
+        blocks = 1 if self.groups > 1 else min(-(-pieces // (groups * bands)), max(1, columns // across))
         result = []
-        for image, band, block in itertools.product(range(images), range(bands), range(blocks)):
-            rows = band * height // bands, (band + 1) * height // bands
-            part = self._band(image, *rows)
+        for group, band, own in itertools.product(_ranges(images, groups), _ranges(height, bands),
+                                                  _ranges(columns, blocks)):  # fmt: skip
+            part = self._band(group, band)
             if part is not None:
-                own = slice(block * columns // blocks, (block + 1) * columns // blocks)
-                result.append(replace(
-                    part, weights=(*self.weights[:3], own.stop - own.start), b=select(part.b, own),
-                    c=select(part.c, own),
-                ))  # fmt: skip
+                weights = (*self.weights[:3], own.stop - own.start)
+                result.append(replace(part, weights=weights, b=select(part.b, own), c=select(part.c, own)))
         return result
 
-    def _band(self, image: int, first: int, end: int) -> ConvWork | None:
+    def _band(self, images: slice, outputs: slice) -> ConvWork | None:
         height = self.shape[1]
-        low = first * self.stride - self.pads[0][0]
-        high = (end - 1) * self.stride - self.pads[0][0] + self.dilation[0] * (self.weights[0] - 1) + 1
+        low = outputs.start * self.stride - self.pads[0][0]
+        reach = self.dilation[0] * (self.weights[0] - 1) + 1
+        high = (outputs.stop - 1) * self.stride - self.pads[0][0] + reach
         top, bottom = max(0, -low), max(0, high - height)
         rows = slice(max(0, low), min(height, high))
         if rows.start >= rows.stop:
             return None  # padding only: no products
         return replace(
             self,
-            shape=(1, rows.stop - rows.start, *self.shape[2:]),
-            a=None if self.a is None else self.a[image : image + 1, rows],
-            c=None if self.c is None else self.c[image : image + 1, first:end],
+            shape=(images.stop - images.start, rows.stop - rows.start, *self.shape[2:]),
+            a=None if self.a is None else self.a[images, rows],
+            c=None if self.c is None else self.c[images, outputs],
             pads=((top, bottom), self.pads[1]),
         )
 
@@ -301,15 +314,16 @@ class WeightGradWork:
         output = (*self.kernel, channels, self.grad[3])
         return {"a": ((n, channels, height, width), by_channel), "b": (self.grad, self.b), "c_mask": (output, self.c)}
 
-    def cut(self, pieces: int) -> list[WeightGradWork]:
-        """Blocks of input channels: rows of the result."""
-        channels = self.shape[3]
-        blocks = min(channels, pieces)
-        result = []
-        for block in range(blocks):
-            own = slice(block * channels // blocks, (block + 1) * channels // blocks)
-            result.append(replace(
-                self, shape=(*self.shape[:3], own.stop - own.start), a=select(self.a, own),
-                c=None if self.c is None else self.c[:, :, own],
-            ))  # fmt: skip
-        return result
+    def cut(self, config: Config, pieces: int) -> list[WeightGradWork]:
+        """Blocks of input channels (rows of the result); where there are too few of those, columns as well."""
+        channels, columns = self.shape[3], self.grad[3]
+        least = -(-rows_at_a_time(config) // (self.kernel[0] * self.kernel[1]))
+        rows = min(pieces, max(1, channels // least))
+        blocks = min(-(-pieces // rows), max(1, columns // config.tile_columns))
+        return [
+            replace(
+                self, shape=(*self.shape[:3], own.stop - own.start), grad=(*self.grad[:3], out.stop - out.start),
+                a=select(self.a, own), b=select(self.b, out), c=None if self.c is None else self.c[:, :, own, out],
+            )
+            for own, out in itertools.product(_ranges(channels, rows), _ranges(columns, blocks))
+        ]  # fmt: skip

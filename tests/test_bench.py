@@ -13,6 +13,7 @@ from maskwork.gen.bench import Bench
 from maskwork.gen.bench_html import page
 from maskwork.gen.bench_masks import TENSORS, LayerMasks, tensor_shape
 from maskwork.gen.cli import cli
+from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
 from maskwork.gen.execute import execute_bound
 from maskwork.gen.isa import COUNTERS
@@ -104,6 +105,7 @@ def by_group(layer, masks):
 def test_products_of_all_passes():
     """The same triples of pixel, weight and output position in all three passes, by the golden model's count."""
     config = mw.preset("small")
+    fine = Config(lanes=1, lanes_per_cluster=1, pes_per_lane=1, slots=4, psum_rows=2)  # cuts even these layers
     for layer, masks in random_layers(60):
         parameters = layer.stride, layer.padding, layer.dilation
         expected = dict.fromkeys(PASSES, (0, 0))
@@ -115,7 +117,7 @@ def test_products_of_all_passes():
                 expected[which] = before[0] + macs["macs_dense"], before[1] + macs["macs_effectual"]
         for which in PASSES:
             own = works(config, layer, which, masks)
-            parts = [own, *([part for work in own for part in work.cut(n)] for n in (3, 50))]
+            parts = [own, *([part for work in own for part in work.cut(fine, n)] for n in (3, 50))]
             for some in parts:
                 got = [work.macs() for work in some]
                 assert tuple(map(sum, zip(*got, strict=True))) == expected[which] if got else expected[which] == (0, 0)
@@ -278,13 +280,13 @@ def test_requantised_results(folder, model):
 
 
 def test_samples_are_stated(folder, model, capsys):
-    whole = mw.bench("w.csv")
-    assert run("bench", "w.csv", "--sample", "5000", "--report", "s.json", "--html", "s.html") == 0
+    whole = mw.bench("w.csv", "tiny")
+    assert run("bench", "w.csv", "--preset", "tiny", "--sample", "1000", "--report", "s.json", "--html", "s.html") == 0
     out = capsys.readouterr().out
     report = json.loads((folder / "s.json").read_text())
     assert "Sampled, with 95 % confidence intervals" in out and "±" in out
     assert "Sampled" in (folder / "s.html").read_text()
-    assert report["sampled"] and report["sample"] == 5000
+    assert report["sampled"] and report["sample"] == 1000
     low, high = report["cycles_95"]
     assert low <= report["cycles"] <= high
     for entry, exact in zip(report["layers"], whole["layers"], strict=True):
@@ -298,9 +300,9 @@ def test_samples_are_stated(folder, model, capsys):
             assert entry["cycles"] >= exact["cycles"]  # every part pays for its start
         else:
             assert entry["cycles"] == exact["cycles"]
-    assert "sampled" not in whole and "sampled" not in mw.bench("w.csv", sample=0)
-    assert mw.bench("w.csv", sample=5000)["cycles"] == report["cycles"]
-    assert mw.bench("w.csv", sample=5000, seed=2)["cycles"] != report["cycles"]
+    assert "sampled" not in whole and "sampled" not in mw.bench("w.csv", "tiny", sample=0)
+    assert mw.bench("w.csv", "tiny", sample=1000)["cycles"] == report["cycles"]
+    assert mw.bench("w.csv", "tiny", sample=1000, seed=2)["cycles"] != report["cycles"]
 
 
 # ---------------------------------------------------------------------- bad input
