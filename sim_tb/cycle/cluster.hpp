@@ -60,6 +60,7 @@ struct Cluster {
     // banks
     int waiting_a[2] = {}, waiting_b[2] = {}, waiting_c[2] = {};
     bool running = false;
+    uint32_t pending = 0;               // rings: a row was announced and has not started
     Reason outer = IDLE;
     bool loading = false;
     bool run_space_before = true;       // register between the RUN FIFO and the sequencer
@@ -126,6 +127,8 @@ struct Cluster {
         PostWord drained;
         const bool rows_space = post.space;
         for (size_t n = 0; n < lanes.size(); ++n) {
+            release[n] = 0;
+            if (lanes[n].drain_at > now) continue;
             const DrainOut out = step_drain(lanes[n], now, rows_space, granted >> n & 1, outer);
             release[n] = out.release;
             asking |= static_cast<uint32_t>(out.request) << n;
@@ -142,12 +145,6 @@ struct Cluster {
 
         // ---- fetch
         const int rings = config->rings, count = config->lanes_per_cluster * rings;
-        uint32_t pending = 0;
-        for (size_t n = 0; n < lanes.size(); ++n) {
-            for (int ring = 0; ring < rings; ++ring) {
-                pending |= static_cast<uint32_t>(lanes[n].pending[ring]) << (static_cast<int>(n) * rings + ring);
-            }
-        }
         Item made;
         const bool makes = fetch.step(items_space, room & ~pending, directory, c_masks, made);
         
@@ -210,7 +207,10 @@ struct Cluster {
         // ---- lanes
         for (size_t n = 0; n < lanes.size(); ++n) {
             Lane& lane = lanes[n];
-            if (lane.sleep_until <= now || release[n]) lane.step(now, release[n], outer);
+            if (lane.sleep_until > now && !release[n]) continue;
+            if (rings == 2) lane.step<2>(now, release[n], outer);
+            else lane.step<4>(now, release[n], outer);
+            if (lane.started >= 0) pending &= ~(1u << (static_cast<int>(n) * rings + lane.started));
         }
         const Copied arriving = copied.at(2);
         copied.push(out);
@@ -222,7 +222,7 @@ struct Cluster {
         for (uint32_t bits = fetch.coming; bits; bits &= bits - 1) {
             const int n = std::countr_zero(bits);
             Lane& lane = lanes[static_cast<size_t>(n / rings)];
-            lane.pending[n % rings] = true;
+            pending |= 1u << n;
             ++lane.rows_of_bank[fetch.field(B_BANK)];
         }
         if (fetch.taken) {

@@ -21,6 +21,19 @@ inline bool context_done(Lane& lane, int context, Time now) {
     return true;
 }
 
+// Cycle in which an idle drain, which looks at one context a cycle, can find one that is done.
+inline Time next_look(const Lane& lane, Time now) {
+    Time next = NEVER;
+    for (int context = 0; context < lane.config->rings; ++context) {
+        if (!(lane.ends_sent >> context & 1)) continue;
+        Time done = now + 1;
+        for (const Pe& pe : lane.pes) done = std::max(done, pe.done_from(context));
+        const int shown = (lane.idle_context + static_cast<int>(done - lane.idle_since)) & (lane.config->rings - 1);
+        next = std::min(next, done + ((context - shown) & (lane.config->rings - 1)));
+    }
+    return next;
+}
+
 inline bool result_nonzero(const Lane& lane, int column) {
     const Row& row = lane.drain_row;
     if (lane.results && row.result >= 0) {
@@ -53,9 +66,11 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
     const Config& config = *lane.config;
     DrainOut out;
     if (lane.drain_state == L::D_IDLE) {
-        if (!lane.ends_sent || now < lane.idle_until) return out;
         const int context = (lane.idle_context + static_cast<int>(now - lane.idle_since)) & (config.rings - 1);
-        if (!context_done(lane, context, now)) return out;
+        if (!context_done(lane, context, now)) {
+            lane.drain_at = next_look(lane, now);
+            return out;
+        }
         begin_drain(lane, context);
         lane.drain_state = L::D_ROW;
         return out;
@@ -66,6 +81,7 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             lane.idle_context = 0;
             lane.idle_since = now + 1;
         }
+        lane.drain_at = now + 1;
         return out;
     }
     if (lane.steals[now & 3] >= 0) {
@@ -130,7 +146,6 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             lane.drain_state = L::D_IDLE;
             lane.idle_context = (lane.drain_context + 1) & (config.rings - 1);
             lane.idle_since = now + 1;
-            lane.idle_until = now + 1;
             break;
     }
     bool wanted = false;

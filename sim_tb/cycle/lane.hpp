@@ -68,7 +68,7 @@ struct Lane {
     uint32_t column_mask[MAX_RINGS][MAX_PES] = {};
     uint32_t touched[MAX_RINGS][MAX_PES] = {};
     std::vector<std::array<uint32_t, MAX_PES>> kept;    // touched, of partial sums
-    bool pending[MAX_RINGS] = {};
+    int started = -1;                   // ring whose row has started in the last step
     int rows_of_bank[2] = {};
     uint32_t ends_sent = 0;             // contexts whose END token has left for the PEs
 
@@ -78,6 +78,7 @@ struct Lane {
 
     // ---- PEs
     std::vector<Pe> pes;
+    std::vector<Token> token_rings;
     Time hist_at = 0;
     Time sleep_until = 0;
     bool counting = false;              // no mask of B or C: every slot in turn
@@ -87,7 +88,7 @@ struct Lane {
     DrainState drain_state = D_SCRUB;
     bool active = false;                // from ROW to FLUSH
     int idle_context = 0;               // context looked at in cycle `idle_since`, the next one a cycle later
-    Time idle_since = 0, idle_until = 0;        // no context is done before `idle_until`
+    Time idle_since = 0, drain_at = 0;          // nothing happens before `drain_at`
     int drain_context = 0, scrub_count = 0, part = 0;
     bool go = false, given = false;
     BitIterator columns;
@@ -109,6 +110,12 @@ struct Lane {
         ring_words = static_cast<unsigned>(c.fifo_depth / c.rings);
         ram.resize(static_cast<size_t>(c.fifo_depth));
         pes.resize(static_cast<size_t>(c.pes));
+        const size_t ring = std::bit_ceil(static_cast<unsigned>(c.queue_depth + QUEUE_MARGIN + 1));
+        token_rings.resize(ring * pes.size());
+        for (size_t pe = 0; pe < pes.size(); ++pe) {
+            pes[pe].ring = &token_rings[ring * pe];
+            pes[pe].ring_mask = static_cast<unsigned>(ring - 1);
+        }
         kept.resize(static_cast<size_t>(c.psum_rows));
         b_mask.assign(static_cast<size_t>(2 * c.k_depth * c.pes), 0);
         b_nonzero = b_mask;
@@ -190,7 +197,7 @@ struct Lane {
                 remember(pe, true);
             }
             ends_sent |= 1u << token.context;
-            idle_until = std::min(idle_until, now);
+            drain_at = std::min(drain_at, now + 1);
             return;
         }
         totals->token = true;
@@ -243,8 +250,8 @@ struct Lane {
     }
 
     // One cycle; `release` has a bit for every context that the drain gives free in it.
+    template <int rings>
     void step(Time now, uint32_t release, Reason outer) {
-        const int rings = config->rings;
         Time woken = NEVER;
         sleep_until = NEVER;
         bool space = true;
@@ -272,7 +279,7 @@ struct Lane {
         }
 
         bool turn = false, leaves = false, go_words = true, ready = false, load = false, ends = false;
-        int started = -1;
+        started = -1;
         State next_state = state;
         const bool valid = held;
         ExpanderToken made{};
@@ -380,7 +387,6 @@ struct Lane {
             busy[n] = (busy[n] || started == n) && !(release >> n & 1);
             changed |= was != busy[n];
         }
-        if (started >= 0) pending[started] = false;
 
         if (!held || ready) {
             if (moves) head = ram[static_cast<size_t>(reading) * ring_words + at % ring_words];

@@ -17,8 +17,8 @@ struct Token {
 };
 
 struct Pe {
-    static constexpr int RING = 128;
-    Token ring[RING];
+    Token* ring = nullptr;      // of Lane::token_rings
+    unsigned ring_mask = 0;
     unsigned head = 0;
     int waiting = 0;            // tokens in the queue or on their way to it
     // the last token that left the queue: cycles in which it did, in which its first and its last nibble moved to the
@@ -32,7 +32,7 @@ struct Pe {
     // All that happens up to cycle `until`.
     void advance(Time until, bool counting) {
         while (waiting) {
-            const Token& token = ring[head % RING];
+            const Token& token = ring[head & ring_mask];
             const Time at = std::max(token.pushed + 1, counting ? ends : moves);
             if (at > until) return;
             ends_before = ends;
@@ -77,7 +77,7 @@ struct Pe {
     }
 
     void push(const Token& token) {
-        ring[(head + static_cast<unsigned>(waiting)) % RING] = token;
+        ring[(head + static_cast<unsigned>(waiting)) & ring_mask] = token;
         ++waiting;
     }
 
@@ -90,7 +90,7 @@ struct Pe {
     Time space_from(int excess, bool counting) const {
         Time at = counting ? ends : moves, last = ends;
         for (int n = 0;; ++n) {
-            const Token& token = ring[(head + static_cast<unsigned>(n)) % RING];
+            const Token& token = ring[(head + static_cast<unsigned>(n)) & ring_mask];
             at = std::max(token.pushed + 1, at);
             if (n + 1 >= excess || n + 1 >= waiting) return at + 2;
             if (counting) {
@@ -103,7 +103,17 @@ struct Pe {
         }
     }
 
-    bool idle(Time now) const { return !waiting && ends < now; }
+    // Cycle in which the end of `context`, which is on its way, can have been issued at the earliest.
+    Time done_from(int context) const {
+        if (done[context] != NEVER) return done[context] + 1;
+        Time at = ends;
+        for (int n = 0; n < waiting; ++n) {
+            const Token& token = ring[(head + static_cast<unsigned>(n)) & ring_mask];
+            at = std::max(at, token.pushed + 1) + token.service;
+            if (token.end == context) break;
+        }
+        return at + 1;
+    }
 };
 
 }  // namespace maskwork
