@@ -35,6 +35,7 @@ class Drain(wiring.Component):
         request, grant, space: arbitration of post-processing, held from ``request`` to the row's END word.
         finished: one cycle: a row of weight bank ``finished_bank`` was drained.
         active: a row is being drained.
+        scrubs: accumulators are being cleared, after a reset.
     """
 
     def __init__(self, config: Config):
@@ -60,6 +61,7 @@ class Drain(wiring.Component):
                 "finished": Out(1),
                 "finished_bank": Out(1),
                 "active": Out(1),
+                "scrubs": Out(1, init=1),  # pyright: ignore[reportCallIssue]
             }
         )
 
@@ -102,7 +104,7 @@ class Drain(wiring.Component):
         meta = Signal(row_meta_layout(config), reset_less=True)
         row = Signal(16, reset_less=True)
         go = Signal()
-        scrub = Signal(init=1)
+        scrub = self.scrubs
         scrub_count = Signal(range(contexts * config.slots))
         pe_bits = pes.bit_length() - 1
 

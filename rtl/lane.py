@@ -35,6 +35,7 @@ class Lane(wiring.Component):
         token: a nonzero entered the PEs.
         row_finished: a row was drained.
         working: a row is anywhere in the lane.
+        scrubs: accumulators are being cleared, after a reset.
     """
 
     def __init__(self, config: Config):
@@ -63,6 +64,7 @@ class Lane(wiring.Component):
                 "token": Out(1),
                 "row_finished": Out(1),
                 "working": Out(1),
+                "scrubs": Out(1),
             }
         )
 
@@ -168,6 +170,7 @@ class Lane(wiring.Component):
             expander.release.eq(drain.done_clear),
             self.o.eq(drain.o),
             self.request.eq(drain.request),
+            self.scrubs.eq(drain.scrubs),
             drain.grant.eq(self.grant),
             drain.space.eq(self.space),
         ]
