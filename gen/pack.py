@@ -8,6 +8,7 @@ has no bitmap and all its values. All functions work on many rows at once.
 from __future__ import annotations
 
 from collections.abc import Mapping
+from typing import Any
 
 import numpy as np
 from maskwork.gen.config import CHUNK, Config
@@ -212,6 +213,19 @@ def expand_ranges(ranges: Ranges) -> NDArray[np.int64]:
 def count_ranges(ranges: Ranges) -> int:
     """Number of indices of a compact list."""
     return sum(count for _, count, _ in ranges)
+
+
+def inside(ranges: Any, limit: int) -> bool:
+    """Whether something is a list of ranges (start, count, step) of indices from 0 to below ``limit``."""
+    return isinstance(ranges, list) and all(
+        isinstance(r, list)
+        and len(r) == 3
+        and all(type(v) is int for v in r)
+        and r[1] > 0
+        and min(r[0], r[0] + r[2] * (r[1] - 1)) >= 0
+        and max(r[0], r[0] + r[2] * (r[1] - 1)) < limit
+        for r in ranges
+    )
 
 
 # ---------------------------------------------------------------------- packets
