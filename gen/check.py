@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from maskwork.gen import pack
+from maskwork.gen.chains import Chains
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError, ProgramError
 from maskwork.gen.isa import COMMANDS, ISA_VERSION, Fault, Op
@@ -49,6 +50,8 @@ class Legality:
     def _reset(self) -> None:
         self._banks = {(c, b, i): _Bank() for c in range(self.config.clusters) for b in "ABC" for i in (0, 1)}
         self._parameters = [[False, False] for _ in range(self.config.clusters)]
+        self._chains = Chains(self.config)
+        self._broken: str | None = None
 
     def step(self, op: Op, fields: Mapping[str, int], a_words: int | None = None) -> Violation | None:
         """Check one packet and follow its effect.
@@ -176,12 +179,15 @@ class Legality:
         for cluster in clusters:
             for buffer, bank in used:
                 self._banks[cluster, buffer, bank].fresh = False
+        self._broken = self._chains.run(f, clusters)
         return None
 
-    def unwritten(self, f: Mapping[str, int]) -> str | None:
-        """Whether a legal RUN refers to rows of C masks, or (where its row state keeps k) to rows of B, that no load
-        wrote. The hardware does not check this: the results would be unspecified.
+    def unchecked(self, f: Mapping[str, int]) -> str | None:
+        """Whether the last RUN, found legal, refers to rows of C masks, or (where its row state keeps k) to rows of B,
+        that no load wrote, or breaks a chain. The hardware does not check this: the results would be unspecified.
         """
+        if self._broken:
+            return self._broken
         config = self.config
         lanes = (1 << config.lanes_per_cluster) - 1
         g = {field.name: f.get(field.name, 0) for field in COMMANDS[Op.RUN].fields}
@@ -239,7 +245,7 @@ def check_program(program: Program) -> None:
         violation = legality.step(op, fields)
         message = f"{violation[1]} ({violation[0].name})" if violation else None
         if message is None and op == Op.RUN:
-            message = legality.unwritten(fields)
+            message = legality.unchecked(fields)
             words = fields.get("row_words", 0)
             if message is None and not 1 <= words <= config.fifo_depth:
                 message = f"row_words must be from 1 to fifo_depth = {config.fifo_depth}, not {words}"
@@ -253,18 +259,6 @@ def check_program(program: Program) -> None:
         _results(program, finals)
     except (KeyError, TypeError, AttributeError):
         raise ProgramError("results: each entry needs tag, row, output and parts (lanes, rows, columns)") from None
-
-
-def _inside(ranges: Any, limit: int) -> bool:
-    return isinstance(ranges, list) and all(
-        isinstance(r, list)
-        and len(r) == 3
-        and all(type(v) is int for v in r)
-        and r[1] > 0
-        and min(r[0], r[0] + r[2] * (r[1] - 1)) >= 0
-        and max(r[0], r[0] + r[2] * (r[1] - 1)) < limit
-        for r in ranges
-    )
 
 
 def _matrix_shape(shape: list[int]) -> tuple[int, int]:
@@ -284,10 +278,10 @@ def _data(program: Program, op: Op, fields: Mapping[str, int], data: Any) -> str
         if operand is None or operand.get("role") != role:
             return f"data.{key} must name an operand of role {role!r}, not {data.get(key)!r}"
         height, width = _matrix_shape(operand["shape"])
-        if not _inside(data.get("columns"), width) or pack.count_ranges(data["columns"]) != columns:
+        if not pack.inside(data.get("columns"), width) or pack.count_ranges(data["columns"]) != columns:
             return f"data.columns must be {columns} columns of operand {data[key]!r}, which has {width}"
         end = height + (op == Op.LOAD_B)  # row ``height`` of B is the empty row
-        if op in wanted and (not _inside(data.get("rows"), end) or pack.count_ranges(data["rows"]) != rows):
+        if op in wanted and (not pack.inside(data.get("rows"), end) or pack.count_ranges(data["rows"]) != rows):
             return f"data.rows must be {rows} rows of operand {data[key]!r}, which has {height}"
     return None
 
@@ -308,10 +302,10 @@ def _results(program: Program, finals: list[dict[str, int]]) -> None:
                                f"outputs: {', '.join(program.outputs)}")  # fmt: skip
         height, width = _matrix_shape(output["shape"])
         for part in entry["parts"]:
-            if not _inside(part["rows"], height) or pack.count_ranges(part["rows"]) != run["rows"]:
+            if not pack.inside(part["rows"], height) or pack.count_ranges(part["rows"]) != run["rows"]:
                 raise ProgramError(f"{where}: rows must be {run['rows']} rows of an output with {height}")
             most = run.get("columns", 0) + 1
-            if not _inside(part["columns"], width) or pack.count_ranges(part["columns"]) > most:
+            if not pack.inside(part["columns"], width) or pack.count_ranges(part["columns"]) > most:
                 raise ProgramError(f"{where}: columns must be at most {most} of {width}")
 
 
@@ -344,7 +338,7 @@ def check_bound(config: Config, words: NDArray[np.uint32], last: NDArray[np.bool
             violation = Fault.LONG_PACKET, f"the data must have {expected} words, not {len(payload)}"
         violation = legality.step(op, fields, stored) or violation
         if violation is None and op == Op.RUN:
-            message = legality.unwritten(fields)
+            message = legality.unchecked(fields)
             if message:
                 raise ProgramError(f"packet {number} (RUN): {message}")
         if violation:

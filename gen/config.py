@@ -62,6 +62,11 @@ class Config:
     a_segments: int = _doc("segments (matrix rows, or pixels of a convolution) in one activation bank", 512)
     c_rows: int = _doc("rows of C masks in one bank of a cluster", 128)
     psum_rows: int = _doc("rows of partial sums that a lane keeps while K runs as tiles", 8)
+    psum_in_pe: bool = _doc(
+        "K tiles leave their sums in the PEs' accumulators, which hold psum_rows rows, instead of draining them to a "
+        "lane's memory",
+        False,
+    )
     fifo_depth: int = _doc("words in a lane's input FIFO", 512)
     run_depth: int = _doc("RUN commands that wait in a cluster", 8)
     lut_ram: bool = _doc("the device has LUT RAM; without it, small memories and fetch's state go to block RAM", True)
@@ -163,6 +168,11 @@ class Config:
     def mask_words(self) -> int:
         """32-bit words of one row's C mask, or of one k's bitmap of B (before padding to a beat)."""
         return -(-self.tile_columns // 32)
+
+    @property
+    def sum_rows(self) -> int:
+        """Rows of sums that a PE's accumulators hold."""
+        return self.psum_rows if self.psum_in_pe else self.rows_in_flight
 
     @property
     def k_width(self) -> int:

@@ -24,7 +24,7 @@ def memory_bits(config: Config) -> dict[str, int]:
         "segments": clusters * 2 * config.a_segments * directory_layout(config).size,
         "c_masks": clusters * 2 * config.c_rows * mask_words * mask_width(config),
         "lane_fifos": lanes * config.fifo_depth * word_width(config),
-        "accumulators": pes * config.rows_in_flight * config.slots * (config.acc_width + 1),
-        "partial_sums": lanes * config.psum_rows * config.tile_columns * config.acc_width,
+        "accumulators": pes * config.sum_rows * config.slots * (config.acc_width + 1),
+        "partial_sums": 0 if config.psum_in_pe else lanes * config.psum_rows * config.tile_columns * config.acc_width,
         "parameters": lanes * 2 * config.tile_columns * parameter if config.post else 0,
     }

@@ -241,6 +241,19 @@ def select_rows(
     return selected, mask
 
 
+def inside(ranges: Any, limit: int) -> bool:
+    """Whether something is a list of ranges (start, count, step) of indices from 0 to below ``limit``."""
+    return isinstance(ranges, list) and all(
+        isinstance(r, list)
+        and len(r) == 3
+        and all(type(v) is int for v in r)
+        and r[1] > 0
+        and min(r[0], r[0] + r[2] * (r[1] - 1)) >= 0
+        and max(r[0], r[0] + r[2] * (r[1] - 1)) < limit
+        for r in ranges
+    )
+
+
 # ---------------------------------------------------------------------- packets
 
 

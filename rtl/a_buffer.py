@@ -16,7 +16,6 @@ class ABuffer(wiring.Component):
         write, selected: from the loader.
         full: the packet being loaded did not fit (words or segments); until the next packet starts.
         segments: complete segments, per bank.
-        clear: forget all segments.
         address, word: records.
         directory_address, directory: first word and number of words of a segment.
     """
@@ -30,7 +29,6 @@ class ABuffer(wiring.Component):
                 "selected": In(1),
                 "full": Out(1),
                 "segments": Out(data.ArrayLayout(range(config.a_segments + 1), 2)),
-                "clear": In(1),
                 "address": In(address + 1),
                 "word": Out(record_width(config)),
                 "directory_address": In(clog2(config.a_segments) + 1),
@@ -85,6 +83,4 @@ class ABuffer(wiring.Component):
             m.d.sync += [begin.eq(used), segments[bank].eq(Mux(count[-1], count, count + 1))]
             with m.If(count[-1]):
                 m.d.sync += self.full.eq(1)
-        with m.If(self.clear):
-            m.d.sync += [n.eq(0) for n in segments]
         return m

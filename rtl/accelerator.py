@@ -62,8 +62,12 @@ class Accelerator(wiring.Component):
         submodule(m, "sequencer", sequencer := Sequencer(config), platform)
         submodule(m, "loader", loader := Loader(config), platform)
         submodule(m, "packer", packer := WordPacker(config), platform)
-        submodule(m, "collector", collector := Collector(config, config.clusters + 1), platform)
-        clusters = [submodule(m, f"cluster{n}", Cluster(config), platform) for n in range(config.clusters)]
+        # every program finds the array as reset leaves it, so that its cycles depend on nothing that ran before; from a
+        # register, for this reset goes almost everywhere
+        array_reset = Signal(init=1)
+        m.d.sync += array_reset.eq(sequencer.clear)
+        submodule(m, "collector", collector := Collector(config, config.clusters + 1), platform, array_reset)
+        clusters = [submodule(m, f"cluster{n}", Cluster(config), platform, array_reset) for n in range(config.clusters)]
         wiring.connect(m, wiring.flipped(self.i), entry.i)
         wiring.connect(m, entry.o, sequencer.i)
         wiring.connect(m, sequencer.o, packer.i)
@@ -101,7 +105,6 @@ class Accelerator(wiring.Component):
                 cluster.run.eq(Cat(sequencer.run_commit & selected, sequencer.run)),
                 cluster.begins.eq(sequencer.begins.as_value() & selected.replicate(8)),
                 cluster.completes.eq(sequencer.completes.as_value() & selected.replicate(8)),
-                cluster.clear.eq(sequencer.clear),
                 cluster.abort.eq(sequencer.abort),
                 cluster.loading.eq(sequencer.loading),
                 sequencer.run_space[number].eq(cluster.run_space),
@@ -149,7 +152,8 @@ class Accelerator(wiring.Component):
         # both a cycle later, for what the sequencer decides late enables many additions
         m.d.sync += [
             counters.increments.eq(Cat(*sums.values(), Const(1, 1), word_in, word_out, computed)),
-            counters.enable.eq(sequencer.counting & ~sequencer.reading),
+            # they may still run for another program: that must not count in the cycle after it ended
+            counters.enable.eq(sequencer.counting & ~sequencer.reading & ~sequencer.count_clear),
         ]
         m.d.comb += [
             counters.clear.eq(sequencer.count_clear),

@@ -12,9 +12,12 @@ from maskwork.rtl.layouts import NO_CHECK
 LUT_RAM_DEPTH = 16
 """Words of the LUT RAM of ECP5 and Gowin: each such bank has registers of its own behind it, which an OR joins."""
 
+MOST_IN_LUT_RAM = 64
+"""Sums, with those of K tiles among them, from which on block RAM is cheaper."""
+
 
 class Accumulators(wiring.Component):
-    """Adds products to ``rows_in_flight * slots`` sums, or reads and clears one of them (a drain).
+    """Adds products to ``sum_rows * slots`` sums, or reads and clears one of them (a drain).
 
     The loop takes two cycles, read and add; a sum that is added to twice in a row comes from the adder's own register,
     which is known a cycle before: what the adder adds up is then an OR of registers, all but one of them 0.
@@ -22,7 +25,7 @@ class Accumulators(wiring.Component):
     addition to the same sum may not follow each other directly.
 
     Members:
-        address: of a sum, context above slot.
+        address: of a sum, row above slot.
         adds, drains: what to do with it; not both.
         product: 2 cycles after ``adds``; 0 if 2 cycles after ``drains``.
         sum: 3 cycles after ``drains`` what the accumulator held, else 0.
@@ -30,7 +33,8 @@ class Accumulators(wiring.Component):
 
     def __init__(self, config: Config):
         self._config = config
-        depth = config.rows_in_flight * config.slots
+        self._depth = depth = config.sum_rows * config.slots
+        self._in_lut = config.lut_ram and not (config.psum_in_pe and depth > MOST_IN_LUT_RAM)
         super().__init__(
             {
                 "address": In(range(depth)),
@@ -44,8 +48,7 @@ class Accumulators(wiring.Component):
     def hierarchy_key(self):
         """Identity of the emitted module."""
         config = self._config
-        return ("Accumulators", config.rows_in_flight, config.slots, config.acc_width, config.a_width, config.b_width,
-                config.lut_ram)  # fmt: skip
+        return ("Accumulators", self._depth, config.acc_width, config.a_width, config.b_width, self._in_lut)
 
     def elaborate(self, platform):
         m = Module()
@@ -71,7 +74,7 @@ class Accumulators(wiring.Component):
             m.d.sync += last.eq(total)
         with m.Else():
             m.d.sync += last.eq(0)
-        if self._config.lut_ram:
+        if self._in_lut:
             current = self._in_lut_ram(m, reading, adding, total, again)
         else:
             current = self._in_block_ram(m, reading, adding, total, reread)
@@ -87,7 +90,7 @@ class Accumulators(wiring.Component):
 
     def _in_lut_ram(self, m: Module, reading, adding, total, again) -> Value:
         """The sum that ``reading`` asked for a cycle before; 0 if there is none or if it is being written."""
-        depth = self._config.rows_in_flight * self._config.slots
+        depth = self._depth
         low = min(depth, LUT_RAM_DEPTH).bit_length() - 1
         held_in = []
         for bank in range(-(-depth // LUT_RAM_DEPTH)):
@@ -118,8 +121,7 @@ class Accumulators(wiring.Component):
 
     def _in_block_ram(self, m: Module, reading, adding, total, reread) -> Value:
         """The same, with the flag beside the sum."""
-        depth = self._config.rows_in_flight * self._config.slots
-        m.submodules.sums = sums = memory.Memory(shape=len(total) + 1, depth=depth, init=[], attrs=NO_CHECK)
+        m.submodules.sums = sums = memory.Memory(shape=len(total) + 1, depth=self._depth, init=[], attrs=NO_CHECK)
         write, read = sums.write_port(), sums.read_port()
         rewritten = Signal()
         m.d.sync += rewritten.eq(reread)

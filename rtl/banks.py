@@ -24,7 +24,6 @@ class Banks(wiring.Component):
         run, run_*: a RUN was accepted.
         taken, taken_*: a RUN was dispatched: its C masks are free, and its activations once they are copied.
         copying: per activation bank, segments are still to be read.
-        clear: forget everything that is loaded.
     """
 
     def __init__(self, config: Config):
@@ -42,7 +41,6 @@ class Banks(wiring.Component):
                 "copying": In(2),
                 "lanes": In(2),
                 "post": In(1),
-                "clear": In(1),
             }
         )
 
@@ -66,7 +64,7 @@ class Banks(wiring.Component):
                     m.d.sync += self.fresh[name][bank].eq(0)
         for name in BUFFERS:
             for bank in range(2):
-                with m.If(self.clear | self.begins[name][bank]):
+                with m.If(self.begins[name][bank]):
                     m.d.sync += [self.loaded[name][bank].eq(0), self.fresh[name][bank].eq(0)]
                 with m.Elif(self.completes[name][bank]):
                     m.d.sync += [self.loaded[name][bank].eq(1), self.fresh[name][bank].eq(1)]

@@ -38,7 +38,7 @@ class Cluster(wiring.Component):
         a_write, b_write, c_write, p, limits: loads; the ``*_selected`` inputs say that this cluster takes part.
         run_word, run_we, run_commit, run_cancel, run_space: RUN commands.
         run: banks of the RUN that is committed.
-        begins, completes, clear: see :class:`~maskwork.rtl.banks.Banks`.
+        begins, completes: see :class:`~maskwork.rtl.banks.Banks`.
         abort: drop what was not dispatched.
         loaded, fresh, busy, full: state of the banks, registered.
         idle: no RUN is pending, nothing is inside.
@@ -70,7 +70,6 @@ class Cluster(wiring.Component):
                 "run": In(data.StructLayout({"valid": 1, "a": 1, "b": 1, "c": 1, "use_c": 1})),
                 "begins": In(bank_flags()),
                 "completes": In(bank_flags()),
-                "clear": In(1),
                 "abort": In(1),
                 "loaded": Out(bank_flags()),
                 "fresh": Out(bank_flags()),
@@ -114,7 +113,6 @@ class Cluster(wiring.Component):
         m.d.comb += [
             a_buffer.write.eq(a_write),
             a_buffer.selected.eq(a_selected),
-            a_buffer.clear.eq(self.clear),
             c_buffer.write.eq(c_write),
             c_buffer.selected.eq(c_selected),
             run_fifo.word.eq(self.run_word),
@@ -152,7 +150,6 @@ class Cluster(wiring.Component):
             banks.post.eq(post_busy),
             banks.begins.eq(self.begins),
             banks.completes.eq(self.completes),
-            banks.clear.eq(self.clear),
             banks.run.eq(self.run),
             banks.taken.valid.eq(fetch.taken),
             banks.taken.a.eq(fetch.taken_a),
@@ -200,9 +197,11 @@ class Cluster(wiring.Component):
             level.eq(written - taken),
         ]
         room, space = Signal(count), Signal(count, init=-1)
+        scrubs = Cat(lane.scrubs for lane in lanes).any()
         for number in range(count):
             with m.If(turn2 == number):
-                m.d.sync += [room[number].eq(level <= low), space[number].eq(level <= usable)]
+                # accumulators are not ready while lanes scrub them, which follows each reset
+                m.d.sync += [room[number].eq((level <= low) & ~scrubs), space[number].eq(level <= usable)]
         m.d.comb += [
             fetch.room.eq(room & ~Cat(lane.pending for lane in lanes)),
             copier.space.eq(space),

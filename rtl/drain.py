@@ -7,7 +7,7 @@ from maskwork.gen.config import Config
 from maskwork.rtl.bit_iterator import BitIterator
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import NO_CHECK, clog2, row_meta_layout
-from maskwork.rtl.pe import DRAIN_READ_LATENCY, context_width
+from maskwork.rtl.pe import DRAIN_READ_LATENCY, context_width, sum_layout
 from maskwork.rtl.post import PostKind, PostWord
 
 DRAIN_LATENCY = 1 + DRAIN_READ_LATENCY + 2
@@ -23,7 +23,8 @@ class Drain(wiring.Component):
     """Drains contexts whose row has ended, in turns, wanted columns only, in rising order.
 
     Row headers are kept in LUT RAM (or block RAM), by context. A row whose K tile is not the final one leaves its sums
-    in the partial-sum buffer; the final one goes to ``o`` once ``grant`` came, and pauses while ``space`` is low.
+    in the partial-sum buffer (with ``psum_in_pe``, it is not drained); the final one goes to ``o`` once ``grant`` came,
+    and pauses while ``space`` is low.
 
     Members:
         header, header_word, header_index, context: from the expander (``context`` is the ring it reads).
@@ -35,6 +36,7 @@ class Drain(wiring.Component):
         request, grant, space: arbitration of post-processing, held from ``request`` to the row's END word.
         finished: one cycle: a row of weight bank ``finished_bank`` was drained.
         active: a row is being drained.
+        scrubs: accumulators are being cleared, after a reset.
     """
 
     def __init__(self, config: Config):
@@ -49,7 +51,7 @@ class Drain(wiring.Component):
                 "context": In(context_width(config)),
                 "done": In(contexts),
                 "done_clear": Out(contexts),
-                "drain": Out(data.StructLayout({"context": context_width(config), "slot": range(config.slots)})),
+                "drain": Out(sum_layout(config)),
                 "select": Out(config.pes_per_lane),
                 "sum": In(signed(config.acc_width)),
                 "lane": In(8),
@@ -60,6 +62,7 @@ class Drain(wiring.Component):
                 "finished": Out(1),
                 "finished_bank": Out(1),
                 "active": Out(1),
+                "scrubs": Out(1, init=1),  # pyright: ignore[reportCallIssue]
             }
         )
 
@@ -102,8 +105,14 @@ class Drain(wiring.Component):
         meta = Signal(row_meta_layout(config), reset_less=True)
         row = Signal(16, reset_less=True)
         go = Signal()
-        scrub = Signal(init=1)
-        scrub_count = Signal(range(contexts * config.slots))
+        scrub = self.scrubs
+        scrubbed = Signal(len(self.drain.as_value()))
+        at = Signal(sum_layout(config))
+        m.d.comb += [
+            at.slot.eq(column[pes.bit_length() - 1 :]),
+            at.context.eq(context),
+            at.upper.eq(meta.slot[context_width(config) :]),
+        ]
         pe_bits = pes.bit_length() - 1
 
         stage_valid = Signal(DRAIN_LATENCY)
@@ -115,8 +124,7 @@ class Drain(wiring.Component):
         m.d.comb += columns.o.ready.eq(go)
         m.d.sync += go.eq(self.space | ~meta.final)
         m.d.sync += [
-            self.drain.context.eq(Mux(scrub, scrub_count[len(self.drain.slot) :], context)),
-            self.drain.slot.eq(Mux(scrub, scrub_count[: len(self.drain.slot)], column[pe_bits:])),
+            self.drain.eq(Mux(scrub, scrubbed, at)),
             *(pe.eq((columns.o.valid & go & (column[:pe_bits] == n)) | scrub) for n, pe in enumerate(self.select)),
         ]
         # PEs without C masks also sum what nobody wants: that is taken out (and so cleared), but not passed on
@@ -129,7 +137,10 @@ class Drain(wiring.Component):
             lane_sum.eq(self.sum),
             *(b.eq(a) for a, b in zip([column, *stage_columns], stage_columns, strict=False)),
         ]
-        self._partial_sums(m, meta, column, stage_valid, stage_columns, lane_sum, total)
+        if config.psum_in_pe:
+            m.d.sync += total.eq(lane_sum)
+        else:
+            self._partial_sums(m, meta, stage_valid, stage_columns, lane_sum, total)
 
         out = self.o.word
         starting, ending = Signal(), Signal()
@@ -149,8 +160,8 @@ class Drain(wiring.Component):
         with m.FSM():
             with m.State("SCRUB"):
                 # accumulators may hold sums of a row that a reset interrupted
-                m.d.sync += scrub_count.eq(scrub_count + 1)
-                with m.If(scrub_count == contexts * config.slots - 1):
+                m.d.sync += scrubbed.eq(scrubbed + 1)
+                with m.If(scrubbed.all()):
                     m.d.sync += scrub.eq(0)
                     m.next = "IDLE"
             with m.State("IDLE"):
@@ -208,7 +219,7 @@ class Drain(wiring.Component):
                 m.next = "IDLE"
         return m
 
-    def _partial_sums(self, m, meta, column, stage_valid, stage_columns, lane_sum, total):
+    def _partial_sums(self, m, meta, stage_valid, stage_columns, lane_sum, total):
         config = self._config
         m.submodules.partial_sums = sums = memory.Memory(
             shape=signed(config.acc_width), depth=config.psum_rows * config.tile_columns, init=[], attrs=NO_CHECK

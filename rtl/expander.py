@@ -7,7 +7,7 @@ from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.bit_iterator import lowest
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import WordKind, chunk_layout, start_layout, word_width
-from maskwork.rtl.pe import context_width, token_layout
+from maskwork.rtl.pe import context_width, token_layout, upper_width
 from maskwork.rtl.queue import Queue
 from maskwork.rtl.stream import SkidBuffer
 
@@ -24,7 +24,8 @@ class Expander(wiring.Component):
 
     A row is a START word, a word with its number, its C-mask words, chunks (a head and its value words) and an END
     word. Latency from a value word to its first token is 2 cycles; a chunk of n elements takes n + 1 cycles or more.
-    Every context has a ring of words; its next row is started once the last one was drained.
+    Every context has a ring of words; its next row is started once the last one was drained, or has left if its sums
+    stay (``psum_in_pe``).
 
     Members:
         i: stream of words of ring ``reading``.
@@ -32,7 +33,8 @@ class Expander(wiring.Component):
         o: stream of tokens, registered.
         header: a START, row or mask word of the row that starts is at ``header_word`` (as the ``header_index``-th).
         busy: per context, a row is in progress or drains.
-        release: per context, its row has been drained.
+        release: per context, its row has been drained, or has left and keeps its sums.
+        keeps: per context, the row keeps its sums in the accumulators, and is not drained.
         in_row: a row is between START and END.
         waits: rows wait, but no context is free.
     """
@@ -55,6 +57,7 @@ class Expander(wiring.Component):
                 "header_index": Out(range(self.header_words)),
                 "busy": Out(contexts),
                 "release": In(contexts),
+                "keeps": Out(contexts if config.psum_in_pe else 0),
                 "in_row": Out(1),
                 "waits": Out(1),
             }
@@ -73,6 +76,7 @@ class Expander(wiring.Component):
         start = data.View(start_layout(config), word[: start_layout(config).size])
         values = [word[n * config.a_width :][: config.a_width] for n in range(config.fetch_width)]
         banks = Array([Signal(name=f"bank{n}") for n in range(contexts)])
+        uppers = Array([Signal(upper_width(config), name=f"upper{n}") for n in range(contexts)])
         rows = Signal(contexts)  # between START and END
 
         # first stage: index within the chunk, chunk's k and value; second stage: the token
@@ -81,6 +85,7 @@ class Expander(wiring.Component):
         staged_k = Signal(config.k_width, reset_less=True)
         staged_a = Signal(signed(config.a_width), reset_less=True)
         staged_context = Signal(context_width(config))
+        staged_upper = Signal(upper_width(config), reset_less=True)
         # whether the PEs have space must not reach the words' way from the FIFO in the same cycle: `room` comes from
         # registers. Without LUT RAM a queue would be too dear
         room, advances = Signal(), Signal()
@@ -98,6 +103,7 @@ class Expander(wiring.Component):
             token.a.eq(staged_a),
             token.end.eq(staged_end),
             token.context.eq(staged_context),
+            token.upper.eq(staged_upper),
         ]
 
         chunk_k = Signal(config.k_width, reset_less=True)
@@ -120,6 +126,7 @@ class Expander(wiring.Component):
                 staged_end.eq(ends),
                 staged_bank.eq(banks[self.reading]),
                 staged_context.eq(self.reading),
+                staged_upper.eq(uppers[self.reading]),
             ]
 
         # a ring has its turn if its row goes on, or if a row waits and its context is free
@@ -172,7 +179,10 @@ class Expander(wiring.Component):
                                 header_index.eq(1),
                                 rows.bit_select(self.reading, 1).eq(1),
                                 banks[self.reading].eq(start.bank),
+                                uppers[self.reading].eq(start.slot[context_width(config) :]),
                             ]
+                            if config.psum_in_pe:
+                                m.d.sync += self.keeps.bit_select(self.reading, 1).eq(~start.final)
                             m.next = "HEADER"
                         with m.Case(WordKind.END):
                             m.d.comb += [ends.eq(1), leaves.eq(1)]

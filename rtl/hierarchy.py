@@ -9,7 +9,7 @@ tuples; the tuple must therefore hold everything that shapes the component (its 
 Components without that method are converted every time and merged when the text is the same: slower, never wrong.
 
 A component added here lives in its parent's ``sync`` domain, has no clock domain of its own, and must not be wrapped
-in a ``DomainRenamer``, ``ResetInserter`` or ``EnableInserter`` (nor must its parent).
+in a ``DomainRenamer``, ``ResetInserter`` or ``EnableInserter`` (nor must its parent); it may have a reset of its own.
 """
 
 import re
@@ -17,7 +17,7 @@ from collections.abc import Hashable, Iterator
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 from amaranth.back import rtlil  # pyright: ignore[reportAttributeAccessIssue]
-from amaranth.hdl import ClockSignal, Elaboratable, Instance, Module, ResetSignal
+from amaranth.hdl import ClockSignal, Elaboratable, Instance, Module, ResetInserter, ResetSignal, Value
 from amaranth.lib import wiring
 
 __all__ = ["Hierarchy", "Keyed", "elaborate_all", "module_count", "submodule"]
@@ -73,14 +73,14 @@ class Hierarchy:
         """RTLIL texts of the registered components, children before parents."""
         return [definition.text for definition in self._by_text.values()]
 
-    def instance(self, component: wiring.Component) -> Instance:
-        """An instance of the component's module, connected to the component's own port signals."""
+    def instance(self, component: wiring.Component, reset: Value | None = None) -> Instance:
+        """An instance of the component's module, connected to the component's own port signals (and to ``reset``)."""
         definition = self._define(component)
         ports: dict[str, Any] = {}
         if "clk" in definition.ports:
             ports["i_clk"] = ClockSignal()
         if "rst" in definition.ports:
-            ports["i_rst"] = ResetSignal()
+            ports["i_rst"] = ResetSignal() if reset is None else reset
         for path, member, value in component.signature.flatten(component):
             name = "__".join(map(str, path))
             if name in definition.ports:
@@ -120,7 +120,7 @@ class Hierarchy:
         return name
 
 
-def submodule(m: Module, name: str | None, component: C, platform: object) -> C:
+def submodule(m: Module, name: str | None, component: C, platform: object, reset: Value | None = None) -> C:
     """Add ``component`` to ``m``; the parent then uses the component's port signals as ever.
 
     Args:
@@ -128,13 +128,16 @@ def submodule(m: Module, name: str | None, component: C, platform: object) -> C:
         name: instance name, ``None`` for one that Amaranth makes up.
         component: any elaboratable; only a :class:`~amaranth.lib.wiring.Component` with ports becomes a shared module.
         platform: what the parent's ``elaborate`` was given.
+        reset: resets the component in place of the parent's reset; high at least while that is.
 
     Returns:
         The component.
     """
     added: Any = component
     if isinstance(platform, Hierarchy) and isinstance(component, wiring.Component) and component.signature.members:
-        added = platform.instance(component)
+        added = platform.instance(component, reset)
+    elif reset is not None:
+        added = ResetInserter(reset)(component)
     if name is None:
         m.submodules += added  # pyright: ignore[reportOperatorIssue]
     else:

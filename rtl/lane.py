@@ -33,8 +33,9 @@ class Lane(wiring.Component):
         loading, running: what the rest of the accelerator does, for the counters.
         counts: PEs by what they did 3 cycles ago.
         token: a nonzero entered the PEs.
-        row_finished: a row was drained.
+        row_finished: a row was drained, or its sums are complete and stay.
         working: a row is anywhere in the lane.
+        scrubs: accumulators are being cleared, after a reset.
     """
 
     def __init__(self, config: Config):
@@ -63,6 +64,7 @@ class Lane(wiring.Component):
                 "token": Out(1),
                 "row_finished": Out(1),
                 "working": Out(1),
+                "scrubs": Out(1),
             }
         )
 
@@ -93,8 +95,9 @@ class Lane(wiring.Component):
 
         # tokens: all PEs look up the same k; the rest of the token follows when their masks are there
         fire = Signal()
+        blocked = Signal()
         m.d.comb += [
-            expander.o.ready.eq(Cat(pe.space for pe in pes).all()),
+            expander.o.ready.eq(Cat(pe.space for pe in pes).all() & ~blocked),
             fire.eq(expander.o.valid & expander.o.ready),
         ]
         valid, token = fire, expander.o.payload
@@ -117,6 +120,8 @@ class Lane(wiring.Component):
             header_index.eq(expander.header_index),
             header_word.eq(expander.header_word),
         ]
+        done = reduce(lambda x, y: x & y, (pe.done for pe in pes))
+        leaves, kept, retired, retired_bank = self._keep(m, expander, fire, blocked, done)
         write = Signal(b_write_layout(config))
         m.d.sync += write.eq(self.write)
         selected = Signal()
@@ -132,10 +137,9 @@ class Lane(wiring.Component):
                 pe.write.slot.eq(write.slot),
                 pe.write.value.eq(write.values[number]),
                 pe.write.we.eq(write.enable[number] & selected),
-                pe.drain.context.eq(drain.drain.context),
-                pe.drain.slot.eq(drain.drain.slot),
+                *(pe.drain[name].eq(drain.drain[name]) for name in ("slot", "context", "upper")),
                 pe.drain.valid.eq(drain.select[number]),
-                pe.done_clear.eq(drain.done_clear),
+                pe.done_clear.eq(drain.done_clear | retired),
             ]
             if "b" in config.skip:
                 m.d.comb += [
@@ -162,30 +166,58 @@ class Lane(wiring.Component):
             drain.header_word.eq(header_word),
             drain.header_index.eq(header_index),
             drain.context.eq(header_context),
-            drain.done.eq(reduce(lambda x, y: x & y, (pe.done for pe in pes))),
+            drain.done.eq(done & ~kept),
             drain.sum.eq(reduce(or_, (pe.sum for pe in pes))),
             drain.lane.eq(self.lane),
-            expander.release.eq(drain.done_clear),
+            expander.release.eq(drain.done_clear | leaves),
             self.o.eq(drain.o),
             self.request.eq(drain.request),
+            self.scrubs.eq(drain.scrubs),
             drain.grant.eq(self.grant),
             drain.space.eq(self.space),
         ]
-        self._rows(m, fifo, expander, drain)
+        self._rows(m, fifo, expander, drain, retired.any(), retired_bank)
         self._count(m, expander, drain, pes, in_lookup)
         return m
 
-    def _rows(self, m, fifo, expander, drain):
+    def _keep(self, m, expander, fire, blocked, done):
+        """Rows that leave their sums in the accumulators (``psum_in_pe``): per context, such a row's END enters the
+        PEs; it is in some of them; it has left all (and that row's weight bank).
+
+        The context is free for its next row as soon as the END enters, for by then all tokens before it were looked up.
+        The next row's END waits until this one has left.
+        """
+        contexts = self._config.rows_in_flight
+        leaves, kept, retired = (Signal(contexts, name=name) for name in ("leaves", "kept", "retired"))
+        retired_bank = Signal()
+        if not self._config.psum_in_pe:
+            return leaves, kept, retired, retired_bank
+        token = expander.o.payload
+        banks = Signal(contexts)
+        m.d.comb += [
+            blocked.eq(token.end & kept.bit_select(token.context, 1)),
+            leaves.eq((fire & token.end & expander.keeps.bit_select(token.context, 1)) << token.context),
+            retired.eq(kept & done),
+            retired_bank.eq((retired & banks).any()),  # ENDs leave one after the other
+        ]
+        m.d.sync += kept.eq((kept & ~retired) | leaves)
+        for n in range(contexts):
+            with m.If(leaves[n]):
+                m.d.sync += banks[n].eq(token.k[-1])
+        return leaves, kept, retired, retired_bank
+
+    def _rows(self, m, fifo, expander, drain, retired, retired_bank):
         started = (expander.header & (expander.header_index == 0)) << fifo.reading
         m.d.sync += [
-            self.row_finished.eq(drain.finished),
+            self.row_finished.eq(drain.finished | retired),
             self.pending.eq((self.pending | self.coming) & ~started),
         ]
         for bank in range(2):
             rows = Signal(4, name=f"rows{bank}")
             coming = self.coming.any() & (self.coming_bank == bank)
             finished = drain.finished & (drain.finished_bank == bank)
-            m.d.sync += rows.eq(rows + coming - finished)
+            left = retired & (retired_bank == bank)
+            m.d.sync += rows.eq(rows + coming - finished - left)
             m.d.comb += self.banks[bank].eq(rows != 0)
         m.d.comb += self.working.eq(self.banks.any())
 

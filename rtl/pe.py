@@ -31,13 +31,21 @@ def context_width(config: Config) -> int:
     return (config.rows_in_flight - 1).bit_length()
 
 
+def upper_width(config: Config) -> int:
+    """Bits of the number of an accumulators' row above its context, which is the rest of it."""
+    return (config.sum_rows - 1).bit_length() - context_width(config)
+
+
 def token_layout(config: Config) -> data.StructLayout:
-    """One nonzero of A on its way to the PEs of a lane; ``end`` marks the end of a row instead."""
+    """One nonzero of A on its way to the PEs of a lane; ``end`` marks the end of a row instead. It is added to the
+    accumulators' row ``context``, ``upper``.
+    """
     return data.StructLayout(
         {
             "k": config.k_width + 1,  # the top bit is the weight bank
             "a": signed(config.a_width),
             "context": context_width(config),
+            "upper": upper_width(config),
             "end": 1,
         }
     )
@@ -55,9 +63,16 @@ def weight_write_layout(config: Config) -> data.StructLayout:
     return data.StructLayout(members)
 
 
+def sum_layout(config: Config) -> data.StructLayout:
+    """Number of an accumulator: slot, and above it the row, whose low bits are its context."""
+    return data.StructLayout(
+        {"slot": range(config.slots), "context": context_width(config), "upper": upper_width(config)}
+    )
+
+
 def drain_layout(config: Config) -> data.StructLayout:
     """Read, and thereby clear, of one accumulator."""
-    return data.StructLayout({"valid": 1, "context": context_width(config), "slot": range(config.slots)})
+    return data.StructLayout({**sum_layout(config).members, "valid": 1})
 
 
 def column_mask_layout(config: Config) -> data.StructLayout:
@@ -72,7 +87,7 @@ class PE(wiring.Component):
     """One multiplier with its masks, weights and accumulators.
 
     A token's k is looked up LOOKUP_LATENCY cycles before its ``meta`` arrives; wanted slots (B mask AND C mask) are
-    queued, iterated one a cycle, and added to the context's accumulator MULTIPLY_LATENCY cycles after their issue.
+    queued, iterated one a cycle, and added to the row's accumulator MULTIPLY_LATENCY cycles after their issue.
     A drain takes the place of an issue and goes the same way: it finds every sum that was issued before it.
 
     Members:
@@ -233,8 +248,8 @@ class PE(wiring.Component):
         m.d.sync += self.done.eq((self.done & ~self.done_clear) | Mux(issued & meta.end, 1 << meta.context, 0))
         address = Mux(
             drains,
-            Cat(drain.slot, drain.context),
-            Cat(issue.payload.index, meta.context),
+            Cat(drain.slot, drain.context, drain.upper),
+            Cat(issue.payload.index, meta.context, meta.upper),
         )
         adds = issued & ~meta.end
         for stage in range(MULTIPLY_LATENCY - 2):

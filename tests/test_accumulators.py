@@ -11,6 +11,8 @@ from .contract import simulate
 CONFIGS = {
     "2 rows": {"rows_in_flight": 2, "acc_width": 40, "post": False},  # one LUT RAM
     "4 rows": {"rows_in_flight": 4, "fifo_depth": 128},  # two
+    "K tiles": {"psum_in_pe": True, "psum_rows": 8},  # four, at most
+    "more rows of K tiles": {"psum_in_pe": True},  # block RAM
     "32 slots": {"rows_in_flight": 4, "fifo_depth": 128, "slots": 32, "psum_rows": 4, "acc_width": 18},  # eight
 }
 PRODUCT_AFTER, SUM_AFTER = 2, 3
@@ -48,7 +50,7 @@ def test_accumulators(name, lut_ram):
     rng = random.Random(1)
     low = -(1 << (config.a_width + config.b_width - 2))
     extremes = [low, -low, -1, 0, 1]  # -low is the product of the two most negative operands
-    held = [0] * (config.rows_in_flight * config.slots)
+    held = [0] * (config.sum_rows * config.slots)
     products, drained = {}, {}
     counts = {"add": 0, "drain": 0}
 

@@ -21,6 +21,7 @@ CONFIGS = {
     "ac": {"skip": "ac"},
     "4 rows": {"rows_in_flight": 4, "fifo_depth": 128},
     "block RAM": {"lut_ram": False},
+    "K in PEs": {"psum_in_pe": True},
 }
 STREAMS = {
     "skid buffer": (lambda: SkidBuffer(16), {"latency": 1, "holds": 2}),

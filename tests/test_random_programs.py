@@ -35,6 +35,10 @@ CONFIGS = {
     "bc-1-2": TWO.replace(skip="bc", a_width=5, b_width=14),
     "block RAM": TWO.replace(lut_ram=False, slots=32),
     "icebreaker": preset("icebreaker").replace(counters=True),
+    "K in PEs, abc": TWO.replace(psum_in_pe=True),  # sums in LUT RAM
+    "K in PEs, a": TWO.replace(psum_in_pe=True, skip="a", rows_in_flight=4, fifo_depth=128, psum_rows=16),
+    "K in PEs, none": TWO.replace(psum_in_pe=True, skip="", stream_words=4, psum_rows=16),
+    "K in PEs, icebreaker": preset("icebreaker").replace(counters=True, psum_in_pe=True),
 }
 every_config = pytest.mark.parametrize("name", CONFIGS)
 # no shrinking: every try runs a simulation, and a seed is enough to find the fault

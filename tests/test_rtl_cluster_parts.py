@@ -44,7 +44,6 @@ def test_banks():
             run = {name: rng.getrandbits(1) for name in ("a", "b", "c", "use_c")}
             valid = len(waiting) < config.run_depth and rng.random() < 0.3
             taken = bool(waiting) and rng.random() < 0.3
-            clear = not waiting and not valid and rng.random() < 0.05
             lanes, post = rng.getrandbits(2), rng.getrandbits(1)
             first = waiting.pop(0) if taken else run
             ctx.set(dut.begins, begins)
@@ -53,7 +52,6 @@ def test_banks():
             ctx.set(dut.taken, {**first, "valid": taken})
             ctx.set(dut.lanes, lanes)
             ctx.set(dut.post, post)
-            ctx.set(dut.clear, clear)
             busy = plain(ctx.get(dut.busy))
             for bank in range(2):
                 needs = {b: state["runs"][b, bank] > 0 for b in "abc"}
@@ -70,7 +68,7 @@ def test_banks():
             if valid:
                 waiting.append(run)
             for b, bank in state["loaded"]:
-                if clear or begins[b] >> bank & 1:
+                if begins[b] >> bank & 1:
                     state["loaded"][b, bank] = state["fresh"][b, bank] = 0
                 elif completes[b] >> bank & 1:
                     state["loaded"][b, bank] = state["fresh"][b, bank] = 1
@@ -132,9 +130,6 @@ def test_a_buffer(depth, segments):
                         await ticks(ctx, 2)
                         assert ctx.get(dut.word) == word
         assert full_seen
-        ctx.set(dut.clear, 1)
-        await ctx.tick()
-        assert plain(ctx.get(dut.segments)) == [0, 0]
 
     simulate(dut, bench, cycles=100_000)
 

@@ -1,0 +1,64 @@
+"""BEGIN brings the array to one state: a program's counters depend on nothing that ran before it."""
+
+import random
+
+import numpy as np
+import pytest
+from maskwork.gen.config import preset
+from maskwork.gen.isa import COUNTERS, Op
+from maskwork.sim_tb.device import RtlDevice
+from maskwork.sim_tb.packets import Packets, decode, joined
+from maskwork.sim_tb.random_programs import RandomProgram
+from maskwork.sim_tb.run import limits_for
+
+pytestmark = pytest.mark.slow
+
+TINY = preset("tiny")
+CONFIGS = {
+    "tiny": TINY,
+    "small": preset("small"),
+    "two clusters": TINY.replace(lanes=8, lanes_per_cluster=4, fifo_depth=128, stream_words=4, k_depth=64),
+    "no skip": TINY.replace(lanes=4, lanes_per_cluster=2, rows_in_flight=4, fifo_depth=128, skip="", stream_words=2),
+    "icebreaker": preset("icebreaker").replace(counters=True),
+}
+
+
+def counted(device: RtlDevice, program: RandomProgram) -> dict[str, int]:
+    """All counters of a program that ends with SYNC and READ_COUNTERS."""
+    config = device.config
+    words, last = device.execute(*joined(config, program.packets))
+    ends = np.flatnonzero(last) + 1
+    begin = int(ends[-2]) if len(ends) > 1 else 0
+    counters = decode(config, words[begin * config.stream_words :])
+    assert sum(counters[name] for name in COUNTERS[:8]) == counters["cycles"] * config.pes
+    return {name: counters[name] for name in COUNTERS}
+
+
+def disturb(device: RtlDevice, chance: random.Random) -> None:
+    """Other programs, whole or aborted, and cycles in which nothing happens."""
+    config, make = device.config, Packets(device.config)
+    for _ in range(chance.randint(1, 3)):
+        packets = RandomProgram(config, chance, runs=chance.randint(1, 3)).packets
+        if chance.random() < 0.5:
+            packets = [*packets[: chance.randint(1, len(packets))], make.command(Op.ABORT)]
+        packets += [make.command(Op.ECHO)] * chance.randint(0, 3)
+        words, last = joined(config, packets)
+        stalls = {f"{stream}_stall": chance.choice((0.0, 0.4, 0.9)) for stream in ("in", "out")}
+        device.model.run(words, last, **stalls, seed=chance.getrandbits(30),
+                         limits=limits_for(words, last, config.stream_words))  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CONFIGS)
+def test_counters_depend_on_the_program_alone(name):
+    config = CONFIGS[name]
+    device = RtlDevice(config)
+    for seed in range(12):
+        program = RandomProgram(config, random.Random(f"{name} {seed}"))
+        device.model.reset()
+        fresh = counted(device, program)
+        assert counted(device, program) == fresh
+        chance = random.Random(seed)
+        for _ in range(3):
+            disturb(device, chance)
+            assert counted(device, program) == fresh
+    device.close()
