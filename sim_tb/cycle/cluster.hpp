@@ -125,7 +125,7 @@ struct Cluster {
         // ---- drains, and the arbiter
         uint32_t release[MAX_LANES], asking = 0;
         PostWord drained;
-        const bool rows_space = post.space;
+        const bool rows_space = post.space, scrubs = lanes[0].drain_state == Lane::D_SCRUB;
         for (size_t n = 0; n < lanes.size(); ++n) {
             release[n] = 0;
             if (lanes[n].drain_at > now) continue;
@@ -194,7 +194,7 @@ struct Cluster {
         const int usable = words - (count + COPY_LATENCY + 4);
         const unsigned seen = (scan + 2 * static_cast<unsigned>(count) - 2) % static_cast<unsigned>(count);
         const uint32_t bit = 1u << seen;
-        room = sampled[1] <= static_cast<uint32_t>(low) ? room | bit : room & ~bit;
+        room = sampled[1] <= static_cast<uint32_t>(low) && !scrubs ? room | bit : room & ~bit;
         ring_space = static_cast<int>(sampled[1]) <= usable ? ring_space | bit : ring_space & ~bit;
         sampled[1] = sampled[0];
         const Lane& looked_at = lanes[scan / static_cast<unsigned>(rings)];
@@ -211,6 +211,11 @@ struct Cluster {
             if (rings == 2) lane.step<2>(now, release[n], outer);
             else lane.step<4>(now, release[n], outer);
             if (lane.started >= 0) pending &= ~(1u << (static_cast<int>(n) * rings + lane.started));
+        }
+        if (config->psum_in_pe) {
+            for (Lane& lane : lanes) {
+                if (lane.retire_at <= now) lane.retire(now);
+            }
         }
         const Copied arriving = copied.at(2);
         copied.push(out);

@@ -76,7 +76,7 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
         return out;
     }
     if (lane.drain_state == L::D_SCRUB) {
-        if (++lane.scrub_count == config.rings * config.slots) {
+        if (++lane.scrub_count == config.sum_rows() * config.slots) {
             lane.drain_state = L::D_IDLE;
             lane.idle_context = 0;
             lane.idle_since = now + 1;

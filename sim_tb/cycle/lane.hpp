@@ -70,7 +70,11 @@ struct Lane {
     std::vector<std::array<uint32_t, MAX_PES>> kept;    // touched, of partial sums
     int started = -1;                   // ring whose row has started in the last step
     int rows_of_bank[2] = {};
-    uint32_t ends_sent = 0;             // contexts whose END token has left for the PEs
+    uint32_t ends_sent = 0;             // contexts whose END token has left for the PEs, and drains the row
+    // contexts whose END token has left for the PEs and leaves the row's sums there (psum_in_pe)
+    bool stays[MAX_RINGS] = {};
+    uint8_t stays_bank[MAX_RINGS] = {};
+    Time retire_at = NEVER;             // none of them has left the PEs before
 
     // ---- weights: masks as skipped, patterns of nonzeros, by bank, k and PE
     std::vector<uint32_t> b_mask, b_nonzero;
@@ -196,6 +200,17 @@ struct Lane {
                 pe.push({now + LOOKUP_LATENCY, 1, 1, static_cast<int8_t>(token.context)});
                 remember(pe, true);
             }
+            const Row& row = *context_row[token.context];
+            if (config->psum_in_pe && !row.final) {
+                stays[token.context] = true;
+                stays_bank[token.context] = row.bank;
+                retire_at = std::min(retire_at, now + 1);
+                auto& sums = kept[row.slot];
+                for (int n = 0; n < count; ++n) {
+                    sums[static_cast<size_t>(n)] = touched[token.context][n] | (row.first ? 0 : sums[static_cast<size_t>(n)]);
+                }
+                return;
+            }
             ends_sent |= 1u << token.context;
             drain_at = std::min(drain_at, now + 1);
             return;
@@ -228,6 +243,28 @@ struct Lane {
         }
     }
 
+    // Rows whose END has been issued by all PEs before `now` and whose sums stay.
+    void retire(Time now) {
+        retire_at = NEVER;
+        for (int n = 0; n < config->rings; ++n) {
+            if (!stays[n]) continue;
+            Time done = 0;
+            for (Pe& pe : pes) {
+                pe.advance(now - 1, counting);
+                done = std::max(done, pe.done_from(n));
+            }
+            if (done > now) {
+                retire_at = std::min(retire_at, done);
+                continue;
+            }
+            stays[n] = false;
+            for (Pe& pe : pes) pe.done[n] = NEVER;
+            --rows_of_bank[stays_bank[n]];
+            totals->finished = true;
+            sleep_until = 0;
+        }
+    }
+
     // ------------------------------------------------------------------ FIFO and expander
 
     void write(int ring, const Word& word) {
@@ -249,6 +286,12 @@ struct Lane {
         }
     }
 
+    // Whether the token that leaves now is the END of a row whose sums stay.
+    bool fires_and_stays(bool space) const {
+        const ExpanderToken& token = tokens[tokens_head % TOKEN_QUEUE];
+        return space && token.end && config->psum_in_pe && !context_row[token.context]->final;
+    }
+
     // One cycle; `release` has a bit for every context that the drain gives free in it.
     template <int rings>
     void step(Time now, uint32_t release, Reason outer) {
@@ -257,8 +300,10 @@ struct Lane {
         bool space = true;
         bool changed = release != 0;
         if (tokens_level) {
-            space = pes_have_space(now);
+            const ExpanderToken& token = tokens[tokens_head % TOKEN_QUEUE];
+            space = !(token.end && stays[token.context]) && pes_have_space(now);
             if (!space) woken = sleep_until;
+            if (fires_and_stays(space)) release |= 1u << token.context;
         }
         blocked = !space;
         charge(now, reason_now(), outer);

@@ -58,10 +58,26 @@ struct Model {
     bool finished = false, token_seen = false;
     Time since = 1;
 
-    explicit Model(const Config& c) : config(c) {
-        clusters.resize(static_cast<size_t>(c.clusters()));
-        for (int n = 0; n < c.clusters(); ++n) clusters[static_cast<size_t>(n)].create(config, totals, n);
+    Time reset_at = NEVER;
+    const uint32_t* results = nullptr;
+
+    Model(const Config& c, const uint32_t* bitmaps) : config(c), results(bitmaps) {
+        reset();
         loader.create(config, clusters);
+    }
+
+    // What BEGIN does to the array.
+    void reset() {
+        clusters = std::vector<Cluster>(static_cast<size_t>(config.clusters()));
+        for (int n = 0; n < config.clusters(); ++n) {
+            Cluster& cluster = clusters[static_cast<size_t>(n)];
+            cluster.create(config, totals, n);
+            for (Lane& lane : cluster.lanes) {
+                lane.results = results;
+                lane.idle_since = now;
+            }
+        }
+        granted = served = 0;
     }
 
     const uint32_t* beat_at_entry() const { return words + (offered - entry) * config.stream_words; }
@@ -136,6 +152,7 @@ struct Model {
 
     // One cycle; whether anything moved at the edges.
     bool step() {
+        if (now == reset_at) reset();
         const int sources = config.clusters() + 1;
         const bool loading = state == LOADING || state == LOADED;
         // ---- collector: what leaves in this cycle
@@ -344,6 +361,7 @@ struct Model {
                 return;
             case BEGIN:
                 if (!all_idle) return;
+                reset_at = now + 2;
                 state = HEADER;
                 return;
             case SYNC:
@@ -407,10 +425,7 @@ thread_local std::string message;
 MW_API int mw_cycle_run(const maskwork::Config* config, const uint32_t* words, const uint8_t* lasts, int64_t beats,
                         const uint32_t* results, int64_t limit, maskwork::Result* result) {
     try {
-        auto model = std::make_unique<Model>(*config);
-        for (auto& cluster : model->clusters) {
-            for (auto& lane : cluster.lanes) lane.results = results;
-        }
+        auto model = std::make_unique<Model>(*config, results);
         model->run(words, lasts, beats, limit);
         *result = model->result;
         return 0;
