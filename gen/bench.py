@@ -118,7 +118,7 @@ class Bench:
         layers = report.pop("layers")
         report.update(_totals(entries[0]))
         report.update(workload=self.workload, masks=self.masks, masks_from=self.files, seed=self.seed,
-                      sample=self.sample, requantise=list(self.requantise))  # fmt: skip
+                      sample_limit=self.sample, requantise=list(self.requantise))  # fmt: skip
         if self.skips is not None:
             report["ablation"] = self._ablation(entries)
         if self.curves:

@@ -102,8 +102,9 @@ def measure(
             return _sampled(config, parts, number, (dense, effectual), seed, run)
     total: dict[str, int] = {name: 0 for name in COUNTERS}
     for work in works:
-        for name, value in run(work).items():
-            total[name] += value
+        counters = run(work)
+        for name in COUNTERS:
+            total[name] += counters[name]
     return Measured(total, dense, effectual, len(works), None)
 
 

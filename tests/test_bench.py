@@ -32,7 +32,7 @@ ROWS = (
 
 KEYS = {"target", "config", "pes", "macs_dense", "macs_effectual", "cycles", "compute_cycles", "utilization",
         "speedup_vs_dense", "bound", "bound_fraction", "pe_cycles", "words_in", "words_out", "seconds", "layers",
-        "networks", "passes", "workload", "masks", "masks_from", "seed", "sample", "requantise"}  # fmt: skip
+        "networks", "passes", "workload", "masks", "masks_from", "seed", "sample_limit", "requantise"}  # fmt: skip
 
 
 @pytest.fixture
@@ -47,7 +47,7 @@ def model(monkeypatch):
         cycles = int(multiplies / program.config.pes / 0.8) + 100
         counters = dict.fromkeys(COUNTERS, 0) | {"multiply": multiplies, "cycles": cycles, "compute_cycles": cycles - 9}
         rest = cycles * program.config.pes - multiplies
-        counters |= {"load": rest // 3, "drain": rest - rest // 3, "words_in": 10, "words_out": 5}
+        counters |= {"load": rest // 3, "drain": rest - rest // 3, "words_in": 10, "words_out": 5, "total_cycles": 0}
         return counters
 
     def operands(work, program):
@@ -252,6 +252,9 @@ def test_table(folder, model, capsys):
     out = capsys.readouterr().out
     assert re.search(r"conv2 +forward +[\d,]+ +0\.\d{3} +", out) and "tiny, 2 PEs, skip abc, bernoulli" in out
     assert "conv1" not in out and "fc" not in out
+    assert run("bench", "w.csv", "--skips", "none,abc") == 0
+    out = capsys.readouterr().out
+    assert re.search(r"net/conv1 +forward", out) and re.search(r"total +all", out) and "skip none" in out
 
 
 def test_options(folder, model):
@@ -286,7 +289,7 @@ def test_samples_are_stated(folder, model, capsys):
     report = json.loads((folder / "s.json").read_text())
     assert "Sampled, with 95 % confidence intervals" in out and "±" in out
     assert "Sampled" in (folder / "s.html").read_text()
-    assert report["sampled"] and report["sample"] == 1000
+    assert report["sampled"] and report["sample_limit"] == 1000
     low, high = report["cycles_95"]
     assert low <= report["cycles"] <= high
     for entry, exact in zip(report["layers"], whole["layers"], strict=True):
