@@ -19,7 +19,8 @@ class Gearbox(wiring.Component):
 
     Members:
         beat, beat_valid: the beat at the input; ``is_b``: it holds values of ``b_width``, not ``a_width``, bits.
-        announce: values to expect in addition; what a beat holds beyond the last of them is padding. Only with ``hold``.
+        announce: values to expect in addition; what a beat holds beyond the last of them is padding. Only
+            with ``hold``.
         hold: no beat is taken.
         want: the beat is taken if it is valid.
         more: of the values to expect, some come after this beat.
@@ -87,7 +88,7 @@ class Gearbox(wiring.Component):
         put = Signal()
         take = Signal.like(self.need)
         m.d.comb += [
-            # there is room for a beat once only `most` values stay; if there are more, what is needed leaves for certain
+            # there is room for a beat if only `most` values stay; if there are more, what is needed leaves for certain
             self.want.eq((self.count <= self.most + self.need) & ~self.hold),
             self.given.eq(self.count >= self.need),
             take.eq(Mux(self.given, self.need, 0)),

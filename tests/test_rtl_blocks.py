@@ -303,6 +303,26 @@ def test_run_fifo_holds_its_depth():
     simulate(dut, bench)
 
 
+def test_run_fifo_pace():
+    """A committed command leaves at a word a cycle."""
+    dut = RunFifo(preset("small"))
+    got, cycles = [], []
+
+    async def send(ctx):
+        ctx.set(dut.we, 1)
+        for word in range(2 * RUN_WORDS):
+            ctx.set(dut.word, word)
+            await ctx.tick()
+        ctx.set(dut.we, 0)
+        ctx.set(dut.commit, 1)
+        await ctx.tick()
+        ctx.set(dut.commit, 0)
+
+    simulate(dut, send, sink(dut.o, 2 * RUN_WORDS, got, cycles=cycles))
+    assert got == list(range(2 * RUN_WORDS))
+    assert cycles == list(range(cycles[0], cycles[0] + 2 * RUN_WORDS))
+
+
 # ---------------------------------------------------------------------- collectors
 
 
