@@ -57,7 +57,8 @@ class Fetch(wiring.Component):
     """Turns RUN descriptors into the words and segments of rows, each row for the lane that is free.
 
     A row without wanted columns has no segments. Taps outside the limits, and segments that are not loaded, are left
-    out at a cycle each. One tap a cycle; about 10 cycles of its own per row, hidden behind the copier's queue.
+    out at a cycle each. One tap a cycle, and 4 cycles and one for each mask word per row: while a row's words are sent,
+    the next row's lane is chosen, and its masks are read.
 
     Members:
         run: words of RUN commands.
@@ -96,7 +97,8 @@ class Fetch(wiring.Component):
         tap_x, tap_y = Signal(signed(16)), Signal(signed(16))
         m0, m1 = (Signal(16, name=n) for n in ("m0", "m1"))
         t0, t1 = (Signal(16, name=n) for n in ("t0_left", "t1_left"))
-        index = Signal(16)
+        index = Signal(16)  # of the row that is given away next
+        number = Signal(16)  # of the row that was
         # the ends of loops come from registers: additions hang on them. Rows take many cycles, taps may take one each
         m0_ends, m1_ends, rows_end, t0_ends, t1_ends = (
             Signal(name=n) for n in ("m0_ends", "m1_ends", "rows_end", "t0_ends", "t1_ends")
@@ -104,11 +106,11 @@ class Fetch(wiring.Component):
         m.d.sync += [
             m0_ends.eq(m0 == run["m0"]),
             m1_ends.eq(m1 == run["m1"]),
-            rows_end.eq(index == (run["rows"] - 1)[:16]),
+            rows_end.eq(index == run["rows"]),
         ]
         loops = [t0.eq(run["t0"]), t0_ends.eq(run["t0"] == 0)], [t1.eq(run["t1"]), t1_ends.eq(run["t1"] == 0)]
         column_mask = [Signal(32, name=f"mask{n}") for n in range(words)]
-        mask_step = Signal(range(words + 3))
+        mask_step = Signal(range(words + 3), init=words + 2)
         mask_pointer = Signal(len(self.mask_address) - 1)
         m.d.comb += [
             self.row_words.eq(run["row_words"]),
@@ -119,8 +121,8 @@ class Fetch(wiring.Component):
             self.taken_use_c.eq(run["use_c"]),
             self.mask_address.eq(Cat(mask_pointer, run["c_bank"])),
         ]
-        next_row = Signal()  # the row index changes
-        lane, ring, slot, found = choose_lane(m, config, self, run, index, next_row)
+        run_begins = Signal()
+        lane, ring, slot, found = choose_lane(m, config, self, run, index, run_begins)
         chosen = Signal(lanes + context_width(config))  # lanes, then ring
         chosen_slot = Signal(8)
 
@@ -172,6 +174,19 @@ class Fetch(wiring.Component):
         wanted = Signal()
         m.d.comb += wanted.eq(Cat(column_mask).any())
 
+        # a row's masks are read once those of the row before were sent, and are there before they are needed: while its
+        # first words are sent at the latest
+        read_masks = Signal()
+        with m.If(read_masks):
+            m.d.sync += mask_step.eq(0)
+        with m.Elif(mask_step != words + 2):
+            m.d.sync += mask_step.eq(mask_step + 1)
+        with m.If(mask_step < words):
+            m.d.sync += mask_pointer.eq(mask_pointer + 1)
+        for word in range(words):
+            with m.If(mask_step == word + 2):
+                m.d.sync += column_mask[word].eq((self.mask | ~run["use_c"].replicate(32)) & limits[word])
+
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += [self.run.ready.eq(1), self.active.eq(self.run.valid | (word_number != 0))]
@@ -181,43 +196,27 @@ class Fetch(wiring.Component):
                             m.d.sync += run[f.name].eq(self.run.payload[f.lsb : f.lsb + f.width])
                     m.d.sync += word_number.eq(word_number + 1)
                     with m.If(word_number == RUN.words - 1):
-                        m.d.comb += next_row.eq(1)
+                        m.d.comb += run_begins.eq(1)
                         m.d.sync += [word_number.eq(0), index.eq(0), m0.eq(0), m1.eq(0)]
                         m.next = "RUN"
             with m.State("RUN"):
                 m.d.comb += self.active.eq(1)
+                m.d.comb += read_masks.eq(1)
                 m.d.sync += mask_pointer.eq(run["c_row"] << (words - 1).bit_length())
-                m.next = "ROW"
-            with m.State("ROW"):
-                m.d.comb += self.active.eq(1)
-                m.d.sync += mask_step.eq(0)
-                for word in range(words):
-                    m.d.sync += column_mask[word].eq(limits[word])
-                with m.If(self.abort):
-                    m.next = "TAKEN"
-                with m.Elif(run["use_c"]):
-                    m.next = "MASK"
-                with m.Else():
-                    m.next = "CHOOSE"
-            with m.State("MASK"):
-                m.d.comb += self.active.eq(1)
-                m.d.sync += mask_step.eq(mask_step + 1)
-                with m.If(mask_step < words):
-                    m.d.sync += mask_pointer.eq(mask_pointer + 1)
-                for word in range(words):
-                    with m.If(mask_step == word + 2):
-                        m.d.sync += column_mask[word].eq(self.mask & limits[word])
-                with m.If(mask_step == words + 1):
-                    m.next = "CHOOSE"
+                m.next = "CHOOSE"
             with m.State("CHOOSE"):
                 m.d.comb += self.active.eq(1)
-                m.d.sync += [header.eq(0), chosen.eq(Cat(lane, ring)), chosen_slot.eq(slot)]
+                m.d.sync += [
+                    header.eq(0), chosen.eq(Cat(lane, ring)), chosen_slot.eq(slot),
+                    number.eq(run["row"] + index),
+                ]  # fmt: skip
                 with m.If(self.abort):
                     m.next = "TAKEN"
                 with m.Elif(found & self.space):
                     for n in range(lanes * config.rows_in_flight):
                         ring_is = ring == n % config.rows_in_flight
                         m.d.comb += self.coming[n].eq(lane[n // config.rows_in_flight] & ring_is)
+                    m.d.sync += index.eq(index + 1)
                     m.next = "START"
             with m.State("START"):
                 m.d.comb += [self.active.eq(1), push.eq(1), raw.eq(1), body.eq(start.as_value())]
@@ -226,7 +225,7 @@ class Fetch(wiring.Component):
                 m.d.comb += [self.active.eq(1), raw.eq(1)]
                 with m.Switch(header):
                     with m.Case(0):
-                        m.d.comb += body.eq((run["row"] + index)[:16])
+                        m.d.comb += body.eq(number)
                     for word in range(words):
                         with m.Case(word + 1):
                             m.d.comb += body.eq(column_mask[word])
@@ -237,6 +236,7 @@ class Fetch(wiring.Component):
                     m.d.comb += push.eq(1)
                     m.d.sync += header.eq(header + 1)
                     with m.If(header == words):
+                        m.d.comb += read_masks.eq(1)
                         m.next = "TAPS"
                         with m.If(~wanted):
                             m.next = "END"
@@ -255,8 +255,7 @@ class Fetch(wiring.Component):
             with m.State("END"):
                 m.d.comb += [self.active.eq(1), raw.eq(1), body.eq(end.as_value())]
                 with m.If(self.space):
-                    m.d.comb += [push.eq(1), next_row.eq(1)]
-                    m.d.sync += index.eq(index + 1)
+                    m.d.comb += push.eq(1)
                     with m.If(~m0_ends):
                         m.d.sync += m0.eq(m0 + 1)
                         step_row("m0")
@@ -266,7 +265,7 @@ class Fetch(wiring.Component):
                     with m.Else():
                         m.d.sync += [m0.eq(0), m1.eq(0)]
                         step_row("m2")
-                    m.next = "ROW"
+                    m.next = "CHOOSE"
                     with m.If(rows_end):
                         m.next = "TAKEN"
             with m.State("TAKEN"):

@@ -19,12 +19,14 @@ class Gearbox(wiring.Component):
 
     Members:
         beat, beat_valid: the beat at the input; ``is_b``: it holds values of ``b_width``, not ``a_width``, bits.
-        announce: values to expect in addition; what a beat holds beyond the last of them is padding.
-        hold: the beat at the input is not for the gearbox.
+        announce: values to expect in addition; what a beat holds beyond the last of them is padding. Only
+            with ``hold``.
+        hold: no beat is taken.
         want: the beat is taken if it is valid.
+        more: of the values to expect, some come after this beat.
         values: the oldest ``most`` values.
         count: values held.
-        take: how many of them leave (at most ``count``).
+        need: how many of them leave (at most ``most``), if so many are there: with ``given``.
         clear: forget everything.
     """
 
@@ -43,9 +45,11 @@ class Gearbox(wiring.Component):
                 "announce": In(range(max(config.k_depth, config.tile_columns, config.beat_bits) + 1)),
                 "hold": In(1),
                 "want": Out(1),
+                "more": Out(1),
                 "values": Out(data.ArrayLayout(self.width, self.most)),
                 "count": Out(range(self._slots + 1)),
-                "take": In(range(self.most + 1)),
+                "need": In(range(self.most + 1)),
+                "given": Out(1),
                 "clear": In(1),
             }
         )
@@ -73,9 +77,8 @@ class Gearbox(wiring.Component):
             b = of_b[n] if n < len(of_b) else Const(0, self.width)
             incoming.append(a if config.a_width == config.b_width else Mux(self.is_b, b, a))
         base = Signal(range(self._slots + 1))
-        left = Signal(17)
-        following = Signal(17)
-        some_left = Signal()  # left != 0
+        left = Signal.like(self.announce)
+        following = Signal.like(left)
         whole = Mux(
             self.is_b,
             config.values_per_word(config.b_width) * config.stream_words,
@@ -83,22 +86,31 @@ class Gearbox(wiring.Component):
         )
         fresh = Signal(range(self.per_beat + 1))
         put = Signal()
+        take = Signal.like(self.need)
         m.d.comb += [
-            self.want.eq(some_left & (self.count <= self.most) & ~self.hold),
+            # there is room for a beat if only `most` values stay; if there are more, what is needed leaves for certain
+            self.want.eq((self.count <= self.most + self.need) & ~self.hold),
+            self.given.eq(self.count >= self.need),
+            take.eq(Mux(self.given, self.need, 0)),
             put.eq(self.want & self.beat_valid),
-            fresh.eq(Mux(put, Mux(left > whole, whole, left), 0)),
-            base.eq(self.count - self.take),
+            fresh.eq(Mux(put, Mux(self.more, whole, left), 0)),
+            base.eq(self.count - take),
             *(self.values[n].eq(slots[n]) for n in range(self.most)),
         ]
         zero = Const(0, self.width)
         for n, slot in enumerate(slots):
-            moved = Array([slots[n + t] if n + t < len(slots) else zero for t in range(self.most + 1)])[self.take]
+            moved = Array([slots[n + t] if n + t < len(slots) else zero for t in range(self.most + 1)])[take]
             # the beat's first value goes to slot `base`, which is at most `most`
             placed = Array([incoming[n - at] if 0 <= n - at < len(incoming) else zero for at in range(self.most + 1)])
             m.d.sync += slot.eq(Mux(base <= n, placed[base[: max(1, self.most.bit_length())]], moved))
-        with m.If(self.clear):
-            m.d.sync += [self.count.eq(0), left.eq(0), some_left.eq(0)]
+        with m.If(self.hold):
+            m.d.comb += following.eq(left + self.announce)
+        with m.Elif(self.more):
+            m.d.comb += following.eq(left - fresh)
         with m.Else():
-            m.d.comb += following.eq(left + self.announce - fresh)
-            m.d.sync += [self.count.eq(base + fresh), left.eq(following), some_left.eq(following != 0)]
+            m.d.comb += following.eq(Mux(put, 0, left))
+        with m.If(self.clear):
+            m.d.sync += [self.count.eq(0), left.eq(0), self.more.eq(0)]
+        with m.Else():
+            m.d.sync += [self.count.eq(base + fresh), left.eq(following), self.more.eq(following > whole)]
         return m

@@ -9,8 +9,10 @@ from maskwork.rtl.pe import context_width
 CHOICE_CYCLES = 3
 """Cycles from the state of the rings to the choice that is made from it."""
 
-SETTLED = 6
-"""Cycles from a row's being given away to the next choice: flags of rings, choice of one, and its fields."""
+SETTLED = 3
+"""Cycles for which the choice must not be looked at once ``index`` is that of the next row, or a row was given away:
+flags of rings, choice of one, and its fields (or the table's word, and its fields).
+"""
 
 Choice = tuple[Value, Value, Value, Value]
 """One-hot lane (all lanes when shared), ring, partial-sum slot, and whether there is one."""
@@ -25,8 +27,8 @@ def choose_lane(m: Module, config: Config, fetch, run, index: Value, next_row: V
         config: the configuration.
         fetch: the fetch unit, for ``room``, ``coming`` and ``taken``.
         run: fields ``share``, ``first`` and ``final`` of the RUN.
-        index: number of the row in its RUN.
-        next_row: ``index`` changes.
+        index: number of the row in its RUN, when it is given away; it may change in that cycle.
+        next_row: ``index`` changes, or the RUN's fields are complete.
     """
     lanes, rings = config.lanes_per_cluster, config.rows_in_flight
     ring_bits = context_width(config)
@@ -109,7 +111,7 @@ def choose_ring(m: Module, config: Config, fetch, index: Value, next_row: Value)
 
 
 def _settled(m: Module, fetch, next_row: Value) -> Value:
-    """The choice takes some registers: it belongs to this row `SETTLED` cycles after the last row was given away."""
+    """The choice takes some registers: it belongs to this row once `SETTLED` cycles have passed."""
     wait = Signal(range(SETTLED + 1))
     with m.If(fetch.coming.any() | next_row):
         m.d.sync += wait.eq(0)

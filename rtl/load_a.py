@@ -2,37 +2,28 @@
 
 from amaranth import *
 from amaranth.lib import memory, wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import Out
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.gearbox import Gearbox, sum_bits
 from maskwork.rtl.layouts import a_write_layout, clog2, record_layout
-from maskwork.rtl.load_common import beats_for, part_members
+from maskwork.rtl.load_common import beats_for, bitmap_members
 
 
 class LoadA(wiring.Component):
     """For each segment: bitmap beats (unless dense), then for each chunk that is not empty its head and value words.
 
-    A cycle for every chunk's head (or for passing an empty chunk), one for each value word once its values are there.
+    A cycle for every word, once its values are there, and one for the segment's end; empty chunks are passed, one a
+    cycle, while words are written. So are bitmap beats: they wait in a queue.
 
     Members:
-        hold: the values of the beat at the input (or of the whole dense segment) are announced.
-        count, values, take: the gearbox.
         write: to the activation buffers.
-        others: see :func:`~maskwork.rtl.load_common.part_members`.
+        others: see :func:`~maskwork.rtl.load_common.part_members` and
+            :func:`~maskwork.rtl.load_common.bitmap_members`.
     """
 
     def __init__(self, config: Config, gearbox: Gearbox):
         self._config = config
-        super().__init__(
-            {
-                **part_members(config),
-                "hold": Out(1),
-                "count": In(gearbox.count.shape()),
-                "values": In(gearbox.values.shape()),
-                "take": Out(gearbox.take.shape()),
-                "write": Out(a_write_layout(config)),
-            }
-        )
+        super().__init__({**bitmap_members(config, gearbox), "write": Out(a_write_layout(config))})
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
@@ -46,31 +37,40 @@ class LoadA(wiring.Component):
         beats = max(2, -(-config.k_depth // config.beat_bits))
         m.submodules.bitmaps = bitmaps = memory.Memory(shape=config.beat_bits, depth=beats, init=[])
         bitmap_write, bitmap_read = bitmaps.write_port(), bitmaps.read_port(domain="comb")
-        segments = Signal.like(load.count)
+        come, segments = Signal.like(load.count), Signal.like(load.count)  # bitmaps, written segments to come
         beat_number = Signal(range(beats))
-        chunk = Signal(range(max(2, config.k_depth // CHUNK)))  # the chunk that comes next
+        written, read = Signal(range(2 * beats)), Signal(range(2 * beats))  # beats, modulo twice the queue's
+        waits, space = Signal(), Signal()
+        chunk = Signal(range(max(2, config.k_depth // CHUNK)))  # the chunk that is looked at
         last_chunk = Signal.like(chunk)
-        bits = Signal(CHUNK)  # the chunk at hand
-        elements = Signal(range(CHUNK + 1))
-        at = Signal.like(chunk)
-        is_last = Signal()
-        word_left = Signal(range(CHUNK + 1))  # values of the chunk that are not written
-        step = Signal(range(config.fetch_width + 1))
+        at_last = Signal()
         following = Signal(CHUNK)
         tail = Signal(CHUNK)
+        # the chunk that comes next: not empty, or its segment's last
+        held, is_last = Signal(), Signal()
+        bits = Signal(CHUNK)
+        at = Signal.like(chunk)
+        elements = Signal(range(CHUNK + 1))
+        word_left = Signal(range(CHUNK + 1))  # values of the chunk before that are not written
+        ends = Signal()  # with that chunk, its segment
+        step = Signal(range(config.fetch_width + 1))
+        taken = Signal()
         m.d.sync += [
             last_chunk.eq((load.length - 1)[clog2(CHUNK) :]),
             # as many ones as the last chunk has elements (a table: comparators cost more)
             tail.eq(Const((1 << CHUNK) - 1, CHUNK) >> (-load.length)[:4]),
         ]
         m.d.comb += [
-            bitmap_write.addr.eq(beat_number),
+            waits.eq(written != read),
+            space.eq(written ^ read != beats),
+            bitmap_write.addr.eq(written[:-1]),
             bitmap_write.data.eq(self.beat),
-            bitmap_read.addr.eq(chunk[clog2(beat_chunks) :]),
+            bitmap_read.addr.eq(read[:-1]),
+            at_last.eq(chunk == last_chunk),
             following.eq(
                 Mux(
                     load.dense,
-                    Mux(chunk == last_chunk, tail, ~0),
+                    Mux(at_last, tail, ~0),
                     bitmap_read.data.word_select(chunk[: clog2(beat_chunks)], CHUNK),
                 )
             ),
@@ -79,6 +79,17 @@ class LoadA(wiring.Component):
             self.write.bank.eq(load.bank),
             self.write.append.eq(load.append),
         ]
+        with m.If(~held | taken):
+            m.d.sync += [
+                bits.eq(following),
+                at.eq(chunk),
+                is_last.eq(at_last),
+                held.eq(waits & (following.any() | at_last)),
+            ]
+            with m.If(waits):
+                m.d.sync += chunk.eq(Mux(at_last, 0, chunk + 1))
+                with m.If(at_last | chunk[: clog2(beat_chunks)].all()):
+                    m.d.sync += read.eq(read + 1)
         head = Signal(record_layout(config))
         m.d.comb += [
             head.bitmap.eq(bits),
@@ -86,57 +97,65 @@ class LoadA(wiring.Component):
             head.number.eq(at),
         ]
         values = Cat(self.values[n][: config.a_width] for n in range(config.fetch_width))
+
+        # bitmaps; a dense segment's are made up, at the same pace
+        put, begun = Signal(), Signal()
+        m.d.comb += [
+            self.inside.eq(begun & ~load.dense),
+            self.want.eq(~load.dense & put),
+            bitmap_write.en.eq(put & (load.dense | self.beat_valid)),
+            self.announce.eq(load.dense & put & ~begun),
+        ]
+        with m.If(bitmap_write.en):
+            m.d.sync += [written.eq(written + 1), beat_number.eq(beat_number + 1), begun.eq(1)]
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [segments.eq(load.count - 1), beat_number.eq(0)]
+                m.d.sync += [come.eq(load.count - 1), beat_number.eq(0), begun.eq(0)]
+                with m.If(self.start):
+                    m.next = "BITMAP"
+            with m.State("BITMAP"):
+                m.d.comb += put.eq(space & (begun | self.free))
+                with m.If(bitmap_write.en & (beat_number == beats_for(config, load.length))):
+                    m.d.sync += [beat_number.eq(0), begun.eq(0), come.eq(come - 1)]
+                    with m.If(come == 0):
+                        m.next = "IDLE"
+
+        segment_ends = Signal()
+        m.d.comb += [self.write.end.eq(segment_ends), self.done.eq(segment_ends & (segments == 0))]
+        with m.If(segment_ends):
+            m.d.sync += segments.eq(segments - 1)
+        with m.FSM():
+            with m.State("IDLE"):
+                m.d.sync += [segments.eq(load.count - 1), chunk.eq(0), written.eq(0), read.eq(0), held.eq(0)]
                 with m.If(self.start):
                     m.d.comb += self.write.start.eq(1)
-                    m.next = "SEGMENT"
-            with m.State("SEGMENT"):
-                m.d.sync += chunk.eq(0)
-                m.d.comb += self.hold.eq(1)
-                with m.If(load.dense):
-                    m.next = "FIRST"
-                with m.Else():
-                    m.d.comb += self.want.eq(1)
-                    with m.If(self.beat_valid):
-                        m.d.comb += bitmap_write.en.eq(1)
-                        m.d.sync += beat_number.eq(beat_number + 1)
-                        with m.If(beat_number == beats_for(config, load.length)):
-                            m.d.sync += beat_number.eq(0)
-                            m.next = "FIRST"
-            with m.State("FIRST"):
-                m.d.sync += [bits.eq(following), at.eq(0), chunk.eq(1), is_last.eq(last_chunk == 0)]
-                m.next = "HEAD"
+                    m.next = "HEAD"
             with m.State("HEAD"):
-                m.d.comb += [self.write.we.eq(bits.any()), self.write.word.eq(head.as_value())]
-                # the next chunk's bits wait in their register while this chunk's values are written
-                m.d.sync += [
-                    word_left.eq(elements),
-                    bits.eq(following),
-                    at.eq(chunk),
-                    chunk.eq(chunk + 1),
-                    is_last.eq(chunk == last_chunk),
+                m.d.comb += [
+                    taken.eq(1),
+                    self.write.word.eq(head.as_value()),
+                    self.empty.eq(~held & ~waits & ~begun),
                 ]
-                with m.If(bits.any()):
+                m.d.sync += [word_left.eq(elements), ends.eq(is_last)]
+                with m.If(held & bits.any()):
+                    m.d.comb += self.write.we.eq(1)
                     m.next = "VALUES"
-                    with m.If(is_last):
-                        m.next = "LAST_VALUES"
-                with m.Elif(is_last):
-                    m.next = "END"
-            for name, after in (("VALUES", "HEAD"), ("LAST_VALUES", "END")):
-                with m.State(name):
-                    m.d.comb += self.write.word.eq(values)
-                    with m.If(self.count >= step):
-                        m.d.comb += [self.write.we.eq(1), self.take.eq(step)]
-                        m.d.sync += word_left.eq(word_left - step)
-                        with m.If(word_left <= config.fetch_width):
-                            m.next = after
+                with m.Elif(held):
+                    m.d.comb += segment_ends.eq(1)
+                    with m.If(segments == 0):
+                        m.next = "IDLE"
+            with m.State("VALUES"):
+                m.d.comb += [self.write.word.eq(values), self.need.eq(step)]
+                with m.If(self.given):
+                    m.d.comb += self.write.we.eq(1)
+                    m.d.sync += word_left.eq(word_left - step)
+                    with m.If(word_left <= config.fetch_width):
+                        m.next = "HEAD"
+                        with m.If(ends):
+                            m.next = "END"
             with m.State("END"):
-                m.d.comb += self.write.end.eq(1)
-                m.d.sync += segments.eq(segments - 1)
-                m.next = "SEGMENT"
+                m.d.comb += segment_ends.eq(1)
+                m.next = "HEAD"
                 with m.If(segments == 0):
-                    m.d.comb += self.done.eq(1)
                     m.next = "IDLE"
         return m

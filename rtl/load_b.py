@@ -2,38 +2,30 @@
 
 from amaranth import *
 from amaranth.lib import wiring
-from amaranth.lib.wiring import In, Out
+from amaranth.lib.wiring import Out
 from maskwork.gen.config import Config
-from maskwork.rtl.bit_iterator import BitIterator
+from maskwork.rtl.bit_iterator import lowest, single
 from maskwork.rtl.gearbox import Gearbox, sum_bits
-from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import b_write_layout
-from maskwork.rtl.load_common import beats_for, part_members
+from maskwork.rtl.load_common import beats_for, bitmap_members
 
 
 class LoadB(wiring.Component):
-    """For each row: bitmap beats (unless dense), a cycle for the masks, then one for each slot in which any PE has a
-    value (in all slots if B's masks do not skip), once the values are there.
+    """For each row: bitmap beats (unless dense), a cycle for each slot in which any PE has a value (for all slots if
+    B's masks do not skip; at least one), once the values are there. The masks are written with the first.
+
+    While a row's slots are written, the next row's bitmap is taken. A row's masks stay where they are until they were
+    written: at least 3 cycles.
 
     Members:
-        hold: the values of the beat at the input (or of the whole dense row) are announced.
-        count, values, take: the gearbox.
         write: to the lanes.
-        others: see :func:`~maskwork.rtl.load_common.part_members`.
+        others: see :func:`~maskwork.rtl.load_common.part_members` and
+            :func:`~maskwork.rtl.load_common.bitmap_members`.
     """
 
     def __init__(self, config: Config, gearbox: Gearbox):
         self._config = config
-        super().__init__(
-            {
-                **part_members(config),
-                "hold": Out(1),
-                "count": In(gearbox.count.shape()),
-                "values": In(gearbox.values.shape()),
-                "take": Out(gearbox.take.shape()),
-                "write": Out(b_write_layout(config)),
-            }
-        )
+        super().__init__({**bitmap_members(config, gearbox), "write": Out(b_write_layout(config))})
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
@@ -45,92 +37,143 @@ class LoadB(wiring.Component):
         load = self.load
         pes, columns = config.pes_per_lane, config.tile_columns
         beats = max(1, -(-columns // config.beat_bits))
-        submodule(m, "slots", slots := BitIterator(config.slots, 1), platform)
+        masks, nibbles = "b" in config.skip, config.slots // 4
         rows = Signal.like(load.count)
-        k = Signal(config.k_width)
         beat_number = Signal(range(max(2, beats)))
-        mask = Signal(columns)
         dense_mask = Signal(columns)
         m.d.sync += dense_mask.eq(Const((1 << columns) - 1, columns) >> (-load.length)[: (columns - 1).bit_length()])
+
+        # three stages: the row that comes; the row whose slots are chosen, four of them at a time (`flags`: those that
+        # still wait); four slots of which one after the other leaves
+        taken, full = Signal(columns), Signal()
+        mask, outer = Signal(columns, reset_less=True), Signal()
+        flags = Signal(nibbles, reset_less=True)
+        first, unwritten = Signal(reset_less=True), Signal()  # of the row's fours; its masks were not written
+        four, inner = Signal(4 * pes, reset_less=True), Signal()
+        bits = Signal(4, reset_less=True)
+        nibble = Signal(range(max(2, nibbles)), reset_less=True)
+        inner_first = Signal(reset_less=True)
+        # and the slot whose columns wait until the gearbox has their values
+        pending, begins = Signal(), Signal()
+        slot = Signal(range(config.slots))
+        enable = Signal(pes)
+        needs = Signal(range(pes + 1))
+        k = Signal(config.k_width)
+
+        outer_free, inner_free, pending_free, given = Signal(), Signal(), Signal(), Signal()
+        which, place = Signal(range(max(2, nibbles))), Signal(2)
+        fours, chosen = Signal(4 * pes), Signal(pes)
+        m.d.comb += [
+            self.need.eq(needs),
+            given.eq(pending & self.given),
+            pending_free.eq(~pending | given),
+            inner_free.eq(~inner | (single(bits) & pending_free)),
+            outer_free.eq((~outer | (single(flags) & inner_free)) & (~unwritten | (given & begins))),
+            which.eq(lowest(flags) if nibbles > 1 else 0),
+            fours.eq(mask.word_select(which, 4 * pes)),
+            place.eq(lowest(bits)),
+            chosen.eq(four.word_select(place, pes)),
+        ]
+        with m.If(outer_free):
+            m.d.sync += [
+                mask.eq(taken),
+                flags.eq(Cat(taken.word_select(n, 4 * pes).any() | (not masks) for n in range(nibbles))),
+                first.eq(1),
+                outer.eq(full),
+            ]
+        with m.Elif(inner_free & outer):
+            m.d.sync += [flags.eq(flags & (flags - 1)[:nibbles]), first.eq(0), outer.eq(~single(flags))]
+        if masks:
+            with m.If(given & begins):
+                m.d.sync += unwritten.eq(0)
+            with m.If(outer_free):
+                m.d.sync += unwritten.eq(full)
+        with m.If(inner_free):
+            m.d.sync += [
+                four.eq(fours),
+                # without masks, what a row leaves out is a weight of 0, and has to be written
+                bits.eq(Cat(fours.word_select(n, pes).any() | (not masks) for n in range(4))),
+                nibble.eq(which),
+                inner_first.eq(first),
+                inner.eq(outer),
+            ]
+        with m.Elif(pending_free):
+            m.d.sync += [bits.eq(bits & (bits - 1)[:4]), inner_first.eq(0)]
+        with m.If(pending_free):
+            m.d.sync += [
+                pending.eq(inner),
+                begins.eq(inner_first),
+                slot.eq(Cat(place, nibble)),
+                enable.eq(chosen),
+                needs.eq(Mux(inner, sum_bits(chosen), 0)),
+                k.eq(k + (inner & inner_first)),
+            ]
+
         m.d.comb += [
             self.write.lanes.eq(load.lanes),
             self.write.k.eq(Cat(k, load.bank)),
-            # without masks, what a row leaves out is a weight of 0, and has to be written
-            slots.i.payload.mask.eq(
-                Cat(mask.word_select(slot, pes).any() | ("b" not in config.skip) for slot in range(config.slots))
-            ),
+            self.write.slot.eq(slot),
         ]
-        if "b" in config.skip:
-            m.d.comb += self.write.mask.eq(mask)
-
-        # one slot's columns wait in a register until the gearbox has their values
-        pending = Signal()
-        slot = Signal(range(config.slots))
-        bits = Signal(pes)
-        needs = Signal(range(pes + 1))
-        given = Signal()
-        chosen = Signal(pes)
-        m.d.comb += [
-            chosen.eq(mask.word_select(slots.o.payload.index, pes)),
-            given.eq(pending & (self.count >= needs)),
-            slots.o.ready.eq(~pending | given),
-        ]
-        with m.If(slots.o.ready):
-            m.d.sync += [
-                pending.eq(slots.o.valid),
-                slot.eq(slots.o.payload.index),
-                bits.eq(chosen),
-                needs.eq(sum_bits(chosen)),
-            ]
         for pe in range(pes):
-            before = sum_bits(bits[:pe]) if pe else Const(0, 1)
+            before = sum_bits(enable[:pe]) if pe else Const(0, 1)
             value = Array([self.values[n][: config.b_width] for n in range(pe + 1)])[before]
-            m.d.comb += self.write.values[pe].eq(Mux(bits[pe], value, 0))
+            m.d.comb += self.write.values[pe].eq(Mux(enable[pe], value, 0))
+        if masks:
+            m.d.comb += self.write.mask.eq(mask)
         with m.If(given):
-            m.d.comb += [
-                self.take.eq(needs),
-                self.write.enable.eq(bits if "b" in config.skip else ~0),
-            ]
-        m.d.comb += self.write.slot.eq(slot)
+            m.d.comb += self.write.enable.eq(enable if masks else ~0)
+            if masks:
+                m.d.comb += self.write.mask_we.eq(begins)
+            if not set("bc") & set(config.skip):
+                # all slots are written: that of the last column is one of them
+                m.d.comb += [
+                    self.write.columns_we.eq(slot == ((load.length - 1)[: len(load.length)] >> (pes - 1).bit_length())),
+                    self.write.columns_grow.eq(load.append),
+                ]
 
+        with m.If(outer_free):
+            m.d.sync += full.eq(0)
+        goes_on = Signal()  # nothing is in the way of the beat, or row, at the input
+        inactive = Signal()
+        m.d.comb += [
+            goes_on.eq(self.inside | (self.free & (~full | outer_free))),
+            inactive.eq(~full & ~outer & ~inner & ~pending),
+        ]
         with m.FSM():
             with m.State("IDLE"):
-                m.d.sync += [rows.eq(load.count - 1), k.eq(load.k), beat_number.eq(0)]
+                m.d.sync += [
+                    rows.eq(load.count - 1),
+                    k.eq(load.k - 1),
+                    taken.eq(0),
+                    beat_number.eq(0),
+                    self.inside.eq(0),
+                ]
                 with m.If(self.start):
                     m.next = "ROW"
             with m.State("ROW"):
-                m.d.comb += self.hold.eq(1)
-                with m.If(load.dense):
-                    m.d.sync += mask.eq(dense_mask)
-                    m.next = "MASK"
-                with m.Else():
-                    m.d.comb += self.want.eq(1)
+                ends = Signal()
+                m.d.comb += self.empty.eq(inactive & ~self.inside)
+                with m.If(goes_on & load.dense):
+                    m.d.comb += [self.announce.eq(1), ends.eq(1)]
+                    m.d.sync += taken.eq(dense_mask)
+                with m.If(goes_on & ~load.dense):
+                    m.d.comb += [
+                        self.want.eq(1),
+                        ends.eq(self.beat_valid & (beat_number == beats_for(config, load.length))),
+                    ]
                     with m.If(self.beat_valid):
-                        m.d.sync += beat_number.eq(beat_number + 1)
+                        m.d.sync += [beat_number.eq(beat_number + 1), self.inside.eq(1)]
                         with m.Switch(beat_number):
                             for n in range(beats):
-                                part = mask[n * config.beat_bits :][: config.beat_bits]
+                                part = taken[n * config.beat_bits :][: config.beat_bits]
                                 with m.Case(n):
                                     m.d.sync += part.eq(self.beat)
-                        with m.If(beat_number == beats_for(config, load.length)):
-                            m.d.sync += beat_number.eq(0)
-                            m.next = "MASK"
-            with m.State("MASK"):
-                m.d.comb += slots.i.valid.eq(1)
-                if "b" in config.skip:
-                    m.d.comb += self.write.mask_we.eq(1)
-                if not set("bc") & set(config.skip):
-                    m.d.comb += [
-                        self.write.columns_we.eq(1),
-                        self.write.columns_grow.eq(load.append),
-                        self.write.slot.eq((load.length - 1)[: len(load.length)] >> (pes - 1).bit_length()),
-                    ]
-                m.next = "SLOTS"
-            with m.State("SLOTS"):
-                with m.If(~slots.busy & (~pending | given)):
-                    m.d.sync += [rows.eq(rows - 1), k.eq(k + 1), mask.eq(0)]
-                    m.next = "ROW"
+                with m.If(ends):
+                    m.d.sync += [full.eq(1), rows.eq(rows - 1), beat_number.eq(0), self.inside.eq(0)]
                     with m.If(rows == 0):
-                        m.d.comb += self.done.eq(1)
-                        m.next = "IDLE"
+                        m.next = "END"
+            with m.State("END"):
+                with m.If(~full & ~outer & ~inner & pending_free):
+                    m.d.comb += self.done.eq(1)
+                    m.next = "IDLE"
         return m

@@ -56,3 +56,22 @@ def part_members(config: Config):
         "want": Out(1),
         "done": Out(1),
     }
+
+
+def bitmap_members(config: Config, gearbox):
+    """Further ports of the parts whose rows are bitmaps and values.
+
+    ``free``: the values of the row before are all in the gearbox, or leave for it now: the next row's first beat may
+    be taken. ``inside``: the beats to come belong to a bitmap that was begun. ``announce``: the values of a whole dense
+    row are announced. ``empty``: what was announced was used. ``given``, ``values``, ``need``: the gearbox.
+    """
+    return {
+        **part_members(config),
+        "free": In(1),
+        "inside": Out(1),
+        "announce": Out(1),
+        "empty": Out(1),
+        "given": In(1),
+        "values": In(gearbox.values.shape()),
+        "need": Out(gearbox.need.shape()),
+    }

@@ -68,12 +68,13 @@ class Loader(wiring.Component):
                     m.d.sync += getattr(port, name).eq(getattr(write, name))
 
         want, short, part_done = Signal(), Signal(), Signal()
+        wants_values = Signal()
         ended = Signal()  # the packet's last beat was taken
         beat_valid = Signal()
         m.d.comb += [
             # a packet that ended too early is completed with whatever is at hand: its bank will not count as loaded
             beat_valid.eq(self.busy & (self.i.valid | ended)),
-            want.eq(self.busy & (reduce(or_, (part.want for part in parts.values())) | gearbox.want)),
+            want.eq(self.busy & (reduce(or_, (part.want for part in parts.values())) | wants_values)),
             self.i.ready.eq(want & ~ended),
             short.eq(want & ended),
             part_done.eq(reduce(or_, (part.done for part in parts.values()))),
@@ -85,30 +86,7 @@ class Loader(wiring.Component):
                 part.beat.eq(self.i.payload.data),
                 part.beat_valid.eq(beat_valid),
             ]
-        holds, held = load_a.hold | load_b.hold, Signal(2)
-        bitmap = Signal(config.beat_bits, reset_less=True)
-        counted = Signal()
-        m.d.comb += [
-            gearbox.beat.eq(self.i.payload.data),
-            gearbox.beat_valid.eq(beat_valid),
-            gearbox.is_b.eq(self.load.kind == Load.B),
-            gearbox.hold.eq(holds | held.any()),
-            gearbox.take.eq(load_a.take | load_b.take),
-            gearbox.clear.eq(self.start),
-        ]
-        for part in (load_a, load_b):
-            m.d.comb += [part.count.eq(gearbox.count), part.values.eq(gearbox.values)]
-        # bitmaps are counted from a register, and announced from another; no value is taken before
-        m.d.sync += [
-            bitmap.eq(self.i.payload.data),
-            counted.eq(holds & (beat_valid | self.load.dense)),
-            gearbox.announce.eq(0),
-            held.eq(Cat(holds, held)),
-        ]
-        with m.If(counted & self.load.dense):
-            m.d.sync += gearbox.announce.eq(self.load.length)
-        with m.Elif(counted):
-            m.d.sync += gearbox.announce.eq(sum_bits(bitmap))
+        self._unpack(m, gearbox, load_a, load_b, beat_valid, wants_values)
         m.d.sync += [self.a.eq(load_a.write), self.b.eq(load_b.write), self.c.eq(load_c.write)]
 
         missing = Signal()
@@ -127,3 +105,48 @@ class Loader(wiring.Component):
             with m.If(self.i.valid & self.i.ready & self.i.payload.last):
                 m.d.sync += ended.eq(1)
         return m
+
+    def _unpack(self, m, gearbox, load_a, load_b, beat_valid, wants_values):
+        """Bitmaps and values pass one register, where bitmaps are counted and values wait for the gearbox.
+
+        A row's count is there 2 cycles after its bitmap was taken; that there is a first beat of values is known at
+        once.
+        """
+        config = self._config
+        beat = Signal(config.beat_bits, reset_less=True)
+        staged = Signal()  # it holds values
+        counted = Signal()  # it holds a bitmap
+        some = Signal()  # values were announced, or will be, that have not left the register
+        takes_bitmap, dense = Signal(), load_a.announce | load_b.announce
+        moves, last = Signal(), Signal()
+        m.d.comb += [
+            moves.eq(staged & gearbox.want),
+            last.eq(moves & ~gearbox.more),
+            takes_bitmap.eq((load_a.want | load_b.want) & beat_valid),
+            wants_values.eq(some & (~staged | (moves & gearbox.more)) & ~load_a.inside & ~load_b.inside),
+            gearbox.beat.eq(beat),
+            gearbox.beat_valid.eq(staged),
+            gearbox.is_b.eq(self.load.kind == Load.B),
+            gearbox.need.eq(load_a.need | load_b.need),
+            gearbox.clear.eq(self.start),
+        ]
+        # bits beyond a row's length announce values that no one takes
+        with m.If(load_a.empty | load_b.empty):
+            m.d.comb += gearbox.need.eq(gearbox.most)
+        for part in (load_a, load_b):
+            m.d.comb += [
+                part.free.eq(~some | last),
+                part.given.eq(gearbox.given),
+                part.values.eq(gearbox.values),
+            ]
+        with m.If(~staged | moves):
+            m.d.sync += beat.eq(self.i.payload.data)
+        m.d.sync += [
+            staged.eq((wants_values & beat_valid) | (staged & ~moves)),
+            counted.eq(takes_bitmap),
+            some.eq((some & ~last) | (takes_bitmap & self.i.payload.data.any()) | dense),
+            gearbox.announce.eq(Mux(self.load.dense, self.load.length, sum_bits(beat))),
+            gearbox.hold.eq(counted | dense),
+        ]
+        with m.If(self.start):
+            m.d.sync += [staged.eq(0), counted.eq(0), some.eq(0), gearbox.hold.eq(0)]

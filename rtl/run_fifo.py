@@ -11,7 +11,7 @@ RUN_WORDS = COMMANDS[Op.RUN].words
 
 
 class RunFifo(wiring.Component):
-    """Holds up to ``run_depth`` RUN commands; a word a cycle in, a word every other cycle out.
+    """Holds up to ``run_depth`` RUN commands; a word a cycle in, a word a cycle out.
 
     Members:
         word, we: the next word of the command that is being received.
@@ -43,11 +43,14 @@ class RunFifo(wiring.Component):
         m.submodules.memory = ram = memory.Memory(shape=32, depth=depth, init=[], attrs=NO_CHECK)
         write, read = ram.write_port(), ram.read_port()
         written, committed, taken = (Signal(range(2 * depth), name=n) for n in ("written", "committed", "taken"))
+        following = Signal.like(taken)
         m.d.comb += [
             write.addr.eq(written),
             write.data.eq(self.word),
             write.en.eq(self.we),
-            read.addr.eq(taken),
+            # the memory's output is the word at `taken`
+            read.addr.eq(following),
+            following.eq(taken + (self.o.valid & self.o.ready)),
         ]
         m.d.sync += self.space.eq((committed - taken)[: len(taken)] <= depth - 2 * RUN_WORDS)
         with m.If(self.cancel):
@@ -56,11 +59,6 @@ class RunFifo(wiring.Component):
             m.d.sync += written.eq(written + 1)
         with m.If(self.commit):
             m.d.sync += committed.eq(written)
-        ready = Signal()  # the memory's output is the word at `taken`
-        m.d.comb += [self.o.valid.eq(ready), self.o.payload.eq(read.data)]
-        m.d.sync += ready.eq((committed != taken) & ~ready)
-        with m.If(self.o.valid & self.o.ready):
-            m.d.sync += taken.eq(taken + 1)
-        with m.Elif(ready):
-            m.d.sync += ready.eq(1)
+        m.d.comb += self.o.payload.eq(read.data)
+        m.d.sync += [taken.eq(following), self.o.valid.eq(committed != following)]
         return m

@@ -27,25 +27,32 @@ def gearbox(config: Config, component=Gearbox):
     whole = Mux(dut.is_b, len(fields[1]), len(fields[0]))
     fresh = Signal(8)
     m.d.comb += fresh.eq(Mux(put, Mux(due > whole, whole, due), 0))
-    p.assume(due + dut.announce < 1 << 17)
-    p.assume((dut.take <= held) & (dut.take <= dut.most))
-    m.d.sync += [due.eq(due + dut.announce - fresh), held.eq(held + fresh - dut.take)]
+    take = Signal.like(dut.need)
+    m.d.comb += take.eq(Mux(held >= dut.need, dut.need, 0))
+    p.assume(dut.need <= dut.most)
+    kind = Signal()  # of the values: it changes with `clear`
+    p.assume(dut.is_b == kind)
+    p.assume(due + dut.announce < 1 << len(dut.announce))
+    p.assume(dut.hold | (dut.announce == 0))
+    m.d.sync += [due.eq(due + dut.announce - fresh), held.eq(held + fresh - take)]
 
     marking, at = p.free(1, "marking"), p.free(range(max(map(len, fields.values()))), "at")
     marked, ahead, word = Signal(), Signal(8), Signal(dut.width)
     field = [Array(fields[n])[at] for n in range(2)]
     with m.If(~marked & marking & (at < fresh)):
-        m.d.sync += [marked.eq(1), ahead.eq(held - dut.take + at), word.eq(Mux(dut.is_b, field[1], field[0]))]
+        m.d.sync += [marked.eq(1), ahead.eq(held - take + at), word.eq(Mux(dut.is_b, field[1], field[0]))]
     with m.Elif(marked):
-        m.d.sync += [marked.eq(ahead >= dut.take), ahead.eq(ahead - dut.take)]
+        m.d.sync += [marked.eq(ahead >= take), ahead.eq(ahead - take)]
     with m.If(dut.clear):
-        m.d.sync += [due.eq(0), held.eq(0), marked.eq(0)]
+        m.d.sync += [due.eq(0), held.eq(0), marked.eq(0), kind.eq(p.free(1, "next_kind"))]
     p.claim(dut.count == held)
     p.claim(~marked | (ahead < held))
     p.claim(~marked | (ahead >= dut.most) | (Array(dut.values)[ahead[: dut.most.bit_length()]] == word))
-    p.claim(~dut.want | ((due != 0) & ~dut.hold))
-    p.claim(dut.want | dut.hold | (due == 0) | (held > dut.most))  # never waits while `most` values are missing
-    p.cover(marked & (ahead < dut.take) & (ahead == dut.most - 1))
+    p.claim(dut.given == (held >= dut.need))
+    p.claim(dut.more == (due > whole))
+    p.claim(~dut.want | ~dut.hold)
+    p.claim(dut.want | dut.hold | (held - take > dut.most))  # never waits while there is room
+    p.cover(marked & (ahead < take) & (ahead == dut.most - 1))
     p.cover(held == dut.most + len(fields[0]))
     return p
 
@@ -65,10 +72,11 @@ def test_gearbox(tmp_path, name):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("(self.count <= self.most)", "(self.count <= self.most + 1)"),
-        ("Mux(left > whole, whole, left)", "whole"),
+        ("(self.count <= self.most + self.need)", "(self.count <= self.most + self.need + 1)"),
+        ("Mux(self.more, whole, left)", "whole"),
         ("Mux(base <= n, placed", "Mux(base < n, placed"),
-        ("base.eq(self.count - self.take)", "base.eq(self.count)"),
+        ("base.eq(self.count - take)", "base.eq(self.count)"),
+        ("following > whole", "following >= whole"),
     ],
 )
 def test_gearbox_mutants(tmp_path, old, new):

@@ -227,8 +227,9 @@ def test_gearbox(fields, is_b):
                     valid = rng.random() < 0.7
                     ctx.set(dut.beat_valid, valid)
                     ctx.set(dut.beat, beat if valid else rng.getrandbits(32))
-                    _, _, wants = await ctx.tick().sample(dut.want)
+                    _, _, wants, more = await ctx.tick().sample(dut.want, dut.more)
                     want = wants and valid
+                assert more == (beat is not some[-1])
             ctx.set(dut.beat_valid, 0)
 
     async def take(ctx):
@@ -237,13 +238,14 @@ def test_gearbox(fields, is_b):
             count = ctx.get(dut.count)
             seen = min(count, dut.most)
             assert [ctx.get(dut.values[n]) for n in range(seen)] == expected[:seen]
-            taken = rng.randint(0, seen)
-            ctx.set(dut.take, taken)
+            needed = rng.randint(0, dut.most)
+            ctx.set(dut.need, needed)
+            assert ctx.get(dut.given) == (needed <= count)
             await ctx.tick()
-            expected = expected[taken:]
-        ctx.set(dut.take, 0)
+            expected = expected[needed if needed <= count else 0 :]
+        ctx.set(dut.need, 0)
         await ctx.tick()
-        assert ctx.get(dut.count) == 0 and not ctx.get(dut.want)
+        assert ctx.get(dut.count) == 0 and not ctx.get(dut.more)
 
     simulate(dut, feed, take)
 
@@ -299,6 +301,26 @@ def test_run_fifo_holds_its_depth():
             await ticks(ctx, 2)
 
     simulate(dut, bench)
+
+
+def test_run_fifo_pace():
+    """A committed command leaves at a word a cycle."""
+    dut = RunFifo(preset("small"))
+    got, cycles = [], []
+
+    async def send(ctx):
+        ctx.set(dut.we, 1)
+        for word in range(2 * RUN_WORDS):
+            ctx.set(dut.word, word)
+            await ctx.tick()
+        ctx.set(dut.we, 0)
+        ctx.set(dut.commit, 1)
+        await ctx.tick()
+        ctx.set(dut.commit, 0)
+
+    simulate(dut, send, sink(dut.o, 2 * RUN_WORDS, got, cycles=cycles))
+    assert got == list(range(2 * RUN_WORDS))
+    assert cycles == list(range(cycles[0], cycles[0] + 2 * RUN_WORDS))
 
 
 # ---------------------------------------------------------------------- collectors

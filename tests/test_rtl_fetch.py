@@ -230,6 +230,62 @@ def test_fetch_abort(unit):
     assert items.count(WordKind.START.value) == items.count(WordKind.END.value) < 20
 
 
+def dispatched(unit, config, fields, pending, mask=0xFFFFFFFF):
+    """Cycles in which rows were given away, and their rings, of one RUN; a ring that was given a row has no room from
+    the next cycle on, for ``pending()`` cycles.
+    """
+    dut = unit(config)
+    run = {f.name: 0 for f in COMMANDS[Op.RUN].fields} | {"clusters": 1, "first": 1, "final": 1} | fields
+    run |= {"columns": config.tile_columns - 1, "x_limit": 99, "y_limit": 99}
+    given = []
+
+    async def bench(ctx):
+        ctx.set(dut.space, 1)
+        ctx.set(dut.mask, mask)
+        ctx.set(dut.segments[0], 4)
+        ctx.set(dut.directory, {"start": 0, "words": 3})
+        words, left, cycle, ended = COMMANDS[Op.RUN].encode(run), [0] * len(dut.room), 0, 0
+        while not ended:
+            room = sum((not n) << at for at, n in enumerate(left))
+            ctx.set(dut.room, room)
+            ctx.set(dut.run.valid, bool(words))
+            ctx.set(dut.run.payload, words[0] if words else 0)
+            _, _, ready, coming, ended = await ctx.tick().sample(dut.run.ready, dut.coming, dut.taken)
+            assert not coming & ~room
+            left = [pending() if coming >> at & 1 else max(0, n - 1) for at, n in enumerate(left)]
+            words = words[1:] if words and ready else words
+            if coming:
+                given.append((cycle, coming))
+            cycle += 1
+
+    simulate(dut, bench)
+    assert len(given) == run["rows"]
+    return given
+
+
+@pytest.mark.parametrize("name", ["small", "tiny", "256 columns"])
+@pytest.mark.parametrize("use_c", [0, 1])
+@pytest.mark.parametrize("share", [0, 1])
+def test_fetch_pace(name, use_c, share):
+    """A row takes 4 cycles, and one for each mask word and tap, if a lane has room; an unwanted one has no taps."""
+    config = Config(**CONFIGS[name])
+    for taps, mask in ((1, 1), (1, 0), (5, 1)):
+        fields = {"rows": 6, "t0": taps - 1, "use_c": use_c, "share": share}
+        cycles = [cycle for cycle, _ in dispatched(Fetch, config, fields, lambda: 0, mask)]
+        own = 4 + config.mask_words + (taps if mask or not use_c else 0)
+        assert cycles == list(range(cycles[0], cycles[0] + 6 * own, own))
+
+
+@pytest.mark.parametrize("unit", [Fetch, SerialFetch])
+@pytest.mark.parametrize("name", CONFIGS)
+@pytest.mark.parametrize("share", [0, 1])
+def test_no_ring_twice(unit, name, share):
+    """The choice is made while a row is sent: never of a ring that has just been given a row."""
+    rng = random.Random(3)
+    fields = {"rows": 60, "use_c": 1, "share": share}
+    dispatched(unit, Config(**CONFIGS[name]), fields, lambda: rng.choice([1, 2, 3, 4, 5, 6, 7, 40]), mask=0)
+
+
 # ---------------------------------------------------------------------- command check
 
 
