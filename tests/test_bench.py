@@ -279,6 +279,18 @@ def test_requantised_results(folder, model):
         mw.bench("w.csv", mw.preset("small").replace(post=False), requantise=["forward"])
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["tiny", "small"])
+def test_on_the_cycle_model(folder, name):
+    """Its multiplies are the products counted here, or the report would not come about."""
+    report = mw.bench("w.csv", name, skips=["", "abc"], requantise=["weight_grad"])
+    for entry in [*report["layers"], *report["ablation"]]:
+        check_sums(entry, report["pes"])
+    assert all(entry["pe_cycles"]["ineffectual"] == 0 for entry in report["layers"])
+    assert report["ablation"][0]["pe_cycles"]["ineffectual"] > 0
+    assert report["cycles"] < report["ablation"][0]["cycles"]
+
+
 # ---------------------------------------------------------------------- samples
 
 
