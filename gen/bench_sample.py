@@ -2,9 +2,11 @@
 
 A sample is a seeded choice without replacement of parts of nearly equal work: images, bands of output rows, blocks of
 columns or input channels, groups; none smaller than what the lanes work on at a time. Each part is a program of its
-own, which loads, starts and ends by itself, so a sample overstates cycles a little. Figures are scaled by effectual
-multiplies, known exactly for every part (a ratio estimate; Cochran, "Sampling Techniques", 1977, chapter 6); the
-interval comes from the variance between the parts.
+own, which loads, starts and ends by itself, so a sample overstates cycles: little where parts are large (the default
+limit), by a third where they are small against a layer's weights. Extrapolating that away from two sizes of parts was
+tried and understates them, because small parts get other tiles. Figures are scaled by effectual multiplies, known
+exactly for every part (a ratio estimate; Cochran, "Sampling Techniques", 1977, chapter 6); the interval comes from
+the variance between the parts.
 """
 
 from __future__ import annotations
@@ -24,7 +26,7 @@ SAMPLE = 4_000_000_000
 """Effectual multiplies of one pass of a layer that are simulated before a sample is taken instead."""
 
 LEAST_PARTS = 4
-AIMED_PARTS = 16
+AIMED_PARTS = 8
 """Parts of a sample: at least, and about."""
 
 _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2.201, 2.179, 2.160, 2.145, 2.131)

@@ -154,14 +154,17 @@ def _show(result: dict[str, Any]) -> None:
 
 
 def _show_samples(result: Mapping[str, Any]) -> None:
-    click.echo("Sampled, with 95 % confidence intervals of the cycles:")
+    click.echo(
+        "Sampled, with 95 % confidence intervals of the cycles; parts load and start by themselves, which adds to them:"
+    )
     for entry in result["layers"]:
         if "sample" in entry:
             sample = entry["sample"]
             low, high = sample["cycles_95"]
+            name = f"{entry['network']}/{entry['layer']} {entry['pass']}"
             click.echo(
-                f"  {entry['network']}/{entry['layer']} {entry['pass']}: {sample['simulated']} of {sample['parts']} "
-                f"parts ({sample['share']:.1%} of the effectual multiplies), {low:,} to {high:,} cycles"
+                f"  {name}: {sample['simulated']} of {sample['parts']} parts "
+                f"({sample['share']:.1%} of the effectual multiplies), {low:,} to {high:,} cycles"
             )
 
 
