@@ -5,7 +5,7 @@
 
 namespace maskwork {
 
-constexpr int SETTLED = 6;          // rtl/lane_choice.py
+constexpr int SETTLED = 3;          // rtl/lane_choice.py
 constexpr int ITEM_QUEUE = 16, ITEM_MARGIN = 6;
 
 // One item for the copier: a word, or a segment of the activation buffer.
@@ -31,7 +31,7 @@ inline int16_t wrap16(int64_t value) { return static_cast<int16_t>(value); }
 
 struct Fetch {
     const Config* config;
-    enum State : uint8_t { F_IDLE, F_RUN, F_ROW, F_MASK, F_CHOOSE, F_START, F_HEADER, F_TAPS, F_END, F_TAKEN };
+    enum State : uint8_t { F_IDLE, F_RUN, F_CHOOSE, F_START, F_HEADER, F_TAPS, F_END, F_TAKEN };
     State state = F_IDLE;
 
     // RUN FIFO: words of accepted RUNs that were not taken
@@ -47,8 +47,8 @@ struct Fetch {
     int m0 = 0, m1 = 0, t0 = 0, t1 = 0;
     int16_t row_seg = 0, row_x = 0, row_y = 0, tap_seg = 0, tap_x = 0, tap_y = 0;
     int row_k = 0, tap_k = 0;
-    int mask_step = 0, header = 0;
-    uint32_t limits[MASK_WORDS] = {}, column_mask[MASK_WORDS] = {};
+    int header = 0;
+    uint32_t limits[MASK_WORDS] = {};
     std::vector<Row> pool;
     unsigned pool_at = 0;
     Row* row = nullptr;
@@ -90,7 +90,7 @@ struct Fetch {
     }
 
     // Choice of lane and ring, a pipeline of registers that runs all the time.
-    void choose(uint32_t room, bool next_row, int index) {
+    void choose(uint32_t room, bool run_begins, int index) {
         const int lanes = config->lanes_per_cluster, rings = config->rings;
         const int own_slots = config->psum_rows / rings;
         const bool first = field(FIRST), share = field(SHARE), keeps = first && !field(FINAL);
@@ -130,7 +130,7 @@ struct Fetch {
         pick = candidates & (~candidates + 1);
         able = own & has_slot;
         lane_free = next_free;
-        wait = (coming || next_row) ? 0 : std::min(wait + 1, SETTLED);
+        wait = (coming || run_begins) ? 0 : std::min(wait + 1, SETTLED);
         if (taken) {
             std::fill(std::begin(used), std::end(used), 0);
         } else if (keeps && !share) {
@@ -166,12 +166,11 @@ struct Fetch {
         coming = 0;
         taken = false;
         pushes = false;
-        bool next_row = false;
+        bool run_begins = false;
         const bool leaves = push2;
         if (leaves) out = stage2;
         const int words = config->mask_words();
         const int old_index = index;
-        const bool was_run_ready = run_ready;
         bool takes_word = false;
         switch (state) {
             case F_IDLE:
@@ -181,7 +180,7 @@ struct Fetch {
                     if (++word_number == config->run_words) {
                         run = runs.front();
                         runs.erase(runs.begin());
-                        next_row = true;
+                        run_begins = true;
                         word_number = 0;
                         index = m0 = m1 = 0;
                         row_seg = wrap16(field(SEG));
@@ -197,24 +196,7 @@ struct Fetch {
                 }
                 break;
             case F_RUN:
-                state = F_ROW;
-                break;
-            case F_ROW:
-                mask_step = 0;
-                for (int n = 0; n < words; ++n) column_mask[n] = limits[n];
-                state = field(USE_C) ? F_MASK : F_CHOOSE;
-                break;
-            case F_MASK:
-                if (mask_step++ == words + 1) {
-                    const size_t stride = std::bit_ceil(static_cast<unsigned>(words));
-                    const auto& bank = masks[field(C_BANK)];
-                    const size_t at = static_cast<size_t>(field(C_ROW) + index) * stride;
-                    for (int n = 0; n < words; ++n) {
-                        const size_t word = at + static_cast<size_t>(n);
-                        column_mask[n] = limits[n] & (word < bank.size() ? bank[word] : 0);
-                    }
-                    state = F_CHOOSE;
-                }
+                state = F_CHOOSE;
                 break;
             case F_CHOOSE:
                 header = 0;
@@ -226,7 +208,8 @@ struct Fetch {
                     if (field(FIRST) && !field(SHARE)) table[static_cast<size_t>(index) % table.size()] = place;
                     chosen_lanes = place.lanes;
                     chosen_ring = place.ring;
-                    make_row();
+                    make_row(masks);
+                    index = (index + 1) & 0xffff;
                     state = F_START;
                 }
                 break;
@@ -245,7 +228,7 @@ struct Fetch {
                     push(raw_item(Kind::HEADER));
                     if (header++ == words) {
                         bool wanted = false;
-                        for (int n = 0; n < words; ++n) wanted |= column_mask[n] != 0;
+                        for (int n = 0; n < words; ++n) wanted |= row->mask[n] != 0;
                         state = wanted ? F_TAPS : F_END;
                     }
                 }
@@ -267,9 +250,7 @@ struct Fetch {
             case F_END:
                 if (space) {
                     push(raw_item(Kind::END));
-                    next_row = true;
-                    state = index == static_cast<int>((field(ROWS) - 1) & 0xffff) ? F_TAKEN : F_ROW;
-                    index = (index + 1) & 0xffff;
+                    state = index == field(ROWS) ? F_TAKEN : F_CHOOSE;
                     if (m0 != field(M0)) {
                         ++m0;
                         step_row(M0_SEG, M0_K, M0_X, M0_Y);
@@ -290,14 +271,14 @@ struct Fetch {
         }
         // RUN FIFO
         run_space = run_words_left <= (1 << clog2(config->run_depth * config->run_words)) - 2 * config->run_words;
-        run_ready = was_run_ready ? !takes_word : run_words_left > 0;
         run_words_left -= takes_word;
+        run_ready = run_words_left > 0;
 
         push2 = push1 && (stage1.raw || stage1.words);
         stage2 = stage1;
         push1 = pushes && (made.raw || made.words >= 0);
         stage1 = made;
-        choose(room, next_row, old_index);
+        choose(room, run_begins, old_index);
         return leaves;
     }
 
@@ -309,9 +290,14 @@ struct Fetch {
         return item;
     }
 
-    void make_row() {
+    void make_row(const std::vector<uint32_t>* masks) {
         row = &pool[pool_at++ % pool.size()];
-        std::memcpy(row->mask, column_mask, sizeof column_mask);
+        const size_t stride = std::bit_ceil(static_cast<unsigned>(config->mask_words()));
+        const auto& bank = masks[field(C_BANK)];
+        for (int n = 0; n < config->mask_words(); ++n) {
+            const size_t word = static_cast<size_t>(field(C_ROW) + index) * stride + static_cast<size_t>(n);
+            row->mask[n] = limits[n] & (!field(USE_C) ? ~0u : word < bank.size() ? bank[word] : 0);
+        }
         row->slot = place.slot & (config->psum_rows - 1);
         row->bank = static_cast<uint8_t>(field(B_BANK));
         row->first = field(FIRST) != 0;

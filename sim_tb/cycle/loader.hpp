@@ -1,172 +1,118 @@
-// The loader (rtl/loader.py, load_a.py, load_b.py, load_words.py, gearbox.py).
+// The loader (rtl/loader.py, gearbox.py), with the parts for C masks and parameters (load_words.py).
 #pragma once
 
-#include "cluster.hpp"
+#include "load_parts.hpp"
 
 namespace maskwork {
 
-enum class LoadKind : uint8_t { A, B, C, P };
-
-// Fields of a LOAD packet.
-struct Load {
-    LoadKind kind;
-    int bank, append, dense, count, length, k;
-    uint32_t lanes, clusters;
-};
-
 struct Loader {
-    const Config* config;
-    std::vector<Cluster>* clusters;
+    const Config* config = nullptr;
+    std::vector<Cluster>* clusters = nullptr;
     Load load{};
-    bool busy = false, done = false;
-    bool ended = false;
+    LoadA a;
+    LoadB b;
+    bool busy = false, done = false, ended = false;
 
-    // gearbox
-    int most = 0, announce = 0, gear_count = 0;
-    int64_t gear_left = 0;
-    bool some_left = false;
-    bool counted = false;
-    int bitmap_bits = 0;
-    uint32_t held = 0;              // bits 0 and 1: a part held the gearbox one and two cycles ago
+    // gearbox: values held, values announced that are not in it, and whether these go beyond the next beat
+    int most = 0, count = 0, announce = 0, whole = 0;
+    int64_t left = 0;
+    bool more = false, hold = false;
+    // the register before it
+    bool staged = false, counted = false, some = false;
+    int beat_bits_set = 0;
 
-    enum State : uint8_t { L_IDLE, SEGMENT, L_FIRST, L_HEAD, L_VALUES, L_LAST_VALUES, L_END, B_ROW, B_MASK, B_SLOTS,
-                           C_WORDS, P_BIAS, P_SCALE, P_LANES };
-    State state = L_IDLE;
-    // A
-    int segments = 0, beat_number = 0, chunk = 0, at = 0, word_left = 0;
-    bool is_last = false;
-    uint16_t bits = 0;
-    std::vector<uint32_t> bitmap;   // of the segment or row
-    std::vector<uint8_t> present;   // of a dense segment or row: values that are not 0, as they come
-    // B
-    int rows = 0, k = 0;
-    BitIterator slots;
-    bool pending = false;
-    int needs = 0;
-    uint32_t mask[MASK_WORDS] = {};
-    // C and P
-    int word = 0, column = 0, lane = 0;
+    enum State : uint8_t { NOTHING, C_WORDS, P_BIAS, P_SCALE, P_LANES };
+    State state = NOTHING;
+    int rows = 0, word = 0, column = 0, lane = 0;
 
     void create(const Config& c, std::vector<Cluster>& all) {
         config = &c;
         clusters = &all;
         most = std::max(c.fetch_width, c.pes);
+        a.create(c);
+        b.create(c);
     }
 
-    void start(const Load& next, bool packet_ended) {
+    // `payload`: the packet's words after its header.
+    void start(const Load& next, bool packet_ended, const uint32_t* payload) {
         load = next;
-        begin();
+        busy = true;
         ended = packet_ended;
-    }
-
-    template <typename F>
-    void each_cluster(F f) {
+        count = 0;
+        left = 0;
+        more = hold = staged = counted = some = false;
+        whole = config->per_word(load.kind == LoadKind::B ? config->b_width : config->a_width) * config->stream_words;
+        word = column = lane = 0;
+        rows = load.count - 1;
+        targets.clear();
         for (Cluster& cluster : *clusters) {
-            if (load.clusters >> cluster.number & 1) f(cluster);
+            if (load.clusters >> cluster.number & 1) targets.push_back(&cluster);
+        }
+        switch (load.kind) {
+            case LoadKind::A: a.start(load, targets, payload); break;
+            case LoadKind::B: b.start(load, targets, payload); break;
+            case LoadKind::C:
+                state = C_WORDS;
+                for (Cluster* cluster : targets) {
+                    if (!load.append) cluster->c_masks[load.bank].clear();
+                }
+                break;
+            case LoadKind::P: state = P_BIAS; break;
         }
     }
-
-    int width() const { return load.kind == LoadKind::B ? config->b_width : config->a_width; }
-    int beats_of(int length) const { return (length + config->beat_bits() - 1) / config->beat_bits(); }
-
-    uint16_t chunk_bits(int number) const {
-        if (load.dense) {
-            const int left = load.length - number * CHUNK;
-            return left >= CHUNK ? 0xffff : static_cast<uint16_t>((1u << std::max(0, left)) - 1);
-        }
-        const size_t bit = static_cast<size_t>(number) * CHUNK;
-        return bit / 32 < bitmap.size() ? static_cast<uint16_t>(bitmap[bit / 32] >> (bit % 32)) : 0;
-    }
+    std::vector<Cluster*> targets;
 
     // One cycle. `beat` is the payload's beat, if there is one; true: it is taken.
     bool step(const uint32_t* beat, bool last) {
         done = false;
         if (!busy) return false;
-        bool want = false, hold = false, part_done = false;
-        int take = 0;
         const bool valid = beat != nullptr || ended;
-        const State now = state;
-        const int old_beat_number = beat_number;
-        // what the parts ask of the gearbox comes from registers; whether the beat is theirs, too
-        if (now == SEGMENT || now == B_ROW) {
-            hold = true;
-            want = !load.dense;
+        bool want, part_done = false;
+        if (load.kind == LoadKind::A) want = step_values(a, beat, valid, part_done);
+        else if (load.kind == LoadKind::B) want = step_values(b, beat, valid, part_done);
+        else want = step_words(beat, valid, part_done);
+        const bool takes = want && beat && !ended;
+        if (takes && last) ended = true;
+        if (part_done) {
+            busy = false;
+            done = true;
         }
-        const bool gear_want = some_left && gear_count <= most && !(hold || held);
-        const int whole = config->per_word(width()) * config->stream_words;
-        switch (now) {
-            case SEGMENT:
-                chunk = 0;
-                if (load.dense) {
-                    state = L_FIRST;
-                } else if (valid) {
-                    keep_bitmap(beat, old_beat_number);
-                    ++beat_number;
-                    if (old_beat_number == beats_of(load.length) - 1) {
-                        beat_number = 0;
-                        state = L_FIRST;
-                    }
-                }
-                break;
-            case L_FIRST:
-                bits = chunk_bits(0);
-                at = 0;
-                chunk = 1;
-                is_last = load.length <= CHUNK;
-                state = L_HEAD;
-                break;
-            case L_HEAD: {
-                const int elements = std::popcount(bits);
-                const bool was_last = is_last;
-                if (elements) write_head(elements);
-                word_left = elements;
-                is_last = chunk == (load.length - 1) / CHUNK;
-                at = chunk;
-                const uint16_t had = bits;
-                bits = chunk_bits(chunk);
-                ++chunk;
-                if (had) state = was_last ? L_LAST_VALUES : L_VALUES;
-                else if (was_last) state = L_END;
-                break;
+        return takes;
+    }
+
+    // One cycle of a part that takes bitmaps and values; whether the beat is wanted.
+    template <typename Part>
+    bool step_values(Part& part, const uint32_t* beat, bool valid, bool& part_done) {
+        const int need = part.empty() ? most : part.need();
+        const bool gear_want = count <= most + need && !hold, given = count >= need;
+        const bool moves = staged && gear_want, last = moves && !more;
+        const bool values_wanted = some && (!staged || (moves && more)) && !part.inside();
+        const Asked asked = part.step(!some || last, given, beat, valid, part_done);
+        const bool takes_bitmap = asked.want && valid;
+        // gearbox
+        const int fresh = moves ? (more ? whole : static_cast<int>(left)) : 0;
+        if (hold) left += announce;
+        else if (moves) left = more ? left - fresh : 0;
+        more = left > whole;
+        count += fresh - (given ? need : 0);
+        // the register before it
+        hold = counted || asked.announce;
+        announce = load.dense ? load.length : beat_bits_set;
+        if (!staged || moves) {
+            beat_bits_set = 0;
+            if (takes_bitmap && beat) {
+                for (int n = 0; n < config->stream_words; ++n) beat_bits_set += std::popcount(beat[n]);
             }
-            case L_VALUES:
-            case L_LAST_VALUES: {
-                const int step = std::min(word_left, config->fetch_width);
-                if (gear_count >= step) {
-                    take = step;
-                    write_value();
-                    if (word_left <= config->fetch_width) state = now == L_VALUES ? L_HEAD : L_END;
-                    word_left -= step;
-                }
-                break;
-            }
-            case L_END:
-                end_segment();
-                state = SEGMENT;
-                if (segments-- == 0) {
-                    part_done = true;
-                    state = L_IDLE;
-                }
-                break;
-            case B_ROW:
-                if (load.dense) {
-                    for (int n = 0; n < MASK_WORDS; ++n) mask[n] = ones_below(load.length, n);
-                    state = B_MASK;
-                } else if (valid) {
-                    keep_bitmap(beat, old_beat_number);
-                    ++beat_number;
-                    if (old_beat_number == beats_of(load.length) - 1) {
-                        beat_number = 0;
-                        for (int n = 0; n < MASK_WORDS; ++n) {
-                            mask[n] = static_cast<size_t>(n) < bitmap.size() ? bitmap[static_cast<size_t>(n)] : 0;
-                        }
-                        state = B_MASK;
-                    }
-                }
-                break;
-            case B_MASK:
-            case B_SLOTS:
-                break;
+        }
+        some = (some && !last) || (takes_bitmap && beat_bits_set) || asked.announce;
+        staged = (values_wanted && valid) || (staged && !moves);
+        counted = takes_bitmap;
+        return asked.want || values_wanted;
+    }
+
+    bool step_words(const uint32_t* beat, bool valid, bool& part_done) {
+        bool want = false;
+        switch (state) {
             case C_WORDS: {
                 const int words = std::bit_ceil(static_cast<unsigned>(config->mask_words()));
                 const int last_word = (load.length - 1) >> 5;
@@ -175,13 +121,10 @@ struct Loader {
                 want = exists && (word == last_word || in_beat == config->stream_words - 1);
                 if (valid || !exists) {
                     const uint32_t value = exists && beat ? beat[in_beat] : 0;
-                    each_cluster([&](Cluster& c) { c.c_masks[load.bank].push_back(value); });
+                    for (Cluster* cluster : targets) cluster->c_masks[load.bank].push_back(value);
                     if (++word == words) {
                         word = 0;
-                        if (rows-- == 0) {
-                            part_done = true;
-                            state = L_IDLE;
-                        }
+                        if (rows-- == 0) part_done = true;
                     }
                 }
                 break;
@@ -204,226 +147,13 @@ struct Loader {
                 if (++lane == config->lanes_per_cluster) {
                     lane = 0;
                     state = P_BIAS;
-                    if (column++ == load.length - 1) {
-                        part_done = true;
-                        state = L_IDLE;
-                    }
+                    if (column++ == load.length - 1) part_done = true;
                 }
                 break;
             default:
                 break;
         }
-        if (load.kind == LoadKind::B) take = step_slots(now, part_done);
-
-        const bool takes = (want || gear_want) && beat != nullptr && !ended;
-        const bool put = gear_want && valid;
-        const int fresh = put ? static_cast<int>(std::min<int64_t>(gear_left, whole)) : 0;
-        if (put && load.dense && beat) look_at(beat, fresh);
-        gear_left += announce - fresh;
-        some_left = gear_left != 0;
-        gear_count += fresh - take;
-        // what a beat of bitmaps announces arrives two cycles later
-        announce = counted ? (load.dense ? load.length : bitmap_bits) : 0;
-        counted = hold && (valid || load.dense);
-        if (counted && !load.dense) {
-            bitmap_bits = 0;
-            for (int n = 0; beat && n < config->stream_words; ++n) bitmap_bits += std::popcount(beat[n]);
-        }
-        held = (held << 1 | hold) & 3;
-        if (takes && last) ended = true;
-        if (part_done) {
-            busy = false;
-            done = true;
-        }
-        return takes;
-    }
-
-    void begin() {
-        busy = true;
-        announce = gear_count = 0;
-        gear_left = 0;
-        some_left = counted = false;
-        held = 0;
-        beat_number = word = column = lane = 0;
-        bitmap.clear();
-        present.clear();
-        switch (load.kind) {
-            case LoadKind::A:
-                segments = load.count - 1;
-                state = SEGMENT;
-                each_cluster([&](Cluster& c) {
-                    if (load.append) return;
-                    c.a_words[load.bank].clear();
-                    c.directory[load.bank].clear();
-                });
-                break;
-            case LoadKind::B:
-                rows = load.count - 1;
-                k = load.k;
-                state = B_ROW;
-                break;
-            case LoadKind::C:
-                rows = load.count - 1;
-                state = C_WORDS;
-                each_cluster([&](Cluster& c) {
-                    if (!load.append) c.c_masks[load.bank].clear();
-                });
-                break;
-            case LoadKind::P:
-                state = P_BIAS;
-                break;
-        }
-    }
-
-    // ------------------------------------------------------------------ what is written
-
-    uint32_t ones_below(int length, int n) const {
-        const int left = length - 32 * n;
-        return left >= 32 ? ~0u : left <= 0 ? 0 : (1u << left) - 1;
-    }
-
-    void keep_bitmap(const uint32_t* beat, int number) {
-        if (number == 0) bitmap.clear();
-        for (int n = 0; n < config->stream_words; ++n) {
-            const int left = load.length - static_cast<int>(bitmap.size()) * 32;
-            const uint32_t ones = left >= 32 ? ~0u : left <= 0 ? 0 : (1u << left) - 1;
-            bitmap.push_back(beat ? beat[n] & ones : 0);
-        }
-    }
-
-    void write_head(int elements) {
-        Word head{};
-        head.kind = Kind::HEAD;
-        head.bitmap = head.nonzero = bits;
-        head.more = static_cast<uint8_t>(elements - 1);
-        head.number = static_cast<uint16_t>(at);
-        each_cluster([&](Cluster& c) { c.a_words[load.bank].push_back(head); });
-    }
-
-    void write_value() {
-        Word value{};
-        value.kind = Kind::VALUE;
-        each_cluster([&](Cluster& c) { c.a_words[load.bank].push_back(value); });
-    }
-
-    void end_segment() {
-        if (load.dense) {
-            // which of its values were not 0 is known now
-            each_cluster([&](Cluster& c) {
-                auto& words = c.a_words[load.bank];
-                const auto& segments_ = c.directory[load.bank];
-                size_t from = segments_.empty() ? 0 : static_cast<size_t>(segments_.back().start + segments_.back().words);
-                for (; from < words.size(); ++from) {
-                    if (words[from].kind != Kind::HEAD) continue;
-                    uint16_t nonzero = 0;
-                    for (int n = 0; n < CHUNK; ++n) {
-                        const size_t at_value = static_cast<size_t>(words[from].number) * CHUNK + static_cast<size_t>(n);
-                        if (at_value < present.size() && present[at_value]) nonzero |= static_cast<uint16_t>(1u << n);
-                    }
-                    words[from].nonzero &= nonzero;
-                }
-            });
-            present.clear();
-        }
-        each_cluster([&](Cluster& c) {
-            auto& all = c.directory[load.bank];
-            const int32_t begin_at = all.empty() ? 0 : all.back().start + all.back().words;
-            all.push_back({begin_at, static_cast<int32_t>(c.a_words[load.bank].size()) - begin_at});
-        });
-    }
-
-    // Values of a dense row or segment that enter the gearbox: which are not 0?
-    void look_at(const uint32_t* beat, int fresh) {
-        const int bits_of = width(), per = config->per_word(bits_of);
-        for (int n = 0; n < fresh; ++n) {
-            const uint32_t field = beat[n / per] >> (n % per * bits_of) & ((1u << bits_of) - 1);
-            present.push_back(field != 0);
-        }
-    }
-
-    // ------------------------------------------------------------------ B
-
-    int step_slots(State now, bool& part_done) {
-        const int count = config->slots;
-        int take = 0;
-        const bool given = pending && gear_count >= needs;
-        const bool ready = !pending || given;
-        if (given) take = needs;
-        const bool was_busy = slots.busy();
-        uint32_t wanted = 0;
-        if (now == B_MASK) {
-            for (int slot = 0; slot < count; ++slot) {
-                const bool any = bits_of_slot(slot) != 0 || !config->skip_b;
-                wanted |= static_cast<uint32_t>(any) << slot;
-            }
-            write_mask();
-            state = B_SLOTS;
-        }
-        const bool out_valid = slots.valid();
-        const int index = slots.index();
-        slots.step(now == B_MASK, wanted, 0, ready);
-        if (ready) {
-            pending = out_valid;
-            needs = std::popcount(bits_of_slot(index));
-        }
-        if (now == B_SLOTS && !was_busy && ready) {
-            write_pattern();
-            k = (k + 1) & (config->k_depth - 1);
-            std::memset(mask, 0, sizeof mask);
-            state = B_ROW;
-            if (rows-- == 0) {
-                part_done = true;
-                state = L_IDLE;
-            }
-        }
-        return take;
-    }
-
-    uint32_t bits_of_slot(int slot) const {
-        const int bit = slot * config->pes;
-        return mask[bit >> 5] >> (bit & 31) & ((1u << config->pes) - 1);
-    }
-
-    template <typename F>
-    void each_lane(F f) {
-        each_cluster([&](Cluster& c) {
-            for (int n = 0; n < config->lanes_per_cluster; ++n) {
-                if (load.lanes >> n & 1) f(c.lanes[static_cast<size_t>(n)]);
-            }
-        });
-    }
-
-    void write_mask() {
-        uint32_t of_pe[MAX_PES];
-        for (int n = 0; n < config->pes; ++n) {
-            of_pe[n] = 0;
-            for (int slot = 0; slot < config->slots; ++slot) {
-                const int bit = slot * config->pes + n;
-                of_pe[n] |= (mask[bit >> 5] >> (bit & 31) & 1) << slot;
-            }
-        }
-        const size_t base = static_cast<size_t>((load.bank * config->k_depth + k) * config->pes);
-        const int last_slot = (load.length - 1) >> log2_of(config->pes);
-        each_lane([&](Lane& target) {
-            for (int n = 0; n < config->pes; ++n) {
-                target.b_mask[base + static_cast<size_t>(n)] = target.b_nonzero[base + static_cast<size_t>(n)] = of_pe[n];
-            }
-            if (!load.append || last_slot > target.last_slot[load.bank]) target.last_slot[load.bank] = last_slot;
-        });
-    }
-
-    // After a dense row: which of its weights are 0.
-    void write_pattern() {
-        if (!load.dense) return;
-        const size_t base = static_cast<size_t>((load.bank * config->k_depth + k) * config->pes);
-        each_lane([&](Lane& target) {
-            for (size_t column_at = 0; column_at < present.size(); ++column_at) {
-                if (present[column_at]) continue;
-                const size_t pe = column_at % static_cast<size_t>(config->pes);
-                target.b_nonzero[base + pe] &= ~(1u << (column_at / static_cast<size_t>(config->pes)));
-            }
-        });
-        present.clear();
+        return want;
     }
 };
 

@@ -106,7 +106,7 @@ struct Model {
     }
 
     void debug() {
-        fprintf(stderr, "seq state %d header %08x %08x offered %ld entry %d of %ld loader state %d busy %d gear %d left %ld\n", state, header[0], header[1], offered, entry, beats, loader.state, loader.busy, loader.gear_count, loader.gear_left);
+        fprintf(stderr, "seq state %d header %08x %08x offered %ld entry %d of %ld loader busy %d gear %d left %ld\n", state, header[0], header[1], offered, entry, beats, loader.busy, loader.count, loader.left);
         for (Cluster& c : clusters) {
             fprintf(stderr, "cluster: fetch %d idx %d items %d held %d work %d post idle %d lvl %d word %d wa %d %d cp %d %d room %x sp %x granted %x rdy %d open %d dr %d after %d tail %d done %d f %d v %d q %d\n", c.fetch.state, c.fetch.index, c.items_level, c.held, c.working(), c.post.idle(), c.post.level, c.word_valid, c.waiting_a[0], c.waiting_a[1], c.copying[0], c.copying[1], c.room, c.ring_space, c.granted, c.post.ready, c.post.row_open, c.post.draining, c.post.after, c.post.tail, c.post.done, c.post.fetched, c.post.valid, c.post.queue_level);
             for (Lane& l : c.lanes) {
@@ -395,7 +395,7 @@ struct Model {
             load.lanes = static_cast<uint32_t>(low);
             load.append = load.dense = 0;
         }
-        loader.start(load, packet_ended);
+        loader.start(load, packet_ended, beat_at_entry());
     }
 
     void start_run() {
