@@ -2,11 +2,10 @@
 
 A sample is a seeded choice without replacement of parts of nearly equal work: images, bands of output rows, blocks of
 columns or input channels, groups; none smaller than what the lanes work on at a time. Each part is a program of its
-own, which loads, starts and ends by itself, so a sample overstates cycles: little where parts are large (the default
-limit), by a third where they are small against a layer's weights. Extrapolating that away from two sizes of parts was
-tried and understates them, because small parts get other tiles. Figures are scaled by effectual multiplies, known
-exactly for every part (a ratio estimate; Cochran, "Sampling Techniques", 1977, chapter 6); the interval comes from
-the variance between the parts.
+own, which loads, starts and ends by itself, so a sample overstates cycles: the more the smaller the parts are against a
+layer's weights. Extrapolating that away from two sizes of parts was tried and understates them, because small parts
+get other tiles. Figures are scaled by effectual multiplies, known exactly for every part (a ratio estimate; Cochran,
+"Sampling Techniques", 1977, chapter 6); the interval comes from the variance between the parts.
 """
 
 from __future__ import annotations
