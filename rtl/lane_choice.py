@@ -42,13 +42,20 @@ def choose_lane(m: Module, config: Config, fetch, run, index: Value, next_row: V
     read, write = table.read_port(), table.write_port()
     keeps = Signal()  # partial sums stay: the lane needs a free slot for them
     m.d.comb += keeps.eq(run["first"] & ~run["final"])
+    # rows stay in their lane for all K tiles, so no lane may take more than its share of the first one's
+    share_bits = lanes.bit_length() - 1
+    quota = Signal(own_slots.bit_length() + ring_bits + 1)
+    given = [Signal.like(quota, name=f"given{n}") for n in range(lanes)]
+    m.d.sync += quota.eq((run["rows"] + (lanes - 1)) >> share_bits)
     # registered, for the choice is not urgent: rings that could take a row, first where the whole lane is free
     able = Signal(lanes * rings)
     lane_free = Signal(lanes * rings)
     common = Signal(rings)  # able in every lane
     for n in range(lanes):
         own = fetch.room[n * rings : (n + 1) * rings] & ~fetch.coming[n * rings : (n + 1) * rings]
-        has_slot = Cat(~keeps | (used[n * rings + ring] != own_slots) for ring in range(rings))
+        has_slot = Cat(
+            ~keeps | ((used[n * rings + ring] != own_slots) & (given[n] != quota)) for ring in range(rings)
+        )
         m.d.sync += [
             able[n * rings : (n + 1) * rings].eq(own & has_slot),
             lane_free[n * rings : (n + 1) * rings].eq(Mux(own.all(), own & has_slot, 0)),
@@ -94,9 +101,12 @@ def choose_lane(m: Module, config: Config, fetch, run, index: Value, next_row: V
         write.en.eq(fetch.coming.any() & run["first"] & ~run["share"]),
     ]
     with m.If(fetch.taken):
-        m.d.sync += [count.eq(0) for count in used]
+        m.d.sync += [count.eq(0) for count in (*used, *given)]
     with m.Elif(keeps & ~run["share"]):
         m.d.sync += [used[n].eq(used[n] + fetch.coming[n]) for n in range(lanes * rings)]
+        m.d.sync += [
+            given[n].eq(given[n] + fetch.coming[n * rings : (n + 1) * rings].any()) for n in range(lanes)
+        ]
     return lane, ring, slot, found
 
 

@@ -64,7 +64,7 @@ struct Fetch {
     Place place{};
     bool able_now = false;
     int wait = 0;
-    int used[MAX_LANES * MAX_RINGS] = {};
+    int used[MAX_LANES * MAX_RINGS] = {}, given[MAX_LANES] = {}, quota = 0;
 
     // two registers between an item's making and the queue
     Item stage1, stage2;
@@ -97,7 +97,10 @@ struct Fetch {
         const uint32_t ring_mask = (1u << rings) - 1;
         const uint32_t own = room & ~coming;
         uint32_t has_slot = 0, next_free = 0;
-        for (int n = 0; n < lanes * rings; ++n) has_slot |= static_cast<uint32_t>(!keeps || used[n] != own_slots) << n;
+        for (int n = 0; n < lanes * rings; ++n) {
+            has_slot |= static_cast<uint32_t>(!keeps || (used[n] != own_slots && given[n / rings] != quota)) << n;
+        }
+        quota = static_cast<int>((field(ROWS) + lanes - 1) / lanes);
         for (int n = 0; n < lanes; ++n) {
             if ((own >> (n * rings) & ring_mask) == ring_mask) next_free |= has_slot & ring_mask << (n * rings);
         }
@@ -133,8 +136,12 @@ struct Fetch {
         wait = (coming || run_begins) ? 0 : std::min(wait + 1, SETTLED);
         if (taken) {
             std::fill(std::begin(used), std::end(used), 0);
+            std::fill(std::begin(given), std::end(given), 0);
         } else if (keeps && !share) {
-            for (int n = 0; n < lanes * rings; ++n) used[n] += coming >> n & 1;
+            for (int n = 0; n < lanes * rings; ++n) {
+                used[n] += coming >> n & 1;
+                given[n / rings] += coming >> n & 1;
+            }
         }
     }
 
