@@ -107,13 +107,13 @@ class Drain(wiring.Component):
         go = Signal()
         scrub = self.scrubs
         scrubbed = Signal(len(self.drain.as_value()))
+        pe_bits = pes.bit_length() - 1
         at = Signal(sum_layout(config))
         m.d.comb += [
-            at.slot.eq(column[pes.bit_length() - 1 :]),
+            at.slot.eq(column[pe_bits:]),
             at.context.eq(context),
             at.upper.eq(meta.slot[context_width(config) :]),
         ]
-        pe_bits = pes.bit_length() - 1
 
         stage_valid = Signal(DRAIN_LATENCY)
         stage_columns = [

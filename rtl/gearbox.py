@@ -103,14 +103,12 @@ class Gearbox(wiring.Component):
             # the beat's first value goes to slot `base`, which is at most `most`
             placed = Array([incoming[n - at] if 0 <= n - at < len(incoming) else zero for at in range(self.most + 1)])
             m.d.sync += slot.eq(Mux(base <= n, placed[base[: max(1, self.most.bit_length())]], moved))
+        m.d.sync += self.count.eq(base + fresh)
         with m.If(self.hold):
             m.d.comb += following.eq(left + self.announce)
-        with m.Elif(self.more):
-            m.d.comb += following.eq(left - fresh)
-        with m.Else():
-            m.d.comb += following.eq(Mux(put, 0, left))
+            m.d.sync += [left.eq(following), self.more.eq(following > whole)]
+        with m.Elif(put):
+            m.d.sync += [left.eq(Mux(self.more, left - whole, 0)), self.more.eq(left > 2 * whole)]
         with m.If(self.clear):
             m.d.sync += [self.count.eq(0), left.eq(0), self.more.eq(0)]
-        with m.Else():
-            m.d.sync += [self.count.eq(base + fresh), left.eq(following), self.more.eq(following > whole)]
         return m

@@ -51,9 +51,11 @@ class LoadA(wiring.Component):
         bits = Signal(CHUNK)
         at = Signal.like(chunk)
         elements = Signal(range(CHUNK + 1))
-        word_left = Signal(range(CHUNK + 1))  # values of the chunk before that are not written
+        more = Signal(range(CHUNK))  # values of the chunk before that are not written, after the first
         ends = Signal()  # with that chunk, its segment
-        step = Signal(range(config.fetch_width + 1))
+        word_bits = (config.fetch_width - 1).bit_length()
+        last_word = Signal()
+        step = Signal(range(config.fetch_width + 1))  # four bits of `more` make it
         taken = Signal()
         m.d.sync += [
             last_chunk.eq((load.length - 1)[clog2(CHUNK) :]),
@@ -75,7 +77,8 @@ class LoadA(wiring.Component):
                 )
             ),
             elements.eq(sum_bits(bits)),
-            step.eq(Mux(word_left > config.fetch_width, config.fetch_width, word_left)),
+            last_word.eq(more[word_bits:] == 0),
+            step.eq(Mux(last_word, more[:word_bits] + 1, config.fetch_width)),
             self.write.bank.eq(load.bank),
             self.write.append.eq(load.append),
         ]
@@ -136,7 +139,7 @@ class LoadA(wiring.Component):
                     self.write.word.eq(head.as_value()),
                     self.empty.eq(~held & ~waits & ~begun),
                 ]
-                m.d.sync += [word_left.eq(elements), ends.eq(is_last)]
+                m.d.sync += [more.eq(elements - 1), ends.eq(is_last)]
                 with m.If(held & bits.any()):
                     m.d.comb += self.write.we.eq(1)
                     m.next = "VALUES"
@@ -148,8 +151,8 @@ class LoadA(wiring.Component):
                 m.d.comb += [self.write.word.eq(values), self.need.eq(step)]
                 with m.If(self.given):
                     m.d.comb += self.write.we.eq(1)
-                    m.d.sync += word_left.eq(word_left - step)
-                    with m.If(word_left <= config.fetch_width):
+                    m.d.sync += more[word_bits:].eq(more[word_bits:] - 1)
+                    with m.If(last_word):
                         m.next = "HEAD"
                         with m.If(ends):
                             m.next = "END"

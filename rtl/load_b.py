@@ -136,7 +136,7 @@ class LoadB(wiring.Component):
         goes_on = Signal()  # nothing is in the way of the beat, or row, at the input
         inactive = Signal()
         m.d.comb += [
-            goes_on.eq(self.inside | (self.free & (~full | outer_free))),
+            goes_on.eq(self.inside | (self.free & ~full)),
             inactive.eq(~full & ~outer & ~inner & ~pending),
         ]
         with m.FSM():

@@ -117,6 +117,7 @@ class Loader(wiring.Component):
         staged = Signal()  # it holds values
         counted = Signal()  # it holds a bitmap
         some = Signal()  # values were announced, or will be, that have not left the register
+        unused = Signal()  # bits beyond a row's length announced what is in the gearbox: no one takes it
         takes_bitmap, dense = Signal(), load_a.announce | load_b.announce
         moves, last = Signal(), Signal()
         m.d.comb += [
@@ -127,12 +128,9 @@ class Loader(wiring.Component):
             gearbox.beat.eq(beat),
             gearbox.beat_valid.eq(staged),
             gearbox.is_b.eq(self.load.kind == Load.B),
-            gearbox.need.eq(load_a.need | load_b.need),
+            gearbox.need.eq(load_a.need | load_b.need | Mux(unused, gearbox.most, 0)),
             gearbox.clear.eq(self.start),
         ]
-        # bits beyond a row's length announce values that no one takes
-        with m.If(load_a.empty | load_b.empty):
-            m.d.comb += gearbox.need.eq(gearbox.most)
         for part in (load_a, load_b):
             m.d.comb += [
                 part.free.eq(~some | last),
@@ -142,6 +140,7 @@ class Loader(wiring.Component):
         with m.If(~staged | moves):
             m.d.sync += beat.eq(self.i.payload.data)
         m.d.sync += [
+            unused.eq(load_a.empty | load_b.empty),
             staged.eq((wants_values & beat_valid) | (staged & ~moves)),
             counted.eq(takes_bitmap),
             some.eq((some & ~last) | (takes_bitmap & self.i.payload.data.any()) | dense),

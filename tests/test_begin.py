@@ -20,6 +20,7 @@ CONFIGS = {
     "two clusters": TINY.replace(lanes=8, lanes_per_cluster=4, fifo_depth=128, stream_words=4, k_depth=64),
     "no skip": TINY.replace(lanes=4, lanes_per_cluster=2, rows_in_flight=4, fifo_depth=128, skip="", stream_words=2),
     "icebreaker": preset("icebreaker").replace(counters=True),
+    "K in PEs": TINY.replace(lanes=2, lanes_per_cluster=2, psum_in_pe=True, fifo_depth=128),
 }
 
 

@@ -77,6 +77,7 @@ def test_gearbox(tmp_path, name):
         ("Mux(base <= n, placed", "Mux(base < n, placed"),
         ("base.eq(self.count - take)", "base.eq(self.count)"),
         ("following > whole", "following >= whole"),
+        ("left > 2 * whole", "left >= 2 * whole"),
     ],
 )
 def test_gearbox_mutants(tmp_path, old, new):

@@ -170,7 +170,7 @@ class Row:
                 self.words.append(sum(value << n * config.a_width for n, value in enumerate(some)))
             for place, value in zip(places, values, strict=True):
                 key = (k + place) % config.k_depth | bank << config.k_width
-                self.tokens.append({"k": key, "a": value, "context": ring, "end": 0})
+                self.tokens.append({"k": key, "a": value, "context": ring, "upper": 0, "end": 0})
         self.words.append(pack_word(start_layout(config), kind=WordKind.END.value))
 
 

@@ -96,11 +96,15 @@ class Bench:
         """Add up what the lane reports; every PE must be charged to one reason in every cycle."""
         config, dut = self.config, self.dut
         layout = counts_layout(config, config.pes_per_lane)
+        busy = [True] * 3
         while True:
             await FallingEdge(dut.clk)
             await ReadOnly()
             counts = unpacked(layout, int(dut.counts.value))
             assert sum(counts.values()) == config.pes_per_lane, f"PEs are charged {counts}"
+            # counts are 3 cycles old: a product needs its weights, so that their bank is taken
+            busy.append(bool(dut.banks.value))
+            assert busy.pop(0) or not counts["multiply"], "a product of a row that counts as finished"
             self.seen["multiply"] += counts["multiply"]
             self.seen["token"] += int(dut.token.value)
             self.seen["row"] += int(dut.row_finished.value)
