@@ -247,7 +247,7 @@ struct LoadB {
         const bool pending_free = !pending || given;
         const bool inner_free = !inner || (single(bits) && pending_free);
         const bool outer_free = (!outer || (single(flags) && inner_free)) && (!unwritten || (given && begins));
-        const bool goes_on = is_inside || (free && (!full || outer_free));
+        const bool goes_on = is_inside || (free && !full);
         const bool ends_all = state == END && !full && !outer && !inner && pending_free;
         const bool mask_leaves = given && begins;
         if (mask_leaves) write_mask();

@@ -18,7 +18,7 @@ struct Loader {
     int64_t left = 0;
     bool more = false, hold = false;
     // the register before it
-    bool staged = false, counted = false, some = false;
+    bool staged = false, counted = false, some = false, unused = false;
     int beat_bits_set = 0;
 
     enum State : uint8_t { NOTHING, C_WORDS, P_BIAS, P_SCALE, P_LANES };
@@ -83,7 +83,8 @@ struct Loader {
     // One cycle of a part that takes bitmaps and values; whether the beat is wanted.
     template <typename Part>
     bool step_values(Part& part, const uint32_t* beat, bool valid, bool& part_done) {
-        const int need = part.empty() ? most : part.need();
+        const int need = part.need() | (unused ? most : 0);
+        unused = part.empty();
         const bool gear_want = count <= most + need && !hold, given = count >= need;
         const bool moves = staged && gear_want, last = moves && !more;
         const bool values_wanted = some && (!staged || (moves && more)) && !part.inside();
