@@ -55,7 +55,12 @@ class LoadA(wiring.Component):
         ends = Signal()  # with that chunk, its segment
         word_bits = (config.fetch_width - 1).bit_length()
         last_word = Signal()
-        step = Signal(range(config.fetch_width + 1))  # four bits of `more` make it
+        fewer, first_more = Signal.like(more), Signal.like(more)
+
+        def step_of(more):
+            """Values of the next word, of so many and one: a function of four bits."""
+            return Mux(more[word_bits:] == 0, more[:word_bits] + 1, config.fetch_width)
+
         taken = Signal()
         m.d.sync += [
             last_chunk.eq((load.length - 1)[clog2(CHUNK) :]),
@@ -78,7 +83,8 @@ class LoadA(wiring.Component):
             ),
             elements.eq(sum_bits(bits)),
             last_word.eq(more[word_bits:] == 0),
-            step.eq(Mux(last_word, more[:word_bits] + 1, config.fetch_width)),
+            fewer.eq(Cat(more[:word_bits], more[word_bits:] - 1)),
+            first_more.eq(elements - 1),
             self.write.bank.eq(load.bank),
             self.write.append.eq(load.append),
         ]
@@ -96,7 +102,7 @@ class LoadA(wiring.Component):
         head = Signal(record_layout(config))
         m.d.comb += [
             head.bitmap.eq(bits),
-            head.more.eq(elements - 1),
+            head.more.eq(first_more),
             head.number.eq(at),
         ]
         values = Cat(self.values[n][: config.a_width] for n in range(config.fetch_width))
@@ -139,20 +145,22 @@ class LoadA(wiring.Component):
                     self.write.word.eq(head.as_value()),
                     self.empty.eq(~held & ~waits & ~begun),
                 ]
-                m.d.sync += [more.eq(elements - 1), ends.eq(is_last)]
+                m.d.sync += [more.eq(first_more), ends.eq(is_last), self.need.eq(0)]
                 with m.If(held & bits.any()):
                     m.d.comb += self.write.we.eq(1)
+                    m.d.sync += self.need.eq(step_of(first_more))
                     m.next = "VALUES"
                 with m.Elif(held):
                     m.d.comb += segment_ends.eq(1)
                     with m.If(segments == 0):
                         m.next = "IDLE"
             with m.State("VALUES"):
-                m.d.comb += [self.write.word.eq(values), self.need.eq(step)]
+                m.d.comb += self.write.word.eq(values)
                 with m.If(self.given):
                     m.d.comb += self.write.we.eq(1)
-                    m.d.sync += more[word_bits:].eq(more[word_bits:] - 1)
+                    m.d.sync += [more.eq(fewer), self.need.eq(step_of(fewer))]
                     with m.If(last_word):
+                        m.d.sync += self.need.eq(0)
                         m.next = "HEAD"
                         with m.If(ends):
                             m.next = "END"
