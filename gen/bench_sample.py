@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 from maskwork.gen.config import Config
+from maskwork.gen.errors import BankOverflow
 from maskwork.gen.isa import COUNTERS
 from maskwork.gen.program import Program, bind
 from maskwork.gen.works import Work, operands
@@ -86,7 +87,12 @@ def measure(
     def run(work: Work) -> dict[str, int]:
         if work.key not in programs:
             programs[work.key] = work.lower(config)
-        return run_program(programs[work.key], operands(work, programs[work.key]))
+        try:
+            return run_program(programs[work.key], operands(work, programs[work.key]))
+        except BankOverflow:
+            # some part of A is denser than all of it lets one expect
+            programs[work.key] = work.lower(config, trust=False)
+            return run_program(programs[work.key], operands(work, programs[work.key]))
 
     counts = [work.macs() for work in works]
     dense, effectual = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)

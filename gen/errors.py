@@ -21,5 +21,9 @@ class ProgramError(MaskworkValueError):
     """A program that the configuration cannot run, or a program file that cannot be read."""
 
 
+class BankOverflow(ProgramError):
+    """Operands that are denser than their program was made for: an activation bank cannot hold them."""
+
+
 class DeviceError(MaskworkError, RuntimeError):
     """The accelerator answered with an error word, or a result that does not belong to the program."""

@@ -17,6 +17,7 @@ import numpy as np
 from maskwork.gen import pack
 from maskwork.gen.config import CHUNK, Config
 from maskwork.gen.errors import MaskworkValueError, ProgramError
+from maskwork.gen.lower_costs import LOAD_OVERHEAD, RUN_OVERHEAD, Costs, Density, densities, total
 from maskwork.gen.lower_matmul import add_operands, keep_indices, schedule_matmul
 from maskwork.gen.lower_schedule import (
     Indices,
@@ -25,16 +26,14 @@ from maskwork.gen.lower_schedule import (
     Post,
     Scheduler,
     deltas,
-    estimate,
-    expected_words,
     k_limit,
     result_words,
-    row_cycles,
     split,
     split_n,
     traffic,
     wrap16,
 )
+from maskwork.gen.lower_spread import spread_loads
 from maskwork.gen.program import Program
 
 
@@ -248,26 +247,31 @@ def _cuts(config: Config, geometry: Geometry, channels: int) -> Iterator[_Cut]:
                 yield _Cut((rows, columns), size, whole)
 
 
-def _best(config: Config, g: Geometry, channels: int, n: int, use_c: bool) -> _Plan | None:
-    """The tiling with the fewest estimated cycles (see :func:`lower_conv`)."""
+def _best(
+    config: Config, g: Geometry, channels: int, n: int, use_c: bool, density: Density, trust: bool
+) -> _Plan | None:
+    """The tiling with the fewest expected cycles (see :func:`lower_conv`)."""
     best: _Plan | None = None
     tiles = -(-n // config.tile_columns)
-    columns = -(-n // tiles)
+    costs = Costs(config, -(-n // tiles), density, use_c)
+    # taps off the image cost nothing
+    inside = _inside(g.y) * _inside(g.x)
     for cut in _cuts(config, g, channels):
         kh, kw = (g.y.taps, g.x.taps) if cut.whole else cut.taps
         groups = -(-g.y.taps // cut.taps[0]) * -(-g.x.taps // cut.taps[1])
         pieces = -(-channels // cut.channels)
         k_tiles = groups * pieces
         na = pieces * (1 if cut.whole else groups)
-        words = pack.segment_words(cut.channels, config.fetch_width)
-        pixels = min(config.a_segments, config.a_depth // words)
+        pixels = costs.bank_segments(cut.channels, trust)
         cap = min(32767, config.c_rows if use_c else 32767)
         if k_tiles > 1:
             cap = min(cap, config.psum_rows * config.lanes_per_cluster)
-        b_words = expected_words(config, g.y.taps * g.x.taps * channels * tiles, columns, config.b_width)
-        row = row_cycles(config, g.y.taps * g.x.taps * channels, columns, k_tiles)
+        b_load = g.y.taps * g.x.taps * channels * tiles * costs.b_row() + LOAD_OVERHEAD * k_tiles * tiles
+        segment = costs.segment(channels / pieces)
+        taps = g.y.taps * g.x.taps / groups * inside
+        k = taps * channels / pieces
         outputs = g.images * g.y.outputs * g.x.outputs
-        out = result_words(config, outputs * tiles, outputs * n)
+        out = result_words(config, outputs * tiles, outputs * n * density[2]) / config.stream_words
         for ys, xs in itertools.product(_sizes(g.y.outputs), _sizes(g.x.outputs)):
             load1 = g.y.reach(ys, kh) * g.x.reach(xs, kw)
             if ys * xs > cap or load1 > pixels:
@@ -277,17 +281,33 @@ def _best(config: Config, g: Geometry, channels: int, n: int, use_c: bool) -> _P
             for images in {1, min(g.images, most), max(1, min(most, g.images // config.clusters))}:
                 parts = -(-g.images // images) * -(-g.y.outputs // ys) * -(-g.x.outputs // xs)
                 blocks = -(-parts // config.clusters)
-                a_words = pieces and parts * na * expected_words(config, load1 * images, cut.channels, config.a_width)
+                # parts at the edges are smaller, and images shorter than the window
+                filled = outputs / (parts * ys * xs * images)
+                a_load = pieces and parts * na * (load1 * images * filled * segment + LOAD_OVERHEAD)
                 steps = blocks * tiles * k_tiles
-                compute = blocks * tiles * -(-ys * xs * images // config.lanes_per_cluster) * row
-                first = a_words / (blocks * na) + b_words / (tiles * k_tiles)
+                rows = ys * xs * images
+                last = costs.step(rows, k, taps)
+                compute = blocks * tiles * ((k_tiles - 1) * costs.step(rows, k, taps, final=False) + last)
+                first = a_load / (blocks * na) + b_load / (tiles * k_tiles)
+                c_load = outputs * tiles * costs.c_row() if use_c else 0.0
+                # a C mask row for each part, and RUNs for those whose fields differ
+                runs = RUN_OVERHEAD * min(parts, config.clusters, 3) * steps
                 for m_outer in (True, False):
-                    load = traffic(a_words, b_words, blocks, na, k_tiles, tiles, m_outer)
-                    load += 3 * min(parts, config.clusters) * steps
-                    cost = estimate(config, load, first, compute, out, steps)
+                    load = traffic(a_load, b_load, blocks, na, k_tiles, tiles, m_outer) + c_load + runs
+                    cost = total(load, compute, out, first, last)
                     if best is None or cost < best.cost:
                         best = _Plan(cost, cut, images, ys, xs, m_outer)
     return best
+
+
+def _inside(axis: Axis) -> float:
+    """The share of an axis' taps that meet the image."""
+    met = sum(
+        0 <= o * axis.stride + t * axis.dilation - axis.pad < axis.pixels
+        for o in range(axis.outputs)
+        for t in range(axis.taps)
+    )
+    return max(met, 1) / (axis.outputs * axis.taps)
 
 
 def _k_tiles(g: Geometry, cut: _Cut, channels: Indices) -> list[KTile]:
@@ -331,11 +351,14 @@ def lower_conv(
     post: Any = None,
     k_keep: Any = None,
     n_keep: Any = None,
+    density: tuple[float, ...] | None = None,
+    trust: bool = False,
 ) -> Program:
     """Lower a convolution to a program with operands "a" (NHWC) and "b" (kh, kw, cin, cout) and output "c" (NHWC).
 
     The tiling (taps and channels of a K tile, rectangle of a block, loop order) is the one with the fewest cycles
-    by :func:`~maskwork.gen.lower_schedule.estimate`. Buffers are sized for dense data.
+    by :func:`~maskwork.gen.lower_costs.total`. Buffers are sized for
+    dense data unless ``trust`` says otherwise.
 
     Args:
         config: the accelerator.
@@ -348,6 +371,8 @@ def lower_conv(
         post: None, or requantisation (:class:`Post`, or a mapping with low and high).
         k_keep: vector mask over input channels: removed ones are not loaded.
         n_keep: vector mask over output channels: removed ones read as 0.
+        density: expected densities of a, b and c_mask, for the choice of tiles.
+        trust: activation banks are filled as that density of a lets one expect, else so that any would fit.
 
     Raises:
         MaskworkTypeError, MaskworkValueError: for shapes or parameters that fit no convolution.
@@ -356,6 +381,7 @@ def lower_conv(
     output = conv_output_shape(shape, weights, stride, padding, dilation)
     strides, dilations, pads = parse_pair(stride, "stride", 1), parse_pair(dilation, "dilation", 1), parse_pads(padding)
     the_post = Post.of(post, config)
+    expected = densities(density)
     channels = keep_indices(k_keep, int(shape[3]), "k_keep")
     columns = keep_indices(n_keep, output[3], "n_keep")
     program = Program(config)
@@ -368,14 +394,15 @@ def lower_conv(
     if len(channels) and len(columns):
         if tuple(weights[:2]) == (1, 1) and strides == (1, 1) and pads == ((0, 0), (0, 0)):
             rows = np.arange(math.prod(output[:3]), dtype=np.int64)
-            schedule_matmul(scheduler, rows, channels, columns, "auto")
+            schedule_matmul(scheduler, rows, channels, columns, "auto", density=expected)
         else:
             y, x = (Axis.of(int(shape[1 + i]), int(weights[i]), strides[i], pads[i], dilations[i]) for i in (0, 1))
             g = Geometry(int(shape[0]), y, x, int(shape[1]), int(shape[2]), int(shape[3]))
-            plan = _best(config, g, len(channels), len(columns), use_c)
+            plan = _best(config, g, len(channels), len(columns), use_c, expected, trust)
             if plan is None:
                 raise ProgramError("one output position does not fit: raise a_segments, a_depth or fifo_depth")
             tiles = _k_tiles(g, plan.cut, channels)
             scheduler.run(_blocks(config, g, plan), tiles, split_n(config, columns), plan.m_outer)
+            program.commands = spread_loads(program.commands)
     scheduler.end()
     return program

@@ -10,6 +10,7 @@ import numpy as np
 from maskwork.gen import pack
 from maskwork.gen.config import CHUNK, Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError, ProgramError
+from maskwork.gen.lower_costs import ASSUMED, LOAD_OVERHEAD, RUN_OVERHEAD, Costs, Density, densities, total
 from maskwork.gen.lower_schedule import (
     Indices,
     KTile,
@@ -17,11 +18,8 @@ from maskwork.gen.lower_schedule import (
     Post,
     Scheduler,
     deltas,
-    estimate,
-    expected_words,
     k_limit,
     result_words,
-    row_cycles,
     split,
     split_n,
     traffic,
@@ -102,10 +100,12 @@ def _row_cap(config: Config, longest: int, k_tiles: int, use_c: bool, share: boo
     return min(limits)
 
 
-def _plans(config: Config, m: int, k: int, n: int, k_tiles: int, longest: int, use_c: bool) -> list[_Plan]:
-    """Ways to run the product, each with its estimated cycles (see :func:`estimate`)."""
+def _plans(
+    config: Config, m: int, k: int, n: int, k_tiles: int, longest: int, use_c: bool, density: Density
+) -> list[_Plan]:
+    """Ways to run the product, each with its expected cycles (see :func:`~maskwork.gen.lower_costs.total`)."""
     plans = []
-    a_words = expected_words(config, m * k_tiles, -(-k // k_tiles), config.a_width)
+    each = k / k_tiles
     for share in (False, True):
         if share:
             lanes = min(config.clusters, n // config.lanes_per_cluster) * config.lanes_per_cluster
@@ -117,20 +117,25 @@ def _plans(config: Config, m: int, k: int, n: int, k_tiles: int, longest: int, u
             across = min(config.clusters, m)
         tiles = -(-n // (lanes * config.tile_columns))
         columns = -(-n // (lanes * tiles))
-        b_words = tiles * lanes * expected_words(config, k, columns, config.b_width)
+        costs = Costs(config, columns, density, use_c)
+        b_load = tiles * lanes * (k * costs.b_row() + k_tiles * LOAD_OVERHEAD)
         cap = _row_cap(config, longest, k_tiles, use_c, share)
         least = -(-m // (across * cap))
         for blocks in sorted({min(least * f, m) for f in (1, 2, 4)}):
             rows = -(-m // (blocks * across))
-            rows_per_lane = rows if share else -(-rows // config.lanes_per_cluster)
-            compute = blocks * tiles * rows_per_lane * row_cycles(config, k, columns, k_tiles)
-            out = result_words(config, m * tiles * lanes, m * n)
+            # shared rows take a lane each, and all lanes at once
+            counted = rows * config.lanes_per_cluster if share else rows
+            last = costs.step(counted, each, 1)
+            compute = blocks * tiles * ((k_tiles - 1) * costs.step(counted, each, 1, final=False) + last)
+            out = result_words(config, m * tiles * lanes, m * n * density[2]) / config.stream_words
+            a_load = m * k_tiles * costs.segment(each) + blocks * across * k_tiles * LOAD_OVERHEAD
+            c_load = m * tiles * costs.c_row() if use_c else 0.0
             steps = blocks * tiles * k_tiles
-            first = a_words / (blocks * k_tiles) + b_words / (tiles * k_tiles)
+            first = a_load / (blocks * k_tiles) + b_load / (tiles * k_tiles)
             for m_outer in (True, False):
-                load = traffic(a_words, b_words, blocks, k_tiles, k_tiles, tiles, m_outer)
-                load += 4 * lanes * steps if share else 3 * across * steps
-                plans.append(_Plan(estimate(config, load, first, compute, out, steps), blocks, m_outer, share))
+                load = traffic(a_load, b_load, blocks, k_tiles, k_tiles, tiles, m_outer) + c_load
+                load += RUN_OVERHEAD * steps * (1 if share else min(across, 2))
+                plans.append(_Plan(total(load, compute, out, first, last), blocks, m_outer, share))
     return plans
 
 
@@ -156,6 +161,7 @@ def lower_matmul(
     n_keep: Any = None,
     post: Any = None,
     mode: str = "auto",
+    density: tuple[float, ...] | None = None,
 ) -> Program:
     """Lower C (m, n) = A (m, k) . B (k, n), of any size, to a program with operands "a" and "b" and output "c".
 
@@ -163,10 +169,10 @@ def lower_matmul(
     every lane gets every row and holds columns of its own (mode "share", for few rows). "auto" takes the mode, number
     of row blocks and loop order with the fewest estimated cycles:
 
-        max(load, compute, results) + (load + compute + results) / 4 + first loads + compute of one step
+        max(load, compute, results) + (load + compute + results) / 10 + first loads + compute of the last step
 
-    with the words of :func:`~maskwork.gen.lower_schedule.traffic` and the cycles of
-    :func:`~maskwork.gen.lower_schedule.row_cycles`, at density 0.5. C masks always use mode "rows".
+    with the loads of :func:`~maskwork.gen.lower_schedule.traffic` and the paces of
+    :class:`~maskwork.gen.lower_costs.Costs`. C masks always use mode "rows".
 
     Args:
         config: the accelerator.
@@ -180,6 +186,7 @@ def lower_matmul(
         post: None, or requantisation (:class:`Post`, or a mapping with low and high): operands "bias", "mult" and
             "shift" (n,).
         mode: "auto", "rows" or "share".
+        density: expected densities of a, b and c_mask, for the choice of tiles only.
 
     Raises:
         MaskworkTypeError, MaskworkValueError: for a size, vector mask or post that is none.
@@ -200,7 +207,7 @@ def lower_matmul(
     scheduler.begin()
     if len(rows) and len(columns):
         if len(inner):
-            schedule_matmul(scheduler, rows, inner, columns, mode)
+            schedule_matmul(scheduler, rows, inner, columns, mode, density=densities(density))
         elif the_post is not None:
             raise ProgramError("k_keep must keep one k or more with post-processing, not none")
     scheduler.end()
@@ -208,7 +215,13 @@ def lower_matmul(
 
 
 def schedule_matmul(
-    scheduler: Scheduler, rows: Indices, inner: Indices, columns: Indices, mode: str, a_rows: Indices | None = None
+    scheduler: Scheduler,
+    rows: Indices,
+    inner: Indices,
+    columns: Indices,
+    mode: str,
+    a_rows: Indices | None = None,
+    density: Density = ASSUMED,
 ) -> None:
     """Emit the product of the rows and columns named; ``a_rows`` are A's where they differ from C's."""
     config = scheduler.program.config
@@ -217,7 +230,7 @@ def schedule_matmul(
         raise ProgramError("one element of A does not fit: raise a_depth, k_depth or fifo_depth")
     pieces = split(inner, -(-len(inner) // limit), CHUNK if limit >= CHUNK else 1)
     longest = max(map(len, pieces))
-    plans = _plans(config, len(rows), len(inner), len(columns), len(pieces), longest, scheduler.use_c)
+    plans = _plans(config, len(rows), len(inner), len(columns), len(pieces), longest, scheduler.use_c, density)
     plans = [p for p in plans if mode == "auto" or p.share == (mode == "share")]
     if not plans:
         raise ProgramError(

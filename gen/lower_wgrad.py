@@ -15,16 +15,16 @@ from typing import Any
 
 import numpy as np
 from maskwork.gen import pack
-from maskwork.gen.config import CHUNK, Config
+from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError, ProgramError
 from maskwork.gen.lower_conv import conv_output_shape, parse_pads, parse_pair
+from maskwork.gen.lower_costs import LOAD_OVERHEAD, RUN_OVERHEAD, Costs, Density, densities, total
 from maskwork.gen.lower_matmul import add_operands, keep_indices
 from maskwork.gen.lower_schedule import (
     Indices,
     Part,
     Post,
     Scheduler,
-    estimate,
     result_words,
     split,
     split_n,
@@ -45,9 +45,6 @@ from maskwork.gen.lower_wgrad_tiles import (
 )
 from maskwork.gen.program import Program
 
-FETCH_CYCLES = 16
-"""Cycles of a cluster's fetch unit for a row of C, at least."""
-
 _TRIES = 5
 """Sizes of each kind that the search looks at."""
 
@@ -61,40 +58,6 @@ class _Plan:
     down: int
     channels: int
     m_outer: bool
-
-
-@dataclass(frozen=True)
-class _Costs:
-    """Cycles of small things, at the expected densities (of A, of B)."""
-
-    config: Config
-    columns: int
-    density: tuple[float, float]
-
-    def segment(self, length: int) -> float:
-        """Loading one segment."""
-        config, values = self.config, self.density[0] * length
-        words = pack.bitmap_words(length, config.stream_words) + values / (32 // config.a_width)
-        return max(words / config.stream_words + 0.5, 2 + -(-length // CHUNK) + values / config.fetch_width)
-
-    def b_row(self) -> float:
-        """Loading one row of B; an empty one costs 2."""
-        config = self.config
-        words = pack.bitmap_words(self.columns, config.stream_words)
-        words += self.density[1] * self.columns / (32 // config.b_width)
-        slots = -(-self.columns // config.pes_per_lane)
-        return max(words / config.stream_words + 0.5, 2 + slots * (1 - (1 - self.density[1]) ** config.pes_per_lane))
-
-    def step(self, rows: int, positions: float, elements: float, segments: float) -> float:
-        """Computing one K tile for so many rows of C of a cluster; a row meets so many positions, and reads so many
-        elements of so many segments.
-        """
-        config, (a, b) = self.config, self.density
-        chunks = max(segments, elements / CHUNK)
-        products = a * positions * b * -(-self.columns // config.pes_per_lane)
-        lane = max(a * elements + chunks, products, self.columns) + (self.columns + 8) / 2
-        fetch = max(FETCH_CYCLES, 5 + chunks + a * elements / config.fetch_width)
-        return max(rows * fetch, -(-rows // config.lanes_per_cluster) * lane)
 
 
 def _sizes(total: int, most: int, tries: int = _TRIES) -> list[int]:
@@ -129,13 +92,13 @@ def _cuts(config: Config, layer: Layer, y: Phase, x: Phase) -> Iterator[Cut]:
 
 
 def _plans(config: Config, layer: Layer, y: Phase, x: Phase, channels: int, n: int, use_c: bool,
-           density: tuple[float, float]) -> Iterator[_Plan]:  # fmt: skip
+           density: Density, trust: bool) -> Iterator[_Plan]:  # fmt: skip
     tiles_n = -(-n // config.tile_columns)
-    costs = _Costs(config, -(-n // tiles_n), density)
+    costs = Costs(config, -(-n // tiles_n), density, use_c)
     across = len(x.taps)
     for cut in _cuts(config, layer, y, x):
         length = max(c.length for c in cut.columns)
-        segments = min(config.a_segments, config.a_depth // pack.segment_words(length, config.fetch_width))
+        segments = costs.bank_segments(length, trust)
         whole = cut.rows >= len(y.outputs)
         column_units = -(-layer.images // cut.images) if whole else -(-len(y.outputs) // cut.rows)
         k_tiles = column_units * len(cut.columns) * (1 if whole else layer.images)
@@ -154,7 +117,7 @@ def _plans(config: Config, layer: Layer, y: Phase, x: Phase, channels: int, n: i
                         yield from _priced(costs, (len(y.taps), across, down), one, channels, size, units, strip, n)
 
 
-def _priced(costs: _Costs, taps: tuple[int, int, int], cut: Cut, channels: int, size: int, units: int,
+def _priced(costs: Costs, taps: tuple[int, int, int], cut: Cut, channels: int, size: int, units: int,
             strip: int, n: int) -> Iterator[_Plan]:  # fmt: skip
     """A plan in both loop orders with its estimated cycles."""
     config = costs.config
@@ -166,20 +129,23 @@ def _priced(costs: _Costs, taps: tuple[int, int, int], cut: Cut, channels: int, 
     width = sum(len(c.outputs) for c in cut.columns) / len(cut.columns)
     pads = sum(c.pitch for c in cut.columns) / len(cut.columns) - width
     high = cut.rows * cut.images
-    a_load = strip * costs.segment(max(c.length for c in cut.columns)) + 3
-    b_load = high * (width * costs.b_row() + pads * 2)
+    a_load = strip * costs.segment(max(c.length for c in cut.columns)) + LOAD_OVERHEAD
+    b_load = high * (width * costs.b_row() + pads * 1.8) + LOAD_OVERHEAD
     out = result_words(config, parts * size * across * down * tiles_n, channels * across * all_down * n)
-    compute = blocks * tiles_n * k_tiles * costs.step(size * across * down, high * width, high * length, high)
-    steps, sw = blocks * tiles_n * k_tiles, config.stream_words
+    out /= config.stream_words
+    rows, steps = size * across * down, blocks * tiles_n * k_tiles
+    last = costs.step(rows, high * width, high, high * length)
+    compute = blocks * tiles_n * ((k_tiles - 1) * costs.step(rows, high * width, high, high * length, False) + last)
     first = a_load * min(parts, config.clusters) + b_load
     for m_outer in (True, False):
         load = traffic(a_load * strips * parts, b_load * k_tiles * tiles_n, blocks, strips, k_tiles, tiles_n, m_outer)
-        cost = estimate(config, load * sw, first * sw, compute, out, steps)
+        load += RUN_OVERHEAD * steps * min(parts, config.clusters, 2)
+        cost = total(load, compute, out, first, last)
         yield _Plan(cost, cut, down, size, m_outer)
 
 
 def _groups(config: Config, layer: Layer, y: Phase, x: Phase, channels: int, n: int, use_c: bool,
-            density: tuple[float, float]) -> list[tuple[Phase, _Plan]]:  # fmt: skip
+            density: Density, trust: bool) -> list[tuple[Phase, _Plan]]:  # fmt: skip
     """Groups of the kernel columns of ``x`` that are run together, with the best plan for each."""
     best: list[tuple[Phase, _Plan]] = []
     best_cost = math.inf
@@ -188,7 +154,7 @@ def _groups(config: Config, layer: Layer, y: Phase, x: Phase, channels: int, n: 
         for first in range(0, len(x.taps), across):
             own = x.part(first, across)
             if y.outputs and own.outputs:
-                plans = _plans(config, layer, y, own, channels, n, use_c, density)
+                plans = _plans(config, layer, y, own, channels, n, use_c, density, trust)
                 plan = min(plans, key=lambda p: p.cost, default=None)
             else:
                 cap = min(config.c_rows if use_c else 32767, 32767) // across
@@ -204,10 +170,10 @@ def _groups(config: Config, layer: Layer, y: Phase, x: Phase, channels: int, n: 
 
 
 def _schedule(scheduler: Scheduler, layer: Layer, y: Phase, x: Phase, channels: Indices, columns: Indices,
-              density: tuple[float, float]) -> None:  # fmt: skip
+              density: Density, trust: bool) -> None:  # fmt: skip
     """Emit the rows of C of two phases."""
     config = scheduler.program.config
-    for own, plan in _groups(config, layer, y, x, len(channels), len(columns), scheduler.use_c, density):
+    for own, plan in _groups(config, layer, y, x, len(channels), len(columns), scheduler.use_c, density, trust):
         tiles: list[PositionTile] = []
         if y.outputs and own.outputs:
             tiles = list(position_tiles(config, layer, y, own, plan.cut))
@@ -225,14 +191,14 @@ def by_channel(values: Any) -> Any:
     return np.ascontiguousarray(np.moveaxis(np.asarray(values), -1, 1))
 
 
-def _density(value: Any) -> tuple[float, float]:
+def _density(value: Any) -> Density:
     try:
         a, b = (float(v) for v in value)
     except (TypeError, ValueError):
         raise MaskworkTypeError(f"density must be two numbers (of a and of b), not {value!r}") from None
     if not (0 <= a <= 1 and 0 <= b <= 1):
         raise MaskworkValueError(f"density must be two numbers from 0 to 1 (of a and of b), not {value!r}")
-    return a, b
+    return densities((a, b))
 
 
 def lower_weight_grad(
@@ -249,6 +215,7 @@ def lower_weight_grad(
     m_keep: Any = None,
     n_keep: Any = None,
     density: Any = (0.5, 0.5),
+    trust: bool = False,
 ) -> Program:
     """Lower a convolution's weight gradient to a program.
 
@@ -257,7 +224,7 @@ def lower_weight_grad(
     "c", (kh, kw, Cin, Cout). Pixels off the image are neither loaded nor multiplied.
 
     The tiling (positions of a K tile and of a strip of A, taps and channels of a block, loop order) is the one with
-    the fewest cycles by :func:`~maskwork.gen.lower_schedule.estimate`. Buffers are sized for dense data. Every block
+    the fewest cycles by :func:`~maskwork.gen.lower_costs.total`. Buffers are sized for dense data. Every block
     of rows reads all of B; a block with more than one K tile has at most psum_rows * lanes rows.
 
     Args:
@@ -272,7 +239,8 @@ def lower_weight_grad(
         post: None, or requantisation (:class:`Post`, or a mapping with low and high).
         m_keep: vector mask over input channels: removed ones are not loaded and read as 0.
         n_keep: vector mask over output channels: removed ones are not loaded and read as 0.
-        density: expected densities of a and b, for the choice of tiles only.
+        density: expected densities of a and b, for the choice of tiles.
+        trust: activation banks are filled as that density of a lets one expect, else so that any would fit.
 
     Raises:
         MaskworkTypeError, MaskworkValueError: for shapes or parameters that fit no convolution.
@@ -292,7 +260,7 @@ def lower_weight_grad(
     the_post = Post.of(post, config)
     channels = keep_indices(m_keep, weights[2], "m_keep")
     columns = keep_indices(n_keep, weights[3], "n_keep")
-    densities = _density(density)
+    expected = _density(density)
     images, height, width = (int(v) for v in shape[:3])
     program = Program(config)
     add_operands(program, (images, weights[2], height, width), output, weights, use_c, the_post)
@@ -306,7 +274,7 @@ def lower_weight_grad(
         ys, xs = (phases(int(shape[1 + i]), weights[i], strides[i], pads[i][0], dilations[i], output[1 + i])
                   for i in (0, 1))  # fmt: skip
         for y, x in itertools.product(ys, xs):
-            _schedule(scheduler, layer, y, x, channels, columns, densities)
+            _schedule(scheduler, layer, y, x, channels, columns, expected, trust)
         program.commands = spread_loads(program.commands)
     scheduler.end()
     return program

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
@@ -123,6 +124,13 @@ def rows_at_a_time(config: Config) -> int:
     return config.lanes * config.psum_rows
 
 
+def coarse(*masks: BoolArray | None) -> tuple[float, ...]:
+    """Densities in steps of 2 % (1 % below .1), so that groups of a layer share a program."""
+    values = [1.0 if mask is None else float(mask.mean()) for mask in masks]
+    steps = [50 if value > 0.1 else 100 for value in values]
+    return tuple(max(0.01, math.ceil(value * step) / step) for value, step in zip(values, steps, strict=True))
+
+
 def _ranges(total: int, pieces: int) -> list[slice]:
     """``total`` in pieces of nearly equal size."""
     return [slice(i * total // pieces, (i + 1) * total // pieces) for i in range(pieces)]
@@ -169,7 +177,13 @@ class ConvWork:
         """Everything but the masks."""
         return (
             self.shape, self.weights, self.stride, self.pads, self.dilation, self.c is not None, self.post,
+            self._density,
         )  # fmt: skip
+
+    @property
+    def _density(self) -> tuple[float, ...]:
+        """Densities, which the choice of tiles goes by."""
+        return coarse(self.a, self.b, self.c)
 
     def macs(self) -> tuple[int, int]:
         """Dense and effectual products."""
@@ -188,14 +202,15 @@ class ConvWork:
                 effectual += count(_matrix(self.a, iy, ix), b, _matrix(self.c, oy, ox), sizes)
         return dense, effectual
 
-    def lower(self, config: Config) -> Program:
-        """The program.
+    def lower(self, config: Config, trust: bool = True) -> Program:
+        """The program; ``trust``: activation banks are filled as the masks' density lets one expect.
 
         Raises:
             ProgramError: if the configuration cannot run it.
         """
         return lower_conv(config, self.shape, self.weights, self.stride, self.pads, self.dilation,
-                          use_c=self.c is not None, post=POST if self.post else None)  # fmt: skip
+                          use_c=self.c is not None, post=POST if self.post else None, density=self._density,
+                          trust=trust)  # fmt: skip
 
     def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
         """Operand -> its shape and mask."""
@@ -266,10 +281,9 @@ class WeightGradWork:
     post: bool = False
 
     @property
-    def _density(self) -> tuple[float, float]:
-        """Densities of A and B, which the choice of tiles goes by; coarse, so that groups share a program."""
-        a, b = (1.0 if mask is None else max(0.05, round(float(mask.mean()), 1)) for mask in (self.a, self.b))
-        return a, b
+    def _density(self) -> tuple[float, ...]:
+        """Densities of A and B, which the choice of tiles goes by."""
+        return coarse(self.a, self.b)
 
     @property
     def key(self) -> Hashable:
@@ -295,8 +309,8 @@ class WeightGradWork:
                 effectual += count(_matrix(self.a, iy, ix), c, _matrix(self.b, oy, ox), (rows, channels, columns))
         return dense, effectual
 
-    def lower(self, config: Config) -> Program:
-        """The program.
+    def lower(self, config: Config, trust: bool = True) -> Program:
+        """The program; ``trust``: activation banks are filled as the masks' density lets one expect.
 
         Raises:
             ProgramError: if the configuration cannot run it.
@@ -305,7 +319,7 @@ class WeightGradWork:
 
         return lower_weight_grad(config, self.shape, self.grad, self.kernel, self.stride, self.padding, self.dilation,
                                  use_c=self.c is not None, post=POST if self.post else None,
-                                 density=self._density)  # fmt: skip
+                                 density=self._density, trust=trust)  # fmt: skip
 
     def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
         """Operand -> its shape and mask."""

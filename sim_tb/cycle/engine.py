@@ -8,7 +8,7 @@ from pathlib import Path
 
 import numpy as np
 from maskwork.gen.config import Config
-from maskwork.gen.errors import MaskworkError, MaskworkValueError
+from maskwork.gen.errors import BankOverflow, MaskworkValueError
 from maskwork.gen.isa import COMMANDS, COUNTERS, REPLIES, Op, Reply
 from maskwork.sim_tb.cache import Cache, content_key
 from maskwork.sim_tb.run import RunResult, beats_of
@@ -61,7 +61,8 @@ def _library(cache: Cache | None = None) -> ctypes.CDLL:
     sources = {path.name: path.read_bytes() for path in sorted(_SOURCES.glob("*.[ch]pp"))}
     # the machine is part of the key: the code is made for its instruction set
     machine = run_tool([compiler, "-march=native", "-Q", "--help=target"], _SOURCES)
-    key = content_key("cycle", compiler, run_tool([compiler, "--version"], _SOURCES), machine, *_FLAGS, *sources.values())
+    version = run_tool([compiler, "--version"], _SOURCES)
+    key = content_key("cycle", compiler, version, machine, *_FLAGS, *sources.values())
 
     def build(folder: Path) -> None:
         for name, text in sources.items():
@@ -115,6 +116,7 @@ def simulate(
 
     Raises:
         MaskworkValueError: for words that are no legal program.
+        BankOverflow: if activations do not fit their bank.
         MaskworkError: if there is no C++ compiler.
     """
     if not config.lut_ram:
@@ -126,8 +128,12 @@ def simulate(
         ctypes.byref(_c_config(config)), data.ctypes.data, ends.ctypes.data, len(ends),
         None if bitmaps is None else bitmaps.ctypes.data, max_cycles, ctypes.byref(result),
     )  # fmt: skip
+    message = _library().mw_cycle_message().decode()
+    if status == 2:
+        raise BankOverflow(f"the segments of A do not fit an activation bank: at most {message} = "
+                           f"{getattr(config, message)} are held")  # fmt: skip
     if status:
-        raise MaskworkValueError(_library().mw_cycle_message().decode())
+        raise MaskworkValueError(message)
     counters = {name: int(getattr(result, name)) for name in _RESULT}
     counters |= {name: int(result.reasons[n]) for n, name in enumerate(_REASONS)}
     return {**{name: counters[name] for name in COUNTERS}, "total_cycles": counters["total_cycles"]}

@@ -5,6 +5,11 @@
 
 namespace maskwork {
 
+// An activation bank that is too small; says which limit.
+struct BankOverflow : std::runtime_error {
+    using std::runtime_error::runtime_error;
+};
+
 enum class LoadKind : uint8_t { A, B, C, P };
 
 // Fields of a LOAD packet.
@@ -169,7 +174,11 @@ struct LoadA {
     }
 
     void write(const Word& word) {
-        for (Cluster* cluster : targets) cluster->a_words[load.bank].push_back(word);
+        for (Cluster* cluster : targets) {
+            auto& words = cluster->a_words[load.bank];
+            if (words.size() == static_cast<size_t>(config->a_depth)) throw BankOverflow("a_depth");
+            words.push_back(word);
+        }
     }
 
     void write_head() {
@@ -186,6 +195,7 @@ struct LoadA {
         ++segment;
         for (Cluster* cluster : targets) {
             auto& all = cluster->directory[load.bank];
+            if (all.size() == static_cast<size_t>(config->a_segments)) throw BankOverflow("a_segments");
             const int32_t from = all.empty() ? 0 : all.back().start + all.back().words;
             all.push_back({from, static_cast<int32_t>(cluster->a_words[load.bank].size()) - from});
         }

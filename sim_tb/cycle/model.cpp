@@ -429,6 +429,9 @@ MW_API int mw_cycle_run(const maskwork::Config* config, const uint32_t* words, c
         model->run(words, lasts, beats, limit);
         *result = model->result;
         return 0;
+    } catch (const maskwork::BankOverflow& error) {
+        message = error.what();
+        return 2;
     } catch (const std::exception& error) {
         message = error.what();
         return 1;
