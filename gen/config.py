@@ -69,6 +69,7 @@ class Config:
     )
     fifo_depth: int = _doc("words in a lane's input FIFO", 512)
     run_depth: int = _doc("RUN commands that wait in a cluster", 8)
+    load_slots: int = _doc("slots of a PE's weights that a load writes in one cycle", 1)
     lut_ram: bool = _doc("the device has LUT RAM; without it, small memories and fetch's state go to block RAM", True)
     post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
     counters: bool = _doc("performance counters are built; without them READ_COUNTERS answers zeros", True)
@@ -119,6 +120,12 @@ class Config:
         self._power_of_two("psum_rows", 1, 256)
         self._power_of_two("fifo_depth", 32, 4096)
         self._power_of_two("run_depth", 2, 32)
+        self._power_of_two("load_slots", 1, 4)
+        if 4 * self.load_slots > self.slots or self.load_slots * self.pes_per_lane > 16:
+            raise ConfigError(
+                f"load_slots must be at most slots / 4 = {self.slots // 4} and 16 / pes_per_lane = "
+                f"{16 // self.pes_per_lane}, not {self.load_slots}"
+            )
         if self.psum_rows < self.rows_in_flight:
             raise ConfigError(
                 f"psum_rows must be at least rows_in_flight ({self.rows_in_flight}: each has rows of its own), "

@@ -95,7 +95,8 @@ class Costs:
         config, b = self.config, self.density[1] if density is None else density
         sw = config.stream_words
         beats = pack.bitmap_words(self.columns, sw) / sw + math.ceil(b * self.columns / (32 // config.b_width * sw))
-        filled = self.slots * (1 - (1 - b) ** config.pes_per_lane)
+        written = config.load_slots
+        filled = self.slots / written * (1 - (1 - b) ** (config.pes_per_lane * written))
         return max(beats, filled, 1.0) + 0.8
 
     def c_row(self) -> float:

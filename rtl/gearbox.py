@@ -32,7 +32,7 @@ class Gearbox(wiring.Component):
 
     def __init__(self, config: Config):
         self._config = config
-        self.most = max(config.fetch_width, config.pes_per_lane)
+        self.most = max(config.fetch_width, config.pes_per_lane * config.load_slots)
         self.width = max(config.a_width, config.b_width)
         widths = {config.a_width, config.b_width}
         self.per_beat = max(config.values_per_word(w) for w in widths) * config.stream_words

@@ -135,8 +135,8 @@ class Lane(wiring.Component):
                 pe.token_valid.eq(valid),
                 pe.write.k.eq(write.k),
                 pe.write.slot.eq(write.slot),
-                pe.write.value.eq(write.values[number]),
-                pe.write.we.eq(write.enable[number] & selected),
+                *(pe.write.value[n].eq(write.values[n * len(pes) + number]) for n in range(config.load_slots)),
+                pe.write.we.eq(write.enable[number :: len(pes)] & selected.replicate(config.load_slots)),
                 *(pe.drain[name].eq(drain.drain[name]) for name in ("slot", "context", "upper")),
                 pe.drain.valid.eq(drain.select[number]),
                 pe.done_clear.eq(drain.done_clear | retired),
@@ -150,7 +150,7 @@ class Lane(wiring.Component):
                 m.d.comb += [
                     pe.write.columns_we.eq(write.columns_we & selected),
                     pe.write.columns_grow.eq(write.columns_grow),
-                    pe.write.last_slot.eq(write.slot),
+                    pe.write.last_slot.eq(write.last_slot),
                 ]
             if "c" in config.skip:
                 slots = range(len(pe.column_mask.mask))

@@ -80,21 +80,23 @@ def row_meta_layout(config: Config) -> data.StructLayout:
 
 
 def b_write_layout(config: Config) -> data.StructLayout:
-    """Weight bus from the loader to the lanes: one slot of every PE of a lane, or a row's masks.
+    """Weight bus from the loader to the lanes: ``load_slots`` slots of every PE of a lane, or a row's masks.
 
-    ``lanes`` selects lanes of the cluster. ``values`` and ``enable`` hold one entry a PE.
+    ``lanes`` selects lanes of the cluster. ``slot`` is the number of the first / load_slots; ``values`` and
+    ``enable`` hold an entry for each of the columns, in their order: all PEs' first slot, then their second, ...
     """
+    columns = config.pes_per_lane * config.load_slots
     members = {
         "lanes": config.lanes_per_cluster,
         "k": config.k_width + 1,
-        "slot": range(config.slots),
-        "enable": config.pes_per_lane,
-        "values": data.ArrayLayout(signed(config.b_width), config.pes_per_lane),
+        "slot": range(config.slots // config.load_slots),
+        "enable": columns,
+        "values": data.ArrayLayout(signed(config.b_width), columns),
     }
     if "b" in config.skip:
         members |= {"mask_we": 1, "mask": config.tile_columns}
     if not set("bc") & set(config.skip):
-        members |= {"columns_we": 1, "columns_grow": 1}
+        members |= {"columns_we": 1, "columns_grow": 1, "last_slot": range(config.slots)}
     return data.StructLayout(members)
 
 

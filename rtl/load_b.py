@@ -35,9 +35,10 @@ class LoadB(wiring.Component):
         m = Module()
         config = self._config
         load = self.load
-        pes, columns = config.pes_per_lane, config.tile_columns
+        # what a cycle writes: some slots of all PEs, called a slot below, for it is like one of so many more PEs
+        pes, columns = config.pes_per_lane * config.load_slots, config.tile_columns
         beats = max(1, -(-columns // config.beat_bits))
-        masks, nibbles = "b" in config.skip, config.slots // 4
+        masks, nibbles = "b" in config.skip, config.slots // config.load_slots // 4
         rows = Signal.like(load.count)
         beat_number = Signal(range(max(2, beats)))
         dense_mask = Signal(columns)
@@ -55,7 +56,7 @@ class LoadB(wiring.Component):
         inner_first = Signal(reset_less=True)
         # and the slot whose columns wait until the gearbox has their values
         pending, begins = Signal(), Signal()
-        slot = Signal(range(config.slots))
+        slot = Signal(range(config.slots // config.load_slots))
         enable = Signal(pes)
         needs = Signal(range(pes + 1))
         k = Signal(config.k_width)
@@ -120,6 +121,7 @@ class LoadB(wiring.Component):
             m.d.comb += self.write.values[pe].eq(Mux(enable[pe], value, 0))
         if masks:
             m.d.comb += self.write.mask.eq(mask)
+        last_column = (load.length - 1)[: len(load.length)]
         with m.If(given):
             m.d.comb += self.write.enable.eq(enable if masks else ~0)
             if masks:
@@ -127,7 +129,8 @@ class LoadB(wiring.Component):
             if not set("bc") & set(config.skip):
                 # all slots are written: that of the last column is one of them
                 m.d.comb += [
-                    self.write.columns_we.eq(slot == ((load.length - 1)[: len(load.length)] >> (pes - 1).bit_length())),
+                    self.write.columns_we.eq(slot == (last_column >> (pes - 1).bit_length())),
+                    self.write.last_slot.eq(last_column >> (config.pes_per_lane - 1).bit_length()),
                     self.write.columns_grow.eq(load.append),
                 ]
 

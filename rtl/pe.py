@@ -52,10 +52,15 @@ def token_layout(config: Config) -> data.StructLayout:
 
 
 def weight_write_layout(config: Config) -> data.StructLayout:
-    """Write to one PE's weights (``we``), masks (``mask_we``) or number of slots (``columns_we``; appended loads only
-    make it ``columns_grow``).
+    """Write to one PE's weights (``we``: of each of ``load_slots`` slots), masks (``mask_we``) or number of
+    slots (``columns_we``; appended loads only make it ``columns_grow``).
     """
-    members = {"we": 1, "k": config.k_width + 1, "slot": range(config.slots), "value": signed(config.b_width)}
+    members = {
+        "we": config.load_slots,
+        "k": config.k_width + 1,
+        "slot": range(config.slots // config.load_slots),
+        "value": data.ArrayLayout(signed(config.b_width), config.load_slots),
+    }
     if "b" in config.skip:
         members |= {"mask_we": 1, "mask": config.slots}
     if not set("bc") & set(config.skip):
@@ -220,17 +225,23 @@ class PE(wiring.Component):
     def _multiply_accumulate(self, m: Module, issue, drain, platform) -> None:
         config = self._config
         meta = issue.payload.meta
+        # a group of slots is a word: loads write several slots in a cycle, and one of them is read
+        group_bits = config.load_slots.bit_length() - 1
         m.submodules.weights = weights = memory.Memory(
-            shape=signed(config.b_width), depth=2 * config.k_depth * config.slots, init=[], attrs=NO_CHECK
-        )
-        write = weights.write_port()
+            shape=data.ArrayLayout(signed(config.b_width), config.load_slots),
+            depth=2 * config.k_depth * config.slots // config.load_slots, init=[], attrs=NO_CHECK,
+        )  # fmt: skip
+        write = weights.write_port(granularity=1)
         read = weights.read_port()
+        place = Signal(group_bits)
         m.d.comb += [
             write.addr.eq(Cat(self.write.slot, self.write.k)),
             write.data.eq(self.write.value),
             write.en.eq(self.write.we),
-            read.addr.eq(Cat(issue.payload.index, meta.k)),
+            read.addr.eq(Cat(issue.payload.index[group_bits:], meta.k)),
         ]
+        m.d.sync += place.eq(issue.payload.index[:group_bits])
+        weight = read.data[place] if group_bits else read.data[0]
         # stage 1: block RAM; stage 2: its register; stage 3: the multiplier's operand registers; stage 4: product
         # registered, accumulate. A drain's bubble multiplies by 0, for its sum leaves through the adder
         submodule(m, "multiplier", multiplier := Multiplier(config.a_width, config.b_width), platform)
@@ -240,7 +251,7 @@ class PE(wiring.Component):
             m.d.sync += a1.eq(0)
         with m.Else():
             m.d.sync += a1.eq(meta.a)
-        m.d.sync += [a2.eq(a1), b2.eq(read.data)]
+        m.d.sync += [a2.eq(a1), b2.eq(weight)]
         m.d.comb += [multiplier.a.eq(a2), multiplier.b.eq(b2)]
 
         drains = drain.valid

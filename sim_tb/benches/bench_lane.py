@@ -82,7 +82,7 @@ class Bench:
                 if "b" in config.skip:
                     fields |= {"mask_we": int(slot == 0), "mask": bits}
                 if not set("bc") & set(config.skip):
-                    fields |= {"columns_we": int(slot == config.slots - 1)}
+                    fields |= {"columns_we": int(slot == config.slots - 1), "last_slot": config.slots - 1}
                 dut.selected.value = 0
                 while self.chance.random() < pause:
                     dut.write.value = self.chance.getrandbits(layout.size)

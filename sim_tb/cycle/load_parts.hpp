@@ -245,13 +245,14 @@ struct LoadB {
     int need() const { return needs; }
 
     uint32_t of_slot(const uint32_t* words, int slot) const {
-        const int bit = slot * config->pes;
-        return words[bit >> 5] >> (bit & 31) & ((1u << config->pes) - 1);
+        // as in rtl/load_b.py: what a cycle writes counts as one slot of so many more PEs
+        const int width = config->pes * config->load_slots, bit = slot * width;
+        return words[bit >> 5] >> (bit & 31) & static_cast<uint32_t>((uint64_t{1} << width) - 1);
     }
 
     Asked step(bool free, bool gear_given, const uint32_t* beat, bool valid, bool& done) {
         Asked asked;
-        const int pes = config->pes;
+        const int pes = config->pes * config->load_slots;
         const bool masks = config->skip_b;
         const bool given = pending && gear_given;
         const bool pending_free = !pending || given;
@@ -263,7 +264,7 @@ struct LoadB {
         if (mask_leaves) write_mask();
 
         // from the last stage to the first
-        const uint32_t columns = (1u << pes) - 1;
+        const auto columns = static_cast<uint32_t>((uint64_t{1} << pes) - 1);
         if (pending_free) {
             const int place = bits ? std::countr_zero(bits) : 0;
             const auto chosen = static_cast<uint32_t>(four >> (place * pes)) & columns;
@@ -291,7 +292,7 @@ struct LoadB {
         if (outer_free) {
             std::memcpy(mask, taken, sizeof mask);
             flags = 0;
-            for (int n = 0; n < config->slots / 4; ++n) {
+            for (int n = 0; n < config->slots / config->load_slots / 4; ++n) {
                 bool any = !masks;
                 for (int slot = 0; slot < 4; ++slot) any |= of_slot(taken, 4 * n + slot) != 0;
                 flags |= static_cast<uint32_t>(any) << n;

@@ -28,7 +28,7 @@ struct Loader {
     void create(const Config& c, std::vector<Cluster>& all) {
         config = &c;
         clusters = &all;
-        most = std::max(c.fetch_width, c.pes);
+        most = std::max(c.fetch_width, c.pes * c.load_slots);
         a.create(c);
         b.create(c);
     }
