@@ -1,7 +1,7 @@
 // A cluster: lanes, their feeding, and what they share (rtl/cluster.py, copier.py, banks.py).
 #pragma once
 
-#include "fetch.hpp"
+#include "fetch_serial.hpp"
 #include "post.hpp"
 
 namespace maskwork {
@@ -19,7 +19,7 @@ struct Cluster {
     Totals* totals;
     int number = 0;
     std::vector<Lane> lanes;
-    Fetch fetch;
+    SerialFetch fetch;
     Post post;
 
     // activation buffer, its directory, C masks
@@ -33,6 +33,7 @@ struct Cluster {
     unsigned items_head = 0;
     int items_level = 0;
     bool items_space = true;
+    bool items_valid = false;           // block RAM shows an entry a cycle later
 
     // copier
     struct Copied {
@@ -89,7 +90,7 @@ struct Cluster {
         return false;
     }
     bool working() const { return lanes_use(0) || lanes_use(1); }
-    bool post_busy() const { return post.queue_level || word_valid || post.busy(); }
+    bool post_busy() const { return post.waits() || word_valid || post.busy(); }
 
     Busy busy() const {
         Busy result;
@@ -103,9 +104,10 @@ struct Cluster {
         return result;
     }
 
+    bool items_shown() const { return config->lut_ram ? items_level > 0 : items_valid; }
     bool copier_busy(Time now) const { return held || copied_until >= now; }
     bool idle(Time now) const {
-        return !fetch.active() && !items_level && !copier_busy(now) && !working() && post.idle() && !word_valid &&
+        return !fetch.active() && !items_shown() && !copier_busy(now) && !working() && post.idle() && !word_valid &&
                !waiting_a[0] && !waiting_a[1] && !copying[0] && !copying[1];
     }
 
@@ -146,8 +148,10 @@ struct Cluster {
         // ---- fetch
         const int rings = config->rings, count = config->lanes_per_cluster * rings;
         Item made;
-        const bool makes = fetch.step(items_space, room & ~pending, directory, c_masks, made);
-        
+        const bool makes = config->lut_ram
+            ? fetch.step(items_space, room & ~pending, directory, c_masks, made)
+            : fetch.step_serial(items_space, room & ~pending, directory, c_masks, made);
+
         // ---- copier
         bool fires = held;
         for (size_t n = 0; n < lanes.size(); ++n) {
@@ -171,10 +175,10 @@ struct Cluster {
             copied_until = now + 3;
         }
         if (makes && !made.raw) ++copying[made.bank];
+        const bool popped = takes_item && items_shown();
         if (takes_item) {
-            const bool valid = items_level > 0;
-            held = valid;
-            if (valid) {
+            held = popped;
+            if (popped) {
                 current = items[items_head % ITEM_QUEUE];
                 address = current.start;
                 left = current.words;
@@ -183,7 +187,7 @@ struct Cluster {
             ++address;
             --left;
         }
-        const bool popped = takes_item && items_level > 0;
+        items_valid = items_level > popped;
         items_space = items_level <= ITEM_QUEUE - ITEM_MARGIN;
         if (popped) ++items_head;
         items_level -= popped;

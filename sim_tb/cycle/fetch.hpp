@@ -242,7 +242,7 @@ struct Fetch {
                 break;
             case F_TAPS:
                 if (space) {
-                    push_tap(directory);
+                    push(tap_item(directory));
                     if (t0) {
                         --t0;
                         step_tap(T0_SEG, T0_K, T0_X, T0_Y);
@@ -316,7 +316,7 @@ struct Fetch {
     }
 
     // A tap outside, or of a segment that is not loaded, has -1 words; an empty segment 0.
-    void push_tap(const std::vector<Segment>* directory) {
+    Item tap_item(const std::vector<Segment>* directory) const {
         const auto& segments = directory[field(A_BANK)];
         Item item;
         item.words = -1;
@@ -327,7 +327,7 @@ struct Fetch {
             item.bank = static_cast<uint8_t>(field(A_BANK));
             item.k = static_cast<uint16_t>(tap_k);
         }
-        push(item);
+        return item;
     }
 };
 

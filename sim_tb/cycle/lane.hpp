@@ -9,7 +9,7 @@ enum Reason { FETCH, IMBALANCE, DRAIN, LOAD, DISPATCH, IDLE, OUTER };   // OUTER
 constexpr int REASONS = 6;
 
 constexpr int TURN_CHUNKS = 2;      // rtl/expander.py
-constexpr int TOKEN_QUEUE = 8, STAGED = 3;
+constexpr int TOKEN_QUEUE = 8, STAGED = 3, SKID = 2;
 constexpr int DRAIN_LATENCY = 9;    // rtl/drain.py
 
 enum class PostKind : uint8_t { START, VALUE, END, NONE };
@@ -86,6 +86,8 @@ struct Lane {
     Time hist_at = 0;
     Time sleep_until = 0;
     bool counting = false;              // no mask of B or C: every slot in turn
+    bool block = false;                 // PE queues in block RAM, a skid buffer instead of the token queue
+    Time to_queue = LOOKUP_LATENCY;     // from a token that leaves to the cycle before the queue can show it
 
     // ---- drain (see drain.hpp)
     enum DrainState : uint8_t { D_SCRUB, D_IDLE, D_ROW, D_REQUEST, D_MASK, D_COLUMNS, D_FLUSH, D_NEXT };
@@ -124,6 +126,8 @@ struct Lane {
         b_mask.assign(static_cast<size_t>(2 * c.k_depth * c.pes), 0);
         b_nonzero = b_mask;
         counting = !c.skip_b && !c.skip_c;
+        block = !c.lut_ram;
+        to_queue = LOOKUP_LATENCY + block;
     }
 
     bool working() const { return rows_of_bank[0] || rows_of_bank[1]; }
@@ -197,7 +201,7 @@ struct Lane {
         auto remember = [&](Pe& pe, bool pushed) { pe.pushes = (age > 3 ? 0 : pe.pushes << (age + 1)) | pushed; };
         if (token.end) {
             for (Pe& pe : pes) {
-                pe.push({now + LOOKUP_LATENCY, 1, 1, static_cast<int8_t>(token.context)});
+                pe.push({now + to_queue, 1, 1, static_cast<int8_t>(token.context)});
                 remember(pe, true);
             }
             const Row& row = *context_row[token.context];
@@ -238,7 +242,7 @@ struct Lane {
                 tail = std::popcount(wanted >> ((31 - std::countl_zero(wanted)) & ~3));
             }
             totals->multiplies += service;
-            pe.push({now + LOOKUP_LATENCY, static_cast<uint8_t>(service), static_cast<uint8_t>(tail), -1});
+            pe.push({now + to_queue, static_cast<uint8_t>(service), static_cast<uint8_t>(tail), -1});
             remember(pe, true);
         }
     }
@@ -308,7 +312,8 @@ struct Lane {
         blocked = !space;
         charge(now, reason_now(), outer);
         const bool fires = tokens_level && space;
-        const bool room = tokens_space;
+        const bool room = block ? !staged || tokens_level < SKID : tokens_space;
+        const bool pushes = staged && (!block || room);
 
         // a ring has its turn if its row goes on, or if a row waits and its context is free
         bool open[MAX_RINGS];
@@ -381,15 +386,17 @@ struct Lane {
         }
 
         // ---- registers
-        changed |= fires || staged || next_staged || turn || moves || next_state != state;
+        changed |= fires || pushes || next_staged || turn || moves || next_state != state;
         if (fires) fire(now, outer);
         const bool next_tokens_space = tokens_level <= TOKEN_QUEUE - STAGED;
         changed |= next_tokens_space != tokens_space;
         tokens_space = next_tokens_space;
-        if (staged) tokens[(tokens_head + static_cast<unsigned>(tokens_level - fires)) % TOKEN_QUEUE] = staged_token;
-        tokens_level += staged - fires;
-        staged = next_staged;
-        staged_token = made;
+        if (pushes) tokens[(tokens_head + static_cast<unsigned>(tokens_level - fires)) % TOKEN_QUEUE] = staged_token;
+        tokens_level += pushes - fires;
+        if (pushes || !staged) {
+            staged = next_staged;
+            staged_token = made;
+        }
 
         if (valid) {
             if (state == HEAD && room) {

@@ -6,6 +6,7 @@
 namespace maskwork {
 
 constexpr int POST_LATENCY = 12;                    // rtl/post.py, with post
+constexpr int DRAIN_GAP = 4;                        // rtl/drain.py
 constexpr int ROWS_QUEUE = 16, ROWS_MARGIN = DRAIN_LATENCY + 6;     // rtl/cluster.py
 
 struct Post {
@@ -13,12 +14,14 @@ struct Post {
     int latency = 0;
     int header_beats = 0, gap = 0, depth = 0, limit = 0, fields = 1, groups = 1;
     bool split = false;
+    bool block = false;             // rows queue in block RAM: shows an entry a cycle later
+    bool direct = false;            // none
 
     // rows queue
     PostWord queue[ROWS_QUEUE];
     unsigned queue_head = 0;
     int queue_level = 0;
-    bool space = true;
+    bool space = true, queue_valid = false;
 
     // intake
     bool ready = true, row_open = false;
@@ -46,7 +49,9 @@ struct Post {
         fields = c.post ? c.per_word(c.a_width) : 1;
         groups = words * 32 / (wide && !split ? 64 : 32);
         const int row = header_beats + (c.columns() * (wide ? 64 : 32) + c.beat_bits() - 1) / c.beat_bits();
-        const int margin = latency + 2 + header_beats + 6;
+        block = !c.lut_ram;
+        direct = !c.post && c.lanes_per_cluster == 1 && !wide && header_beats <= DRAIN_GAP;
+        const int margin = (direct ? ROWS_MARGIN : latency + 2) + header_beats + 6;
         depth = 1 << std::bit_width(static_cast<unsigned>(2 * row + margin - 1));
         limit = depth - margin;
         lasts.assign(static_cast<size_t>(depth), 0);
@@ -54,7 +59,8 @@ struct Post {
 
     bool busy() const { return row_open || draining; }
     bool empty() const { return after == tail && !fetched && !valid; }
-    bool idle() const { return !busy() && empty() && !queue_level; }
+    bool waits() const { return block ? queue_valid : queue_level > 0; }
+    bool idle() const { return !busy() && empty() && !waits(); }
     bool rests(Time now) const { return idle() && now >= quiet_from; }
 
     // One cycle: `given` enters the queue, `leaves` says that the beat at the output is taken.
@@ -63,8 +69,10 @@ struct Post {
         const bool room = level < limit;
         // intake
         PostWord word;
-        const bool takes = queue_level && ready;
-        if (takes) {
+        const bool takes = waits() && ready;
+        if (direct) {
+            if (given) word = *given;
+        } else if (takes) {
             word = queue[queue_head++ % ROWS_QUEUE];
             quiet_from = now + 18;
         }
@@ -80,11 +88,12 @@ struct Post {
             --draining;
         }
         space = queue_level <= ROWS_QUEUE - ROWS_MARGIN;
+        queue_valid = queue_level > takes;
         if (given) {
             queue[(queue_head + static_cast<unsigned>(queue_level - takes)) % ROWS_QUEUE] = *given;
             quiet_from = now + 18;
         }
-        queue_level += (given != nullptr) - takes;
+        if (!direct) queue_level += (given != nullptr) - takes;
         line[now & 15] = word;
         const PostWord arrived = line[(now - latency) & 15];
 
@@ -116,6 +125,7 @@ struct Post {
             after = (after + writes) & mask;
         }
         level = next_level;
+        if (direct) space = level < limit;
         if (end) heading = header_beats;
         else if (shifting) --heading;
         if (start) {
