@@ -60,6 +60,9 @@ class SerialFetch(wiring.Component):
         # what is needed all the time
         names = ("a_bank", "b_bank", "c_bank", "use_c", "share", "first", "final", "post", "tag")
         run = {name: Signal(RUN.field(name).width, name=f"run_{name}") for name in names}
+        rows = {}
+        if config.lanes_per_cluster > 1:
+            rows["rows"] = Signal(RUN.field("rows").width, name="run_rows")  # for each lane's share of them
         columns = Signal(range(config.tile_columns))
         row_words = Signal(range(2 * ring_words(config)))  # more than a ring holds is as good as all ones
         below = Cat(columns, Const(0, RUN.field("columns").width - len(columns)))
@@ -83,7 +86,7 @@ class SerialFetch(wiring.Component):
         if config.lanes_per_cluster == 1:
             lane, ring, slot, found = choose_ring(m, config, self, index, next_row)
         else:
-            lane, ring, slot, found = choose_lane(m, config, self, run, index, next_row)
+            lane, ring, slot, found = choose_lane(m, config, self, run | rows, index, next_row)
         chosen = Signal(config.lanes_per_cluster + context_width(config))  # lanes, then ring
         chosen_slot = Signal(8)
 
@@ -145,7 +148,7 @@ class SerialFetch(wiring.Component):
                 with m.If(self.run.valid):
                     m.d.comb += [write.en.eq(1), self.run.ready.eq(step[0])]
                     m.d.sync += step.eq(step + 1)
-                    self._keep(m, step, run, columns, row_words, mask_pointer)
+                    self._keep(m, step, run, rows, columns, row_words, mask_pointer)
                     with m.If(step == 2 * RUN.words - 1):
                         m.d.comb += next_row.eq(1)
                         m.d.sync += [step.eq(0), index.eq(0), level.eq(CODES[LEVELS[1]])]
@@ -283,7 +286,7 @@ class SerialFetch(wiring.Component):
                 m.next = "IDLE"
         return m
 
-    def _keep(self, m, step, run, columns, row_words, mask_pointer):
+    def _keep(self, m, step, run, rows, columns, row_words, mask_pointer):
         """Fields of the word that comes that have registers of their own."""
         given = self.run.payload
 
@@ -293,6 +296,9 @@ class SerialFetch(wiring.Component):
 
         with m.If(step == 0):
             m.d.sync += [*(run[name].eq(value(name)) for name in run), columns.eq(value("columns"))]
+        for name, register in rows.items():
+            with m.If(step == _at(name)):
+                m.d.sync += register.eq(value(name))
         with m.If(step == _at("row_words")):
             m.d.sync += row_words.eq(value("row_words") | value("row_words")[len(row_words) :].any().replicate(16))
         with m.If(step == _at("c_row")):
