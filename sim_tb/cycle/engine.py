@@ -120,8 +120,6 @@ def simulate(
         BankOverflow: if activations do not fit their bank.
         MaskworkError: if there is no C++ compiler.
     """
-    if not config.lut_ram:
-        raise MaskworkValueError("target cycle needs a configuration with lut_ram = true, not false")
     data, ends = beats_of(words, last, config.stream_words)
     result = _Result()
     bitmaps = None if nonzero is None else np.ascontiguousarray(nonzero, dtype=np.uint32)
