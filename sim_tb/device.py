@@ -1,11 +1,11 @@
-"""Everything that executes command words, behind one interface: the golden model and the simulated netlist."""
+"""Everything that executes command words, behind one interface: golden model, cycle model, simulated netlist."""
 
 from __future__ import annotations
 
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import numpy as np
 from maskwork.gen.config import Config
@@ -14,7 +14,10 @@ from maskwork.sim_tb.cache import Cache
 from maskwork.sim_tb.run import RunLimits, RunResult, TraceWindow, limits_for
 from numpy.typing import ArrayLike
 
-TARGETS = ("golden", "rtl")
+if TYPE_CHECKING:
+    from maskwork.sim_tb.cycle import CycleDevice
+
+TARGETS = ("golden", "cycle", "rtl")
 """What :func:`open_device` opens."""
 
 SIMULATORS = ("verilator", "icarus")
@@ -162,26 +165,33 @@ class RtlDevice:
 
 
 @contextmanager
-def open_device(target: str, config: Config, **options: Any) -> Iterator[GoldenDevice | RtlDevice]:
+def open_device(target: str, config: Config, **options: Any) -> Iterator[GoldenDevice | CycleDevice | RtlDevice]:
     """Open a target and close it afterwards.
 
     Args:
         target: one of :data:`TARGETS`.
         config: the accelerator's configuration.
-        **options: of :class:`RtlDevice`; the golden model takes none, and ignores them.
+        **options: of :class:`RtlDevice`; other targets take none.
 
     Raises:
-        MaskworkValueError: for an unknown target; the message lists those there are.
+        MaskworkValueError: for an unknown target, or options that it does not have; the message lists what there is.
         MaskworkError: if the device cannot be opened.
     """
+    if target not in TARGETS:
+        later = target.startswith("serial:")
+        text = f"target {target!r} is not in this version" if later else f"unknown target {target!r}"
+        raise MaskworkValueError(f"{text}; targets: {', '.join(TARGETS)}")
+    if options and target != "rtl":
+        raise MaskworkValueError(f"option {next(iter(options))} needs target 'rtl', not {target!r}")
+    device: GoldenDevice | CycleDevice | RtlDevice
     if target == "golden":
-        device: GoldenDevice | RtlDevice = GoldenDevice(config)
-    elif target == "rtl":
-        device = RtlDevice(config, **options)
-    elif target == "cycle" or target.startswith("serial:"):
-        raise MaskworkValueError(f"target {target!r} is not in this version; targets: {', '.join(TARGETS)}")
+        device = GoldenDevice(config)
+    elif target == "cycle":
+        from maskwork.sim_tb.cycle import CycleDevice
+
+        device = CycleDevice(config)
     else:
-        raise MaskworkValueError(f"unknown target {target!r}; targets: {', '.join(TARGETS)}")
+        device = RtlDevice(config, **options)
     try:
         yield device
     finally:

@@ -11,7 +11,7 @@ from maskwork.gen.config import Config
 from maskwork.gen.errors import BankOverflow, MaskworkValueError
 from maskwork.gen.isa import COMMANDS, COUNTERS, REPLIES, Op, Reply
 from maskwork.sim_tb.cache import Cache, content_key
-from maskwork.sim_tb.run import RunResult, beats_of
+from maskwork.sim_tb.run import beats_of
 from maskwork.sim_tb.tools import find_compiler, run_tool
 from numpy.typing import ArrayLike, NDArray
 
@@ -145,31 +145,3 @@ def result_bitmaps(config: Config, words: NDArray[np.uint32], last: NDArray[np.b
     starts = starts[(words[starts] & 0xFF) == Reply.RESULT] if len(words) else starts[:0]
     offset = REPLIES[Reply.RESULT].beats(beat) * beat
     return words[starts[:, None] + offset + np.arange(config.mask_words)]
-
-
-class CycleDevice:
-    """The golden model's replies with the cycle model's cycles. Every program must be whole, BEGIN to SYNC.
-
-    Args:
-        config: the accelerator's configuration.
-    """
-
-    def __init__(self, config: Config):
-        from maskwork.sim_tb.device import GoldenDevice
-
-        self.config = config
-        self.last_run: RunResult | None = None
-        self.counters: dict[str, int] | None = None
-        self._golden = GoldenDevice(config)
-
-    def execute(self, words: ArrayLike, last: ArrayLike) -> tuple[np.ndarray, np.ndarray]:
-        """See :meth:`maskwork.sim_tb.device.Device.execute`; the program's counters are in ``counters`` afterwards."""
-        replies, reply_last = self._golden.execute(words, last)
-        counters = simulate(self.config, words, last, result_bitmaps(self.config, replies, reply_last))
-        self.counters = {name: counters[name] for name in COUNTERS}
-        beats = np.asarray(last).size
-        self.last_run = RunResult(replies, reply_last, counters["total_cycles"], beats, len(reply_last), 0, 0)
-        return replies, reply_last
-
-    def close(self) -> None:
-        """Nothing is held."""
