@@ -13,6 +13,7 @@ from maskwork.gen.matmul import Result, as_config, matmul
 if TYPE_CHECKING:
     from maskwork.gen.generate import Generated
     from maskwork.gen.workload import Layer
+    from maskwork.sim_tb.cycle import CycleDevice
     from maskwork.sim_tb.device import GoldenDevice, RtlDevice
 
 __all__ = ["Result", "bench", "generate", "matmul", "open"]
@@ -89,14 +90,15 @@ def generate(
 
 def open(
     target: str, config: Config | str | None = None, **options: Any
-) -> AbstractContextManager[GoldenDevice | RtlDevice]:
+) -> AbstractContextManager[GoldenDevice | CycleDevice | RtlDevice]:
     """Open a device that executes command words; use it in a ``with`` statement.
 
     Args:
-        target: "golden" (NumPy model) or "rtl" (the generated netlist, simulated).
+        target: "golden" (NumPy model), "cycle" (its results, with the netlist's exact cycles) or "rtl" (the generated
+            netlist, simulated).
         config: a configuration, a preset's name, or None for "small".
         **options: of target "rtl": ``simulator`` ("verilator" or "icarus"), ``trace`` (file for waveforms, VCD),
-            ``in_stall`` and ``out_stall`` (probabilities of back-pressure), ``seed``.
+            ``in_stall`` and ``out_stall`` (probabilities of back-pressure), ``seed``. Others take none.
 
     Returns:
         Context manager of a :class:`~maskwork.sim_tb.device.Device`: ``execute(words, last)`` takes uint32

@@ -98,7 +98,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
     return click.option(
         "--target", metavar="T", default="rtl", show_default=True,
-        help="golden (NumPy model) or rtl (the generated netlist, simulated).",
+        help="golden (NumPy model), cycle (its results, with the netlist's exact cycles, fast) or rtl (the generated "
+        "netlist, simulated).",
     )(function)  # fmt: skip
 
 
@@ -111,7 +112,7 @@ def device_options(target: str, simulator: str | None, trace: os.PathLike[str] |
     from maskwork.sim_tb.device import SIMULATORS, TARGETS
 
     if target not in TARGETS:
-        later = target == "cycle" or target.startswith("serial:")
+        later = target.startswith("serial:")
         problem = f"--target {target} is not in this version" if later else f"--target: unknown target {target!r}"
         raise MaskworkValueError(f"{problem}; targets: {', '.join(TARGETS)}")
     if simulator is not None and simulator not in SIMULATORS:

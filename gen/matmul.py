@@ -204,14 +204,16 @@ def matmul(
         b_mask: the same for b, (K, N).
         c_mask: which results are wanted, (M, N); the others are exactly 0.
         config: the accelerator: a configuration, a preset's name, or None for "small".
-        target: "golden" (NumPy model) or "rtl" (the generated netlist, simulated).
+        target: "golden" (NumPy model), "cycle" (its results, with the netlist's exact cycles) or "rtl" (the generated
+            netlist, simulated).
         dense: zeros are not skipped; given masks are.
         simulator: of target "rtl": "verilator" or "icarus".
         trace: of target "rtl": file for waveforms (VCD).
         trace_tile: with ``trace``: waveforms of one tile only, the program's RUN of this number, from 0.
 
     Returns:
-        C, int32 (M, N) where acc_width <= 32, else int64; the report, with cycles on target "rtl"; the program.
+        C, int32 (M, N) where acc_width <= 32, else int64; the report, with cycles on targets "cycle" and "rtl"; the
+        program.
 
     Raises:
         MaskworkTypeError: for an operand that is no array of integers, a mask that is none of bool.
@@ -224,5 +226,7 @@ def matmul(
     product = Product.of(as_config(config), a, b, masks, dense)
     if trace_tile is not None and (trace is None or target != "rtl"):
         raise MaskworkValueError('trace_tile needs trace, and target "rtl"')
+    if target == "cycle" and (trace is not None or simulator != "verilator"):
+        raise MaskworkValueError(f"{'simulator' if trace is None else 'trace'} needs target 'rtl', not 'cycle'")
     options = {"simulator": simulator, "trace": trace, "trace_tile": trace_tile} if target == "rtl" else {}
     return product.run(target, **options)

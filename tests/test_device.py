@@ -60,8 +60,13 @@ def test_limits_follow_from_the_last_commands():
 
 
 def test_unknown_targets():
-    for target, reason in (("cycle", "not in this version"), ("serial:/dev/tty", "not in this version"), ("x", "unk")):
-        with pytest.raises(MaskworkValueError, match=f"{reason}.*targets: golden, rtl"), open_device(target, Config()):
+    for target, reason in (("serial:/dev/tty", "not in this version"), ("x", "unknown")):
+        listed = f"{reason}.*targets: golden, cycle, rtl"
+        with pytest.raises(MaskworkValueError, match=listed), open_device(target, Config()):
+            pass
+    for target in ("golden", "cycle"):
+        message = f"option in_stall needs target 'rtl', not '{target}'"
+        with pytest.raises(MaskworkValueError, match=message), open_device(target, Config(), in_stall=0.1):
             pass
     with (
         pytest.raises(MaskworkValueError, match="unknown simulator 'x'; simulators: verilator, icarus"),
