@@ -241,31 +241,45 @@ def demo(
 
 
 @cli.command(
-    short_help="Measure how fast the netlist simulates.",
+    short_help="Measure how fast the netlist and the cycle model simulate.",
     epilog=common.examples(
         "maskwork speed --preset small",
+        "maskwork speed --preset small --target cycle --json",
     ),
 )
 @common.config_options()
 @click.option("--cycles", metavar="N", type=int, default=2_000_000, show_default=True, help="About how many to run.")
+@click.option("--target", metavar="T", default="rtl", show_default=True, help="rtl, or cycle: the model beside it.")
 @click.option("--simulator", metavar="NAME", default="verilator", show_default=True, help="verilator or icarus.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
-def speed(config: Config, cycles: int, simulator: str, as_json: bool) -> None:
-    """Measure how fast the netlist simulates, in cycles per second.
+def speed(config: Config, cycles: int, target: str, simulator: str, as_json: bool) -> None:
+    """Measure how fast the netlist simulates, in cycles and effectual multiplies per second.
 
-    One long product, sent and received by the compiled harness; its result is compared with NumPy's.
+    One long product, sent and received by the compiled harness; its result is compared with NumPy's. With --target
+    cycle the cycle model then gets the same words: its cycles must be the netlist's, and the ratio of the speeds is
+    shown.
     """
     from maskwork.gen.measure import simulation_speed
 
     common.device_options("rtl", simulator)
     with common.progress(f"building and running {config.name}", 1):
-        result = simulation_speed(config, cycles, simulator)
+        result = simulation_speed(config, cycles, simulator, target)
     if as_json:
         common.print_json(result)
         return
-    click.echo(
-        f"{result['preset']} ({config.pes} PEs) on {simulator}: {result['cycles']} cycles in "
-        f"{result['seconds']:.2f} s = {result['cycles_per_second']:,.0f} cycles/s"
+    click.echo(f"{result['preset']} ({config.pes} PEs) {_speed_line(simulator, result.get('rtl', result))}")
+    if target == "cycle":
+        click.echo(f"{result['preset']} ({config.pes} PEs) {_speed_line('the cycle model', result['cycle'])}")
+        click.echo(
+            f"  {result['ratio']:.1f} times as fast, for counters alone; outputs are the golden model's, which takes "
+            f"{result['cycle']['golden_seconds']:.2f} s for them"
+        )
+
+
+def _speed_line(where: str, rates: dict[str, Any]) -> str:
+    return (
+        f"on {where}: {rates['cycles']} cycles in {rates['seconds']:.2f} s = {rates['cycles_per_second']:,.0f} "
+        f"cycles/s, {rates['macs_per_second']:,.0f} effectual multiplies/s"
     )
 
 

@@ -12,10 +12,11 @@ from maskwork.gen.check import check_program
 from maskwork.gen.cli_common import new_table
 from maskwork.gen.config import Config, preset
 from maskwork.gen.errors import DeviceError, MaskworkValueError, ProgramError
-from maskwork.gen.execute import execute
+from maskwork.gen.execute import command_words, execute
+from maskwork.gen.isa import Op
 from maskwork.gen.lower_matmul import add_operands, lower_matmul, matrix_blocks
 from maskwork.gen.lower_schedule import KTile, Scheduler, split_n
-from maskwork.gen.program import Program, bind
+from maskwork.gen.program import Bound, Program, bind
 from maskwork.gen.report import make_report
 from numpy.typing import NDArray
 
@@ -53,23 +54,28 @@ def _expect(got: NDArray[Any], expected: NDArray[Any], what: str) -> None:
 # ---------------------------------------------------------------------- simulation speed
 
 
-def simulation_speed(config: Config, cycles: int, simulator: str = "verilator") -> dict[str, Any]:
-    """Cycles per second of the simulated netlist, in one long masked product.
+def simulation_speed(config: Config, cycles: int, simulator: str = "verilator", target: str = "rtl") -> dict[str, Any]:
+    """Cycles and effectual multiplies per second of the simulated netlist, in one long masked product.
 
     Args:
         config: the accelerator.
         cycles: about how many to simulate.
         simulator: "verilator" or "icarus".
+        target: "rtl", or "cycle": the cycle model too, which must give the same cycles. Its result then has "rtl" and
+            "cycle", each with its own figures, and "ratio", of the model's speed to the netlist's.
 
     Raises:
-        MaskworkValueError: for a number of cycles that is none.
+        MaskworkValueError: for a number of cycles or a target that is none.
+        DeviceError: if a result is not NumPy's, or the model's cycles are not the netlist's.
         MaskworkError: if the simulator is missing or fails.
     """
     from maskwork.sim_tb.device import RtlDevice
-    from maskwork.sim_tb.golden import masked_matmul
+    from maskwork.sim_tb.golden import macs, masked_matmul
 
     if not 1000 <= cycles <= 1_000_000_000:
         raise MaskworkValueError(f"--cycles must be from 1000 to 1000000000, not {cycles}")
+    if target not in ("rtl", "cycle"):
+        raise MaskworkValueError(f"--target must be rtl or cycle to measure speed, not {target!r}")
     inner, columns, densities = 256, config.tile_columns, (0.4, 0.3)
     products = cycles * config.pes * 0.7
     rows = int(min(max(1, products / (inner * columns * densities[0] * densities[1])), 1 << 18))
@@ -79,6 +85,7 @@ def simulation_speed(config: Config, cycles: int, simulator: str = "verilator") 
     b = random_operand(rng, (inner, columns), densities[1], min(config.b_width, 4))
     program = lower_matmul(config, rows, inner, columns)
     bound = bind(program, {"a": a, "b": b})
+    effectual = macs(a, b)["macs_effectual"]
     start = time.perf_counter()
     device = RtlDevice(config, simulator=simulator)
     try:
@@ -90,10 +97,40 @@ def simulation_speed(config: Config, cycles: int, simulator: str = "verilator") 
         _expect(execute_again(program, words, last), masked_matmul(a, b), "speed")
     finally:
         device.close()
+    head = {"preset": config.name, "pes": config.pes}
+    rtl = {"simulator": simulator, **_rates(done.cycles, effectual, seconds), "build_seconds": built - start}
+    if target == "rtl":
+        return {**head, **rtl}
+    model = _model_speed(bound, done.cycles, effectual)
+    return {**head, "rtl": rtl, "cycle": model, "ratio": model["cycles_per_second"] / rtl["cycles_per_second"]}
+
+
+def _rates(cycles: int, effectual: int, seconds: float) -> dict[str, Any]:
     return {
-        "preset": config.name, "pes": config.pes, "simulator": simulator, "cycles": done.cycles, "seconds": seconds,
-        "cycles_per_second": done.cycles / seconds, "build_seconds": built - start,
+        "cycles": cycles, "macs_effectual": effectual, "seconds": seconds, "cycles_per_second": cycles / seconds,
+        "macs_per_second": effectual / seconds,
     }  # fmt: skip
+
+
+def _model_speed(bound: Bound, cycles: int, effectual: int) -> dict[str, Any]:
+    """Speed of the cycle model, the better of two runs, and the seconds that its outputs take, of the golden model."""
+    from maskwork.sim_tb.cycle import simulate
+    from maskwork.sim_tb.cycle.engine import result_bitmaps
+    from maskwork.sim_tb.device import GoldenDevice
+
+    config = bound.config
+    start = time.perf_counter()
+    bitmaps = result_bitmaps(config, *GoldenDevice(config).execute(bound.words, bound.last))
+    golden = time.perf_counter() - start
+    simulate(config, *command_words(config, Op.ECHO))  # builds or loads it
+    times = []
+    for _ in range(2):
+        start = time.perf_counter()
+        counters = simulate(config, bound.words, bound.last, bitmaps)
+        times.append(time.perf_counter() - start)
+        if counters["total_cycles"] != cycles:
+            raise DeviceError(f"speed: the cycle model counts {counters['total_cycles']} cycles, the netlist {cycles}")
+    return {**_rates(cycles, effectual, min(times)), "golden_seconds": golden}
 
 
 def execute_again(program: Program, words: NDArray[np.uint32], last: NDArray[np.bool_]) -> NDArray[Any]:

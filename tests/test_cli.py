@@ -84,7 +84,7 @@ def test_targets_agree(folder, simulator, capsys):
     for number, (options, given) in enumerate([((), {}), (masks, all_masks), ((*masks, "--dense"), all_masks)]):
         dense = "--dense" in options
         expected, counts = masked_matmul(a, b, **given), macs(a, b, **given, dense=dense)
-        for target, more in (("golden", ()), ("rtl", ("--simulator", simulator))):
+        for target, more in (("golden", ()), ("cycle", ()), ("rtl", ("--simulator", simulator))):
             paths = f"{target}{number}.npy", f"{target}{number}.json"
             outputs = ("-o", paths[0], "--report", paths[1], "--json")
             assert run(*common, *options, "--target", target, *more, *outputs) == 0
@@ -92,7 +92,9 @@ def test_targets_agree(folder, simulator, capsys):
             assert c.dtype == np.int32 and np.array_equal(c, expected)
             assert report == json.loads(capsys.readouterr().out)
             assert {key: report[key] for key in counts} == counts
-            assert set(report) == (KEYS | TIMED if target == "rtl" else KEYS)
+            assert set(report) == (KEYS if target == "golden" else KEYS | TIMED)
+        modelled = json.loads((folder / f"cycle{number}.json").read_text())
+        assert {**modelled, "target": "rtl", "seconds": report["seconds"]} == report
         total = report["cycles"] * report["pes"]
         assert list(report["pe_cycles"]) == list(REASONS) and sum(report["pe_cycles"].values()) == total
         assert report["pe_cycles"]["ineffectual"] == 0
@@ -177,9 +179,10 @@ BAD = {
     "toml": ((*AB, "--config", "broken.toml"), r"broken\.toml: not a TOML file"),
     "no toml": ((*AB, "--config", "none.toml"), r"none\.toml: cannot be read"),
     "two": ((*AB, "--config", "good.toml", "--preset", "tiny"), r"exclude each other"),
-    "cycle": ((*AB, "--target", "cycle"), r"--target cycle is not in this version; targets: golden, rtl"),
-    "serial": ((*AB, "--target", "serial:/dev/x"), r"serial:/dev/x is not in this version; targets: golden, rtl"),
-    "target": ((*AB, "--target", "fpga"), r"unknown target 'fpga'; targets: golden, rtl"),
+    "cycle trace": ((*AB, "--target", "cycle", "--trace", "w.vcd"), r"--trace needs --target rtl, not cycle"),
+    "cycle sim": ((*AB, "--target", "cycle", "--simulator", "icarus"), r"--simulator needs --target rtl, not cycle"),
+    "serial": ((*AB, "--target", "serial:/dev/x"), r"serial:/dev/x is not in this version; targets: golden, cycle, rtl"),
+    "target": ((*AB, "--target", "fpga"), r"unknown target 'fpga'; targets: golden, cycle, rtl"),
     "simulator": ((*AB, "--simulator", "x"), r"unknown simulator 'x'; simulators: verilator, icarus"),
     "trace": ((*AB, "--target", "golden", "--trace", "w.vcd"), r"--trace needs --target rtl"),
     "tile": ((*AB, "--trace", "w.vcd", "--trace-tile", "5"), r"--trace-tile must be .* not 5: the program has \d RUN"),
@@ -219,6 +222,7 @@ def test_bad_matmul(folder, capsys, case):
         (("disasm", "a.npy"), r"a\.npy: not a program file"),
         (("disasm", "program.mwp"), r"program\.mwp: not a program file"),
         (("speed", "--cycles", "3"), r"--cycles must be from 1000"),
+        (("speed", "--target", "golden"), r"--target must be rtl or cycle to measure speed, not 'golden'"),
         (("utilization", "--skips", "x"), r"skip must hold"),
         (("utilization", "--skips", "abc", "--rows", "64", "--inner", "1040"), r"k \+ rows must be at most k_depth"),
         (("utilization", "--skips", "abc", "--rows", "500"), r"the rows of A take 22500 words of a bank; at most"),
@@ -348,6 +352,13 @@ def test_speed_and_utilization(capsys):
     assert run("speed", "--preset", "tiny", "--cycles", "20000", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["cycles"] > 5000 and result["cycles_per_second"] == result["cycles"] / result["seconds"]
+    assert run("speed", "--preset", "tiny", "--cycles", "20000", "--target", "cycle", "--json") == 0
+    result = json.loads(capsys.readouterr().out)
+    assert result["rtl"]["cycles"] == result["cycle"]["cycles"]
+    assert result["cycle"]["macs_per_second"] == result["cycle"]["macs_effectual"] / result["cycle"]["seconds"]
+    assert result["ratio"] == result["cycle"]["cycles_per_second"] / result["rtl"]["cycles_per_second"] > 1
+    assert run("speed", "--preset", "tiny", "--cycles", "20000", "--target", "cycle") == 0
+    assert re.search(r"tiny \(2 PEs\) on the cycle model: .*\n  [\d.]+ times as fast", capsys.readouterr().out)
     shape = ("--rows", "24", "--inner", "32", "--columns", "32")
     assert run("utilization", "--preset", "tiny", "--skips", "abc", *shape, "--json") == 0
     rows = json.loads(capsys.readouterr().out)["results"]
