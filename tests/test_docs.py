@@ -90,8 +90,9 @@ def test_readme_examples(tmp_path, capsys, monkeypatch):
     run_page(some, tmp_path, capsys, monkeypatch)
 
 
-def test_numerics_examples(tmp_path, capsys, monkeypatch):
-    some = [block for block in blocks(DOCS / "numerics.md") if block.note == "test: numerics"]
+@pytest.mark.parametrize("name", ["numerics", "cycle"])
+def test_examples(tmp_path, capsys, monkeypatch, name):
+    some = [block for block in blocks(DOCS / f"{name}.md") if block.note == f"test: {name}"]
     assert some
     run_page(some, tmp_path, capsys, monkeypatch)
 
