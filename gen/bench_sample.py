@@ -25,6 +25,9 @@ from maskwork.gen.works import Work, operands
 SAMPLE = 4_000_000_000
 """Effectual multiplies of one pass of a layer that are simulated before a sample is taken instead."""
 
+TUNED = 20_000_000
+"""Effectual multiplies from which a product's tiles are chosen by simulation."""
+
 LEAST_PARTS = 4
 AIMED_PARTS = 8
 """Parts of a sample: at least, and about."""
@@ -86,7 +89,7 @@ def measure(
 
     def run(work: Work) -> dict[str, int]:
         if work.key not in programs:
-            programs[work.key] = work.lower(config)
+            programs[work.key] = work.lower(config, tune=sum(own for _, own in counts) >= TUNED)
         try:
             return run_program(programs[work.key], operands(work, programs[work.key]))
         except BankOverflow:

@@ -7,17 +7,16 @@ everything below counts in j. Taps off the image are skipped by RUN's x and y li
 
 from __future__ import annotations
 
-import itertools
 import math
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 from maskwork.gen import pack
-from maskwork.gen.config import CHUNK, Config
+from maskwork.gen.config import Config
+from maskwork.gen.conv_tiles import Axis, Cut, Geometry, Plan, plans
 from maskwork.gen.errors import MaskworkValueError, ProgramError
-from maskwork.gen.lower_costs import LOAD_OVERHEAD, RUN_OVERHEAD, Costs, Density, densities, total
+from maskwork.gen.lower_costs import densities
 from maskwork.gen.lower_matmul import add_operands, keep_indices, schedule_matmul
 from maskwork.gen.lower_schedule import (
     Indices,
@@ -26,66 +25,12 @@ from maskwork.gen.lower_schedule import (
     Post,
     Scheduler,
     deltas,
-    k_limit,
-    result_words,
     split,
     split_n,
-    traffic,
     wrap16,
 )
 from maskwork.gen.lower_spread import spread_loads
 from maskwork.gen.program import Program
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One spatial axis, thinned to the pixels that the kernel can meet. All but ``outputs`` count thinned pixels."""
-
-    outputs: int
-    pixels: int
-    taps: int
-    stride: int
-    dilation: int
-    pad: int
-    step: int
-    phase: int
-
-    @classmethod
-    def of(cls, size: int, taps: int, stride: int, pads: tuple[int, int], dilation: int) -> Axis:
-        """From the sizes in pixels of the image."""
-        outputs = (size + sum(pads) - dilation * (taps - 1) - 1) // stride + 1
-        step = stride if taps == 1 else math.gcd(stride, dilation)
-        phase = -pads[0] % step
-        if phase >= size:
-            step, phase = 1, 0
-        pad = (pads[0] + phase) // step
-        dilation = dilation // step if taps > 1 else 1
-        return cls(outputs, -(-(size - phase) // step), taps, stride // step, dilation, pad, step, phase)
-
-    def window(self, first: int, count: int, tap0: int, tap1: int) -> tuple[int, int]:
-        """First pixel and end of what ``count`` outputs meet with taps tap0..tap1-1: one pixel at least, on the
-        image.
-        """
-        low = first * self.stride + tap0 * self.dilation - self.pad
-        high = (first + count - 1) * self.stride + (tap1 - 1) * self.dilation - self.pad + 1
-        low = min(max(low, 0), self.pixels - 1)
-        return low, min(max(high, low + 1), self.pixels)
-
-    def reach(self, count: int, taps: int) -> int:
-        """Most pixels that ``count`` outputs meet with so many taps side by side."""
-        return min(self.pixels, (count - 1) * self.stride + (taps - 1) * self.dilation + 1)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Images, thinned axes and channels of a convolution."""
-
-    images: int
-    y: Axis
-    x: Axis
-    height: int
-    width: int
-    channels: int
 
 
 class ConvPart(Part):
@@ -205,112 +150,7 @@ def conv_output_shape(
     return int(shape[0]), sizes[0], sizes[1], int(weights[3])
 
 
-# ---------------------------------------------------------------------- choice of tiles
-
-
-@dataclass(frozen=True)
-class _Cut:
-    """How K is cut: taps of a tile (rows, columns), channel tiles, and whether pixels are loaded for all taps."""
-
-    taps: tuple[int, int]
-    channels: int
-    whole: bool
-
-
-@dataclass(frozen=True)
-class _Plan:
-    cost: float
-    cut: _Cut
-    images: int
-    ys: int
-    xs: int
-    m_outer: bool
-
-
-def _sizes(total: int) -> list[int]:
-    """Sizes that cut ``total`` evenly, largest first."""
-    return sorted({-(-total // pieces) for pieces in range(1, total + 1)}, reverse=True)
-
-
-def _cuts(config: Config, geometry: Geometry, channels: int) -> Iterator[_Cut]:
-    kh, kw = geometry.y.taps, geometry.x.taps
-    for rows, columns in [*((r, kw) for r in _sizes(kh)), *((1, c) for c in _sizes(kw)[1:])]:
-        limit = k_limit(config, rows * columns)
-        if limit < 1:
-            continue
-        least = -(-channels // limit)
-        for pieces in sorted({min(channels, least * f) for f in (1, 2, 4)}):
-            size = -(-channels // pieces)
-            rounded = -(-size // CHUNK) * CHUNK
-            size = min(rounded, channels) if min(rounded, channels) <= limit else size
-            for whole in (True, False) if rows * columns < kh * kw else (True,):
-                yield _Cut((rows, columns), size, whole)
-
-
-def _best(
-    config: Config, g: Geometry, channels: int, n: int, use_c: bool, density: Density, trust: bool
-) -> _Plan | None:
-    """The tiling with the fewest expected cycles (see :func:`lower_conv`)."""
-    best: _Plan | None = None
-    tiles = -(-n // config.tile_columns)
-    costs = Costs(config, -(-n // tiles), density, use_c)
-    # taps off the image cost nothing
-    inside = _inside(g.y) * _inside(g.x)
-    for cut in _cuts(config, g, channels):
-        kh, kw = (g.y.taps, g.x.taps) if cut.whole else cut.taps
-        groups = -(-g.y.taps // cut.taps[0]) * -(-g.x.taps // cut.taps[1])
-        pieces = -(-channels // cut.channels)
-        k_tiles = groups * pieces
-        na = pieces * (1 if cut.whole else groups)
-        pixels = costs.bank_segments(cut.channels, trust)
-        cap = min(32767, config.c_rows if use_c else 32767)
-        if k_tiles > 1:
-            cap = min(cap, config.psum_rows * config.lanes_per_cluster)
-        b_load = g.y.taps * g.x.taps * channels * tiles * costs.b_row() + LOAD_OVERHEAD * k_tiles * tiles
-        segment = costs.segment(channels / pieces)
-        taps = g.y.taps * g.x.taps / groups * inside
-        k = taps * channels / pieces
-        outputs = g.images * g.y.outputs * g.x.outputs
-        out = result_words(config, outputs * tiles, outputs * n * density[2]) / config.stream_words
-        for ys, xs in itertools.product(_sizes(g.y.outputs), _sizes(g.x.outputs)):
-            load1 = g.y.reach(ys, kh) * g.x.reach(xs, kw)
-            if ys * xs > cap or load1 > pixels:
-                continue
-            whole_image = ys == g.y.outputs and xs == g.x.outputs
-            most = max(1, min(cap // (ys * xs), pixels // load1)) if whole_image else 1
-            for images in {1, min(g.images, most), max(1, min(most, g.images // config.clusters))}:
-                parts = -(-g.images // images) * -(-g.y.outputs // ys) * -(-g.x.outputs // xs)
-                blocks = -(-parts // config.clusters)
-                # parts at the edges are smaller, and images shorter than the window
-                filled = outputs / (parts * ys * xs * images)
-                a_load = pieces and parts * na * (load1 * images * filled * segment + LOAD_OVERHEAD)
-                steps = blocks * tiles * k_tiles
-                rows = ys * xs * images
-                last = costs.step(rows, k, taps)
-                compute = blocks * tiles * ((k_tiles - 1) * costs.step(rows, k, taps, final=False) + last)
-                first = a_load / (blocks * na) + b_load / (tiles * k_tiles)
-                c_load = outputs * tiles * costs.c_row() if use_c else 0.0
-                # a C mask row for each part, and RUNs for those whose fields differ
-                runs = RUN_OVERHEAD * min(parts, config.clusters, 3) * steps
-                for m_outer in (True, False):
-                    load = traffic(a_load, b_load, blocks, na, k_tiles, tiles, m_outer) + c_load + runs
-                    cost = total(load, compute, out, first, last)
-                    if best is None or cost < best.cost:
-                        best = _Plan(cost, cut, images, ys, xs, m_outer)
-    return best
-
-
-def _inside(axis: Axis) -> float:
-    """The share of an axis' taps that meet the image."""
-    met = sum(
-        0 <= o * axis.stride + t * axis.dilation - axis.pad < axis.pixels
-        for o in range(axis.outputs)
-        for t in range(axis.taps)
-    )
-    return max(met, 1) / (axis.outputs * axis.taps)
-
-
-def _k_tiles(g: Geometry, cut: _Cut, channels: Indices) -> list[KTile]:
+def _k_tiles(g: Geometry, cut: Cut, channels: Indices) -> list[KTile]:
     """K tiles: channels outermost, so that tap groups use the same pixels."""
     tiles = []
     for start in range(0, len(channels), cut.channels):
@@ -325,7 +165,7 @@ def _k_tiles(g: Geometry, cut: _Cut, channels: Indices) -> list[KTile]:
     return tiles
 
 
-def _blocks(config: Config, g: Geometry, plan: _Plan) -> list[list[Part]]:
+def _blocks(config: Config, g: Geometry, plan: Plan) -> list[list[Part]]:
     def pieces(total: int, size: int) -> list[range]:
         parts = split(np.arange(total, dtype=np.int64), -(-total // size))
         return [range(int(p[0]), int(p[-1]) + 1) for p in parts]
@@ -353,6 +193,7 @@ def lower_conv(
     n_keep: Any = None,
     density: tuple[float, ...] | None = None,
     trust: bool = False,
+    tune: bool = False,
 ) -> Program:
     """Lower a convolution to a program with operands "a" (NHWC) and "b" (kh, kw, cin, cout) and output "c" (NHWC).
 
@@ -373,6 +214,7 @@ def lower_conv(
         n_keep: vector mask over output channels: removed ones read as 0.
         density: expected densities of a, b and c_mask, for the choice of tiles.
         trust: activation banks are filled as that density of a lets one expect, else so that any would fit.
+        tune: try the most promising tilings on the cycle model, with random masks, and take the fastest.
 
     Raises:
         MaskworkTypeError, MaskworkValueError: for shapes or parameters that fit no convolution.
@@ -398,11 +240,20 @@ def lower_conv(
         else:
             y, x = (Axis.of(int(shape[1 + i]), int(weights[i]), strides[i], pads[i], dilations[i]) for i in (0, 1))
             g = Geometry(int(shape[0]), y, x, int(shape[1]), int(shape[2]), int(shape[3]))
-            plan = _best(config, g, len(channels), len(columns), use_c, expected, trust)
-            if plan is None:
+            ways = plans(config, g, len(channels), len(columns), use_c, expected, trust)
+            if not ways:
                 raise ProgramError("one output position does not fit: raise a_segments, a_depth or fifo_depth")
-            tiles = _k_tiles(g, plan.cut, channels)
-            scheduler.run(_blocks(config, g, plan), tiles, split_n(config, columns), plan.m_outer)
-            program.commands = spread_loads(program.commands)
+
+            def schedule(plan: Plan) -> None:
+                tiles = _k_tiles(g, plan.cut, channels)
+                scheduler.run(_blocks(config, g, plan), tiles, split_n(config, columns), plan.m_outer)
+                program.commands = spread_loads(program.commands)
+
+            if tune and len(ways) > 1:
+                from maskwork.gen.tune import fastest
+
+                schedule(fastest(scheduler, schedule, ways, expected))
+            else:
+                schedule(ways[0])
     scheduler.end()
     return program

@@ -202,15 +202,16 @@ class ConvWork:
                 effectual += count(_matrix(self.a, iy, ix), b, _matrix(self.c, oy, ox), sizes)
         return dense, effectual
 
-    def lower(self, config: Config, trust: bool = True) -> Program:
-        """The program; ``trust``: activation banks are filled as the masks' density lets one expect.
+    def lower(self, config: Config, trust: bool = True, tune: bool = False) -> Program:
+        """The program; ``trust``: banks are filled as the masks' density lets one expect; ``tune``: its tiles
+        are chosen by simulation.
 
         Raises:
             ProgramError: if the configuration cannot run it.
         """
         return lower_conv(config, self.shape, self.weights, self.stride, self.pads, self.dilation,
                           use_c=self.c is not None, post=POST if self.post else None, density=self._density,
-                          trust=trust)  # fmt: skip
+                          trust=trust, tune=tune)  # fmt: skip
 
     def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
         """Operand -> its shape and mask."""
@@ -309,8 +310,9 @@ class WeightGradWork:
                 effectual += count(_matrix(self.a, iy, ix), c, _matrix(self.b, oy, ox), (rows, channels, columns))
         return dense, effectual
 
-    def lower(self, config: Config, trust: bool = True) -> Program:
-        """The program; ``trust``: activation banks are filled as the masks' density lets one expect.
+    def lower(self, config: Config, trust: bool = True, tune: bool = False) -> Program:
+        """The program; ``trust``: banks are filled as the masks' density lets one expect; ``tune``: its tiles
+        are chosen by simulation.
 
         Raises:
             ProgramError: if the configuration cannot run it.
