@@ -274,7 +274,8 @@ class Cluster(wiring.Component):
         for number, lane in enumerate(lanes):
             m.d.comb += [lane.grant.eq(granted[number]), lane.space.eq(space)]
             given = lane.o.word
-            with m.If(granted[number]):
+            # the next lane may have the grant already
+            with m.If(lane.o.valid):
                 m.d.sync += word.kind.eq(given.kind)
                 with m.If(given.kind == PostKind.START):
                     m.d.sync += word.body.eq(Cat(given.row, given.tag, given.post, given.bank, given.lane[:lane_bits]))

@@ -24,7 +24,7 @@ class Drain(wiring.Component):
 
     Row headers are kept in LUT RAM (or block RAM), by context. A row whose K tile is not the final one leaves its sums
     in the partial-sum buffer (with ``psum_in_pe``, it is not drained); the final one goes to ``o`` once ``grant`` came,
-    and pauses while ``space`` is low.
+    and pauses while ``space`` is low. The next row follows while a row's last words are on their way.
 
     Members:
         header, header_word, header_index, context: from the expander (``context`` is the ring it reads).
@@ -33,8 +33,9 @@ class Drain(wiring.Component):
         drain, select: accumulator to read and clear, and in which PEs; registered.
         sum: OR of the PEs' sums, DRAIN_READ_LATENCY cycles after ``drain``.
         o: post-processing words, valid only; up to DRAIN_LATENCY + 2 words follow after ``space`` fell.
-        request, grant, space: arbitration of post-processing, held from ``request`` to the row's END word.
-        finished: one cycle: a row of weight bank ``finished_bank`` was drained.
+        request, grant, space: arbitration of post-processing, held from ``request`` until the row's END word is on its
+            way.
+        finished: one cycle: a row of weight bank ``finished_bank`` has left.
         active: a row is being drained.
         scrubs: accumulators are being cleared, after a reset.
     """
@@ -102,8 +103,11 @@ class Drain(wiring.Component):
         mask_part = read.data.word_select(halves, mask_width)
         column = Signal(range(config.tile_columns))
         m.d.comb += column.eq(Cat(columns.o.payload.index, columns.o.payload.meta))
-        meta = Signal(row_meta_layout(config), reset_less=True)
-        row = Signal(16, reset_less=True)
+        # a row's last words are still on their way when the next row begins: there are two of everything
+        which = Signal()  # of the row that begins
+        metas = Array([Signal(row_meta_layout(config), name=f"meta{n}", reset_less=True) for n in range(2)])
+        rows = Array([Signal(16, name=f"row{n}", reset_less=True) for n in range(2)])
+        meta = metas[which]
         go = Signal()
         scrub = self.scrubs
         scrubbed = Signal(len(self.drain.as_value()))
@@ -115,7 +119,10 @@ class Drain(wiring.Component):
             at.upper.eq(meta.slot[context_width(config) :]),
         ]
 
-        stage_valid = Signal(DRAIN_LATENCY)
+        stage_valid, stage_starts, stage_ends, stage_which = (
+            Signal(DRAIN_LATENCY, name=f"stage_{n}") for n in ("valid", "starts", "ends", "which")
+        )
+        starting, ending = Signal(), Signal()
         stage_columns = [
             Signal(range(config.tile_columns), name=f"column{n}", reset_less=True) for n in range(DRAIN_LATENCY)
         ]
@@ -134,27 +141,30 @@ class Drain(wiring.Component):
             is_wanted = Cat(*wanted).bit_select(column, 1)
         m.d.sync += [
             stage_valid.eq(Cat(columns.o.valid & go & is_wanted, stage_valid)),
+            stage_starts.eq(Cat(starting, stage_starts)),
+            stage_ends.eq(Cat(ending, stage_ends)),
+            stage_which.eq(Cat(which, stage_which)),
             lane_sum.eq(self.sum),
             *(b.eq(a) for a, b in zip([column, *stage_columns], stage_columns, strict=False)),
         ]
         if config.psum_in_pe:
             m.d.sync += total.eq(lane_sum)
         else:
-            self._partial_sums(m, meta, stage_valid, stage_columns, lane_sum, total)
+            self._partial_sums(m, metas, stage_which, stage_valid, stage_columns, lane_sum, total)
 
-        out = self.o.word
-        starting, ending = Signal(), Signal()
+        out, left = self.o.word, metas[stage_which[-1]]
         m.d.comb += [
-            self.o.valid.eq((stage_valid[-1] & meta.final) | starting | ending),
-            out.kind.eq(Mux(starting, PostKind.START, Mux(ending, PostKind.END, PostKind.VALUE))),
+            self.o.valid.eq((stage_valid[-1] | stage_starts[-1] | stage_ends[-1]) & left.final),
+            out.kind.eq(Mux(stage_starts[-1], PostKind.START, Mux(stage_ends[-1], PostKind.END, PostKind.VALUE))),
             out.lane.eq(self.lane),
             out.column.eq(stage_columns[-1]),
             out.value.eq(total),
-            out.row.eq(row),
-            out.tag.eq(meta.tag),
-            out.post.eq(meta.post),
-            out.bank.eq(meta.bank),
-            self.finished_bank.eq(meta.bank),
+            out.row.eq(rows[stage_which[-1]]),
+            out.tag.eq(left.tag),
+            out.post.eq(left.post),
+            out.bank.eq(left.bank),
+            self.finished.eq(stage_ends[-1]),
+            self.finished_bank.eq(left.bank),
         ]
         done = self.done.bit_select(context, 1)
         with m.FSM():
@@ -165,7 +175,7 @@ class Drain(wiring.Component):
                     m.d.sync += scrub.eq(0)
                     m.next = "IDLE"
             with m.State("IDLE"):
-                m.d.sync += meta.eq(read.data[: meta.shape().size])
+                m.d.sync += metas[which].eq(read.data[: row_meta_layout(config).size])
                 with m.If(done):
                     m.d.comb += next_index.eq(1)
                     m.next = "ROW"
@@ -173,7 +183,7 @@ class Drain(wiring.Component):
                     m.d.comb += next_context.eq(context + 1)
             with m.State("ROW"):
                 m.d.comb += self.active.eq(1)
-                m.d.sync += row.eq(read.data)
+                m.d.sync += rows[which].eq(read.data)
                 m.d.comb += next_index.eq(2)
                 m.next = "REQUEST"
             with m.State("REQUEST"):
@@ -201,40 +211,35 @@ class Drain(wiring.Component):
                 m.d.comb += [self.active.eq(1), self.request.eq(meta.final)]
                 with m.If(~columns.busy):
                     # the context's next row goes the same way through the PEs, behind what was just read
-                    m.d.comb += self.done_clear.eq(1 << context)
-                    m.next = "FLUSH"
-            with m.State("FLUSH"):
-                m.d.comb += [self.active.eq(1), self.request.eq(meta.final)]
-                with m.If(~stage_valid.any()):
                     m.d.comb += [
-                        ending.eq(meta.final),
-                        self.finished.eq(1),
+                        self.done_clear.eq(1 << context),
+                        ending.eq(1),
                         next_context.eq(context + 1),
                         next_index.eq(0),
                     ]
-                    m.d.sync += part.eq(0)
+                    m.d.sync += [part.eq(0), which.eq(~which)]
                     m.next = "NEXT"
             with m.State("NEXT"):
                 # the header of the next context is at the read port one cycle later
                 m.next = "IDLE"
         return m
 
-    def _partial_sums(self, m, meta, stage_valid, stage_columns, lane_sum, total):
+    def _partial_sums(self, m, metas, stage_which, stage_valid, stage_columns, lane_sum, total):
         config = self._config
         m.submodules.partial_sums = sums = memory.Memory(
             shape=signed(config.acc_width), depth=config.psum_rows * config.tile_columns, init=[], attrs=NO_CHECK
         )
         read, write = sums.read_port(), sums.write_port()
-        slot = meta.slot[: (config.psum_rows - 1).bit_length()]
+        slot_bits = (config.psum_rows - 1).bit_length()
         kept = Signal(signed(config.acc_width), reset_less=True)
         m.d.comb += [
             # read two cycles before the addition: memory, then register
-            read.addr.eq(Cat(stage_columns[-4], slot)),
-            write.addr.eq(Cat(stage_columns[-1], slot)),
+            read.addr.eq(Cat(stage_columns[-4], metas[stage_which[-4]].slot[:slot_bits])),
+            write.addr.eq(Cat(stage_columns[-1], metas[stage_which[-1]].slot[:slot_bits])),
             write.data.eq(total),
-            write.en.eq(stage_valid[-1] & ~meta.final),
+            write.en.eq(stage_valid[-1] & ~metas[stage_which[-1]].final),
         ]
         m.d.sync += [
-            kept.eq(Mux(meta.first, 0, read.data)),
+            kept.eq(Mux(metas[stage_which[-3]].first, 0, read.data)),
             total.eq(lane_sum + kept),
         ]

@@ -61,20 +61,29 @@ inline uint32_t mask_of_part(const Lane& lane, int part, int width) {
     return lane.drain_row.mask[bit >> 5] >> (bit & 31) & ((1u << width) - 1);
 }
 
+// A word enters the pipeline that ends at post-processing; rows that are not drained to it use it for their end alone.
+inline void send(Lane& lane, Time now, PostKind kind, bool nonzero) {
+    const Row& row = lane.drain_row;
+    lane.drain_line[(now + DRAIN_LATENCY) & 15] = {{kind, nonzero, row.post != 0}, row.final != 0, row.bank};
+    lane.drain_line_until = now + DRAIN_LATENCY;
+}
+
+// What leaves the pipeline in this cycle.
+inline PostWord receive(Lane& lane, Time now) {
+    DrainWord& word = lane.drain_line[now & 15];
+    const DrainWord left = word;
+    word.word.kind = PostKind::NONE;
+    if (left.word.kind == PostKind::END) {
+        lane.totals->finished = true;
+        --lane.rows_of_bank[left.bank];
+    }
+    return left.final ? left.word : PostWord{};
+}
+
 inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reason outer) {
     using L = Lane;
     const Config& config = *lane.config;
     DrainOut out;
-    if (lane.drain_state == L::D_IDLE) {
-        const int context = (lane.idle_context + static_cast<int>(now - lane.idle_since)) & (config.rings - 1);
-        if (!context_done(lane, context, now)) {
-            lane.drain_at = next_look(lane, now);
-            return out;
-        }
-        begin_drain(lane, context);
-        lane.drain_state = L::D_ROW;
-        return out;
-    }
     if (lane.drain_state == L::D_SCRUB) {
         if (++lane.scrub_count == config.sum_rows() * config.slots) {
             lane.drain_state = L::D_IDLE;
@@ -84,10 +93,21 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
         lane.drain_at = now + 1;
         return out;
     }
+    if (lane.drain_line_until >= now) out.word = receive(lane, now);
     if (lane.steals[now & 3] >= 0) {
         const bool stolen = lane.pes[static_cast<size_t>(lane.steals[now & 3])].steal(now, lane.counting);
         lane.totals->stolen += stolen;
         lane.steals[now & 3] = -1;
+    }
+    if (lane.drain_state == L::D_IDLE) {
+        const int context = (lane.idle_context + static_cast<int>(now - lane.idle_since)) & (config.rings - 1);
+        if (context_done(lane, context, now)) {
+            begin_drain(lane, context);
+            lane.drain_state = L::D_ROW;
+        } else {
+            lane.drain_at = lane.drain_line_until > now ? now + 1 : next_look(lane, now);
+        }
+        return out;
     }
     const bool active = lane.drain_state != L::D_NEXT;
     if (active != lane.active) {
@@ -99,15 +119,11 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
     const int parts = config.columns() / width;
     const bool handshake = lane.columns.valid() && lane.go;
     const int column = lane.columns.index() + lane.columns.inner_meta * width;
-    const bool was_busy = lane.columns.busy(), flushed = !lane.stages;
-    if (lane.stages >> (DRAIN_LATENCY - 1) & 1 && row.final) {
-        out.word = {PostKind::VALUE, result_nonzero(lane, lane.stage_column[(now - DRAIN_LATENCY) & 15]), row.post != 0};
-    }
-    bool offer = false;
+    const bool was_busy = lane.columns.busy();
+    bool offer = false, given = false;
     uint32_t mask = 0;
     const Lane::DrainState state = lane.drain_state;
-    bool given = false;
-    out.request = row.final && state >= L::D_REQUEST && state <= L::D_FLUSH;
+    out.request = row.final && state >= L::D_REQUEST && state <= L::D_COLUMNS;
     switch (state) {
         case L::D_ROW:
             lane.drain_state = L::D_REQUEST;
@@ -116,7 +132,7 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             if (!row.final) {
                 lane.drain_state = L::D_MASK;
             } else if (granted && space) {
-                out.word = {PostKind::START, false, row.post != 0};
+                send(lane, now, PostKind::START, false);
                 lane.drain_state = L::D_MASK;
             }
             break;
@@ -130,14 +146,7 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
                 out.release = 1u << lane.drain_context;
                 lane.ends_sent &= ~out.release;
                 for (Pe& pe : lane.pes) pe.done[lane.drain_context] = NEVER;
-                lane.drain_state = L::D_FLUSH;
-            }
-            break;
-        case L::D_FLUSH:
-            if (flushed) {
-                if (row.final) out.word = {PostKind::END, false, row.post != 0};
-                lane.totals->finished = true;
-                --lane.rows_of_bank[row.bank];
+                send(lane, now, PostKind::END, false);
                 lane.part = 0;
                 lane.drain_state = L::D_NEXT;
             }
@@ -148,10 +157,10 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             lane.idle_since = now + 1;
             break;
     }
-    bool wanted = false;
     if (handshake) {
-        wanted = config.skip_c || (row.mask[column >> 5] >> (column & 31) & 1);
-        lane.stage_column[now & 15] = static_cast<uint16_t>(column);
+        if (config.skip_c || (row.mask[column >> 5] >> (column & 31) & 1)) {
+            send(lane, now, PostKind::VALUE, result_nonzero(lane, column));
+        }
         lane.steals[(now + 2) & 3] = static_cast<int8_t>(column & (config.pes - 1));
     }
     lane.columns.step(offer, mask, lane.part, lane.go);
@@ -161,7 +170,6 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
     } else {
         lane.given = false;
     }
-    lane.stages = (lane.stages << 1 | wanted) & ((1u << DRAIN_LATENCY) - 1);
     lane.go = space || !row.final;
     return out;
 }

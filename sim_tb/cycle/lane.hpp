@@ -20,6 +20,13 @@ struct PostWord {
     bool nonzero = false, post = false;
 };
 
+// A word of a drain's pipeline, with what it needs of its row.
+struct DrainWord {
+    PostWord word;
+    bool final = false;
+    uint8_t bank = 0;
+};
+
 // What lanes add up for the whole accelerator.
 struct Totals {
     int64_t reasons[REASONS] = {};      // PE-cycles
@@ -90,9 +97,9 @@ struct Lane {
     Time to_queue = LOOKUP_LATENCY;     // from a token that leaves to the cycle before the queue can show it
 
     // ---- drain (see drain.hpp)
-    enum DrainState : uint8_t { D_SCRUB, D_IDLE, D_ROW, D_REQUEST, D_MASK, D_COLUMNS, D_FLUSH, D_NEXT };
+    enum DrainState : uint8_t { D_SCRUB, D_IDLE, D_ROW, D_REQUEST, D_MASK, D_COLUMNS, D_NEXT };
     DrainState drain_state = D_SCRUB;
-    bool active = false;                // from ROW to FLUSH
+    bool active = false;                // from ROW to COLUMNS
     int idle_context = 0;               // context looked at in cycle `idle_since`, the next one a cycle later
     Time idle_since = 0, drain_at = 0;          // nothing happens before `drain_at`
     int drain_context = 0, scrub_count = 0, part = 0;
@@ -100,8 +107,8 @@ struct Lane {
     BitIterator columns;
     Row drain_row{};
     std::array<uint32_t, MAX_PES> drain_touched{};
-    uint32_t stages = 0;                // bit n: a wanted column was chosen n + 1 cycles ago
-    uint16_t stage_column[16] = {};     // by cycle
+    DrainWord drain_line[16];           // on their way, by the cycle in which they leave
+    Time drain_line_until = LONG_AGO;
     int8_t steals[4] = {-1, -1, -1, -1};        // by cycle: the PE that loses its issue slot
 
     // ---- accounts
