@@ -304,9 +304,10 @@ _preset(
     "2 PEs for an iCE40UP5K: raw sums only, no counters",
 )  # fmt: skip
 _preset(
-    Config(name="sim-64", lanes=16, stream_words=4, k_depth=64),
-    "64 PEs with 128-bit streams and under 400 KB of buffers, for studies in simulation",
-)
+    Config(name="sim-64", lanes=16, stream_words=4, k_depth=64, a_depth=1024, fifo_depth=256, psum_rows=32,
+           psum_in_pe=True, load_slots=4),
+    "64 PEs with 128-bit streams, partial sums in the PEs, under 400 KB of buffers, for studies in simulation",
+)  # fmt: skip
 
 
 def presets() -> dict[str, Config]:

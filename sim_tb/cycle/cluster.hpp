@@ -19,6 +19,7 @@ struct Cluster {
     Totals* totals;
     int number = 0;
     std::vector<Lane> lanes;
+    std::array<Times, MAX_LANES> times;
     SerialFetch fetch;
     Post post;
 
@@ -43,12 +44,13 @@ struct Cluster {
     bool held = false;
     Item current;
     int32_t address = 0, left = 0;
+    uint32_t current_rings = 0;         // that the current item goes to
     Delay<Copied, 4> copied;            // at(2): the word at the lanes
     Time copied_until = LONG_AGO;       // words are on their way up to this cycle
     int copying[2] = {};
 
     // scan of the rings
-    unsigned scan = 0;
+    Time began = 0;                     // cycle of the first ring
     uint32_t room = 0, ring_space = ~0u;
     uint32_t sampled[2] = {};           // words in the rings looked at one and two cycles ago
     int fits = 0, low = 0;
@@ -71,7 +73,7 @@ struct Cluster {
         totals = &t;
         number = n;
         lanes.resize(static_cast<size_t>(c.lanes_per_cluster));
-        for (int lane = 0; lane < c.lanes_per_cluster; ++lane) lanes[static_cast<size_t>(lane)].create(c, t, lane);
+        for (int lane = 0; lane < c.lanes_per_cluster; ++lane) lanes[static_cast<size_t>(lane)].create(c, t, lane, times[static_cast<size_t>(lane)]);
         fetch.create(c);
         post.create(c);
     }
@@ -120,6 +122,22 @@ struct Cluster {
         outer = next;
     }
 
+    // One ring is looked at in every cycle; what follows from that shows three cycles later.
+    void look_at_ring(Time now, int row_words, bool scrubs) {
+        const int rings = config->rings, count = config->lanes_per_cluster * rings;
+        const int usable = config->fifo_depth / rings - (count + COPY_LATENCY + 4);
+        const auto scan = static_cast<unsigned>(now - began) & static_cast<unsigned>(count - 1);
+        const uint32_t bit = 1u << ((scan - 2) & static_cast<unsigned>(count - 1));
+        room = sampled[1] <= static_cast<uint32_t>(low) && !scrubs ? room | bit : room & ~bit;
+        ring_space = static_cast<int>(sampled[1]) <= usable ? ring_space | bit : ring_space & ~bit;
+        sampled[1] = sampled[0];
+        const Lane& lane = lanes[scan / static_cast<unsigned>(rings)];
+        const unsigned ring = scan % static_cast<unsigned>(rings);
+        sampled[0] = lane.written[ring] - lane.taken[ring];
+        low = std::min(fits, LOW_WATER);
+        fits = row_words >= usable ? 0 : usable - row_words;
+    }
+
     void step(Time now, bool load, bool beat_leaves) {
         set_outer(now, load);
         const bool active = fetch.active(), was_working = working();
@@ -130,7 +148,7 @@ struct Cluster {
         const bool rows_space = post.space, scrubs = lanes[0].drain_state == Lane::D_SCRUB;
         for (size_t n = 0; n < lanes.size(); ++n) {
             release[n] = 0;
-            if (lanes[n].drain_at > now) continue;
+            if (times[n].drain_at > now) continue;
             const DrainOut out = step_drain(lanes[n], now, rows_space, granted >> n & 1, outer);
             release[n] = out.release;
             asking |= static_cast<uint32_t>(out.request) << n;
@@ -146,17 +164,15 @@ struct Cluster {
         }
 
         // ---- fetch
-        const int rings = config->rings, count = config->lanes_per_cluster * rings;
+        const int rings = config->rings;
         Item made;
+        const uint32_t offered = room & ~pending;
         const bool makes = config->lut_ram
-            ? fetch.step(items_space, room & ~pending, directory, c_masks, made)
-            : fetch.step_serial(items_space, room & ~pending, directory, c_masks, made);
+            ? !fetch.rests(items_space, offered) && fetch.step(items_space, offered, directory, c_masks, made)
+            : fetch.step_serial(items_space, offered, directory, c_masks, made);
 
         // ---- copier
-        bool fires = held;
-        for (size_t n = 0; n < lanes.size(); ++n) {
-            if (current.lanes >> n & 1) fires &= ring_space >> (static_cast<int>(n) * rings + current.ring) & 1;
-        }
+        const bool fires = held && (ring_space & current_rings) == current_rings;
         const bool ends = current.raw || left == 1;
         const bool takes_item = !held || (fires && ends);
         Copied out;
@@ -182,6 +198,10 @@ struct Cluster {
                 current = items[items_head % ITEM_QUEUE];
                 address = current.start;
                 left = current.words;
+                current_rings = 0;
+                for (int n = 0; n < config->lanes_per_cluster; ++n) {
+                    if (current.lanes >> n & 1) current_rings |= 1u << (n * rings + current.ring);
+                }
             }
         } else if (fires) {
             ++address;
@@ -193,37 +213,24 @@ struct Cluster {
         items_level -= popped;
         if (makes) items[(items_head + static_cast<unsigned>(items_level++)) % ITEM_QUEUE] = made;
 
-        // ---- scan of the rings
-        const int words = config->fifo_depth / rings;
-        const int usable = words - (count + COPY_LATENCY + 4);
-        const unsigned seen = (scan + 2 * static_cast<unsigned>(count) - 2) % static_cast<unsigned>(count);
-        const uint32_t bit = 1u << seen;
-        room = sampled[1] <= static_cast<uint32_t>(low) && !scrubs ? room | bit : room & ~bit;
-        ring_space = static_cast<int>(sampled[1]) <= usable ? ring_space | bit : ring_space & ~bit;
-        sampled[1] = sampled[0];
-        const Lane& looked_at = lanes[scan / static_cast<unsigned>(rings)];
-        const unsigned ring = scan % static_cast<unsigned>(rings);
-        sampled[0] = looked_at.written[ring] - looked_at.taken[ring];
-        low = std::min(fits, LOW_WATER);
-        fits = old_row_words >= usable ? 0 : usable - old_row_words;
-        scan = scan + 1 == static_cast<unsigned>(count) ? 0 : scan + 1;
+        look_at_ring(now, old_row_words, scrubs);
 
         // ---- lanes
         for (size_t n = 0; n < lanes.size(); ++n) {
+            if (times[n].sleep_until > now && !release[n]) continue;
             Lane& lane = lanes[n];
-            if (lane.sleep_until > now && !release[n]) continue;
             if (rings == 2) lane.step<2>(now, release[n], outer);
             else lane.step<4>(now, release[n], outer);
             if (lane.started >= 0) pending &= ~(1u << (static_cast<int>(n) * rings + lane.started));
         }
         if (config->psum_in_pe) {
-            for (Lane& lane : lanes) {
-                if (lane.retire_at <= now) lane.retire(now);
+            for (size_t n = 0; n < lanes.size(); ++n) {
+                if (times[n].retire_at <= now) lanes[n].retire(now);
             }
         }
-        const Copied arriving = copied.at(2);
-        copied.push(out);
-        if (arriving.lanes) {
+        if (copied_until >= now) {
+            const Copied arriving = copied.at(2);
+            copied.push(out);
             for (size_t n = 0; n < lanes.size(); ++n) {
                 if (arriving.lanes >> n & 1) lanes[n].write(arriving.ring, arriving.word);
             }

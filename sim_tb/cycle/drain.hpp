@@ -90,7 +90,7 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             lane.idle_context = 0;
             lane.idle_since = now + 1;
         }
-        lane.drain_at = now + 1;
+        lane.times->drain_at = now + 1;
         return out;
     }
     if (lane.drain_line_until >= now) out.word = receive(lane, now);
@@ -105,7 +105,7 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             begin_drain(lane, context);
             lane.drain_state = L::D_ROW;
         } else {
-            lane.drain_at = lane.drain_line_until > now ? now + 1 : next_look(lane, now);
+            lane.times->drain_at = lane.drain_line_until > now ? now + 1 : next_look(lane, now);
         }
         return out;
     }

@@ -84,7 +84,14 @@ struct Fetch {
     bool active() const { return state != F_IDLE || run_ready || word_number; }
     bool waits_for_nothing() const { return state == F_IDLE && !run_words_left && !push1 && !push2; }
 
+    // Cycles without a change; inputs of the last one. After SETTLED + 3 of them, the same inputs change nothing.
+    int steady = 0;
+    uint32_t last_room = 0;
+    bool last_space = true;
+    bool rests(bool space, uint32_t room) const { return steady > SETTLED + 3 && room == last_room && space == last_space; }
+
     void accept(const Run& accepted) {
+        steady = 0;
         runs.push_back(accepted);
         run_words_left += config->run_words;
     }
@@ -173,6 +180,10 @@ struct Fetch {
         coming = 0;
         taken = false;
         pushes = false;
+        const State was = state;
+        steady = room == last_room && space == last_space && !push1 && !push2 ? steady + 1 : 0;
+        last_room = room;
+        last_space = space;
         bool run_begins = false;
         const bool leaves = push2;
         if (leaves) out = stage2;
@@ -286,6 +297,7 @@ struct Fetch {
         push1 = pushes && (made.raw || made.words >= 0);
         stage1 = made;
         choose(room, run_begins, old_index);
+        if (state != was || pushes || takes_word || run_words_left) steady = 0;
         return leaves;
     }
 

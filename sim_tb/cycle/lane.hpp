@@ -41,7 +41,15 @@ struct ExpanderToken {
     bool end, nonzero;
 };
 
+// When a lane's parts have to be looked at again; a cluster's are side by side.
+struct Times {
+    Time sleep_until = 0;               // front
+    Time drain_at = 0;
+    Time retire_at = NEVER;             // no row whose sums stay has left the PEs before
+};
+
 struct Lane {
+    Times* times = nullptr;
     const Config* config;
     Totals* totals;
     const uint32_t* results = nullptr;  // bitmaps of result rows, or null: what was added to is not 0
@@ -81,7 +89,6 @@ struct Lane {
     // contexts whose END token has left for the PEs and leaves the row's sums there (psum_in_pe)
     bool stays[MAX_RINGS] = {};
     uint8_t stays_bank[MAX_RINGS] = {};
-    Time retire_at = NEVER;             // none of them has left the PEs before
 
     // ---- weights: masks as skipped, patterns of nonzeros, by bank, k and PE
     std::vector<uint32_t> b_mask, b_nonzero;
@@ -91,7 +98,6 @@ struct Lane {
     std::vector<Pe> pes;
     std::vector<Token> token_rings;
     Time hist_at = 0;
-    Time sleep_until = 0;
     bool counting = false;              // no mask of B or C: every slot in turn
     bool block = false;                 // PE queues in block RAM, a skid buffer instead of the token queue
     Time to_queue = LOOKUP_LATENCY;     // from a token that leaves to the cycle before the queue can show it
@@ -101,7 +107,7 @@ struct Lane {
     DrainState drain_state = D_SCRUB;
     bool active = false;                // from ROW to COLUMNS
     int idle_context = 0;               // context looked at in cycle `idle_since`, the next one a cycle later
-    Time idle_since = 0, drain_at = 0;          // nothing happens before `drain_at`
+    Time idle_since = 0;
     int drain_context = 0, scrub_count = 0, part = 0;
     bool go = false, given = false;
     BitIterator columns;
@@ -116,7 +122,8 @@ struct Lane {
     Reason reason = OUTER;
     bool blocked = false;               // tokens wait for the PEs' space
 
-    void create(const Config& c, Totals& t, int n) {
+    void create(const Config& c, Totals& t, int n, Times& own) {
+        times = &own;
         config = &c;
         totals = &t;
         number = n;
@@ -188,9 +195,9 @@ struct Lane {
             const int level = pe.level(now, in_flight);
             if (level > most) {
                 const bool recent = pe.popped >= now - 1;
-                sleep_until = recent && level - 1 <= most ? now + 1
+                times->sleep_until = recent && level - 1 <= most ? now + 1
                                                           : pe.space_from(level - most - recent, counting);
-                if (sleep_until <= now) sleep_until = now + 1;
+                if (times->sleep_until <= now) times->sleep_until = now + 1;
                 return false;
             }
         }
@@ -215,7 +222,7 @@ struct Lane {
             if (config->psum_in_pe && !row.final) {
                 stays[token.context] = true;
                 stays_bank[token.context] = row.bank;
-                retire_at = std::min(retire_at, now + 1);
+                times->retire_at = std::min(times->retire_at, now + 1);
                 auto& sums = kept[row.slot];
                 for (int n = 0; n < count; ++n) {
                     sums[static_cast<size_t>(n)] = touched[token.context][n] | (row.first ? 0 : sums[static_cast<size_t>(n)]);
@@ -223,7 +230,7 @@ struct Lane {
                 return;
             }
             ends_sent |= 1u << token.context;
-            drain_at = std::min(drain_at, now + 1);
+            times->drain_at = std::min(times->drain_at, now + 1);
             return;
         }
         totals->token = true;
@@ -256,7 +263,7 @@ struct Lane {
 
     // Rows whose END has been issued by all PEs before `now` and whose sums stay.
     void retire(Time now) {
-        retire_at = NEVER;
+        times->retire_at = NEVER;
         for (int n = 0; n < config->rings; ++n) {
             if (!stays[n]) continue;
             Time done = 0;
@@ -265,14 +272,14 @@ struct Lane {
                 done = std::max(done, pe.done_from(n));
             }
             if (done > now) {
-                retire_at = std::min(retire_at, done);
+                times->retire_at = std::min(times->retire_at, done);
                 continue;
             }
             stays[n] = false;
             for (Pe& pe : pes) pe.done[n] = NEVER;
             --rows_of_bank[stays_bank[n]];
             totals->finished = true;
-            sleep_until = 0;
+            times->sleep_until = 0;
         }
     }
 
@@ -281,7 +288,7 @@ struct Lane {
     void write(int ring, const Word& word) {
         ram[static_cast<size_t>(ring) * ring_words + written[ring] % ring_words] = word;
         ++written[ring];
-        sleep_until = 0;
+        times->sleep_until = 0;
     }
 
     void start_row(Row* row) {
@@ -307,13 +314,13 @@ struct Lane {
     template <int rings>
     void step(Time now, uint32_t release, Reason outer) {
         Time woken = NEVER;
-        sleep_until = NEVER;
+        times->sleep_until = NEVER;
         bool space = true;
         bool changed = release != 0;
         if (tokens_level) {
             const ExpanderToken& token = tokens[tokens_head % TOKEN_QUEUE];
             space = !(token.end && stays[token.context]) && pes_have_space(now);
-            if (!space) woken = sleep_until;
+            if (!space) woken = times->sleep_until;
             if (fires_and_stays(space)) release |= 1u << token.context;
         }
         blocked = !space;
@@ -470,7 +477,7 @@ struct Lane {
         } else if (moves) {
             ++at;
         }
-        sleep_until = changed ? now + 1 : woken;
+        times->sleep_until = changed ? now + 1 : woken;
     }
 };
 

@@ -72,6 +72,7 @@ struct Model {
         for (int n = 0; n < config.clusters(); ++n) {
             Cluster& cluster = clusters[static_cast<size_t>(n)];
             cluster.create(config, totals, n);
+            cluster.began = now;
             for (Lane& lane : cluster.lanes) {
                 lane.results = results;
                 lane.idle_since = now;
@@ -97,23 +98,9 @@ struct Model {
             const bool moved = step();
             quiet = moved ? 0 : quiet + 1;
             if (offered == beats && !entry && quiet > 64 && everything_rests()) break;
-            if (now > limit) {
-                if (getenv("MW_DEBUG")) debug();
-                throw std::runtime_error("the program did not end within " + std::to_string(limit) + " cycles");
-            }
+            if (now > limit) throw std::runtime_error("the program did not end within " + std::to_string(limit) + " cycles");
         }
         finish();
-    }
-
-    void debug() {
-        fprintf(stderr, "seq state %d header %08x %08x offered %ld entry %d of %ld loader busy %d gear %d left %ld\n", state, header[0], header[1], offered, entry, beats, loader.busy, loader.count, loader.left);
-        for (Cluster& c : clusters) {
-            fprintf(stderr, "cluster: fetch %d idx %d items %d held %d work %d post idle %d lvl %d word %d wa %d %d cp %d %d room %x sp %x granted %x rdy %d open %d dr %d after %d tail %d done %d f %d v %d q %d\n", c.fetch.state, c.fetch.index, c.items_level, c.held, c.working(), c.post.idle(), c.post.level, c.word_valid, c.waiting_a[0], c.waiting_a[1], c.copying[0], c.copying[1], c.room, c.ring_space, c.granted, c.post.ready, c.post.row_open, c.post.draining, c.post.after, c.post.tail, c.post.done, c.post.fetched, c.post.valid, c.post.queue_level);
-            for (Lane& l : c.lanes) {
-                fprintf(stderr, " lane: state %d reading %d w %u %u t %u %u at %u held %d rows %d %d busy %d %d tok %d drain %d ends %x rob %d %d sleep %ld\n", l.state, l.reading, l.written[0], l.written[1], l.taken[0], l.taken[1], l.at, l.held, l.rows[0], l.rows[1], l.busy[0], l.busy[1], l.tokens_level, l.drain_state, l.ends_sent, l.rows_of_bank[0], l.rows_of_bank[1], (long)l.sleep_until);
-                for (Pe& p : l.pes) fprintf(stderr, "   pe waiting %d ends %ld\n", p.waiting, (long)(p.ends));
-            }
-        }
     }
 
     bool everything_rests() {
