@@ -15,6 +15,7 @@ import numpy as np
 from maskwork.gen import pack
 from maskwork.gen.config import Config
 from maskwork.gen.conv_tiles import Axis, Cut, Geometry, Plan, plans
+from maskwork.gen.deal import as_work, deal
 from maskwork.gen.errors import MaskworkValueError, ProgramError
 from maskwork.gen.lower_costs import densities
 from maskwork.gen.lower_matmul import add_operands, keep_indices, schedule_matmul
@@ -194,6 +195,7 @@ def lower_conv(
     density: tuple[float, ...] | None = None,
     trust: bool = False,
     tune: bool = False,
+    column_work: Any = None,
 ) -> Program:
     """Lower a convolution to a program with operands "a" (NHWC) and "b" (kh, kw, cin, cout) and output "c" (NHWC).
 
@@ -215,6 +217,7 @@ def lower_conv(
         density: expected densities of a, b and c_mask, for the choice of tiles.
         trust: activation banks are filled as that density of a lets one expect, else so that any would fit.
         tune: try the most promising tilings on the cycle model, with random masks, and take the fastest.
+        column_work: expected work of each output channel (Cout,): channels are dealt to PEs by it.
 
     Raises:
         MaskworkTypeError, MaskworkValueError: for shapes or parameters that fit no convolution.
@@ -224,6 +227,7 @@ def lower_conv(
     strides, dilations, pads = parse_pair(stride, "stride", 1), parse_pair(dilation, "dilation", 1), parse_pads(padding)
     the_post = Post.of(post, config)
     expected = densities(density)
+    work = as_work(column_work, output[3])
     channels = keep_indices(k_keep, int(shape[3]), "k_keep")
     columns = keep_indices(n_keep, output[3], "n_keep")
     program = Program(config)
@@ -244,9 +248,11 @@ def lower_conv(
             if not ways:
                 raise ProgramError("one output position does not fit: raise a_segments, a_depth or fifo_depth")
 
+            n_tiles = [[deal(config, own, work) for own in tile] for tile in split_n(config, columns)]
+
             def schedule(plan: Plan) -> None:
                 tiles = _k_tiles(g, plan.cut, channels)
-                scheduler.run(_blocks(config, g, plan), tiles, split_n(config, columns), plan.m_outer)
+                scheduler.run(_blocks(config, g, plan), tiles, n_tiles, plan.m_outer)
                 program.commands = spread_loads(program.commands)
 
             if tune and len(ways) > 1:

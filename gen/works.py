@@ -10,6 +10,7 @@ from typing import Any, Protocol
 
 import numpy as np
 from maskwork.gen.config import Config
+from maskwork.gen.deal import UNEVEN
 from maskwork.gen.lower_conv import conv_output_shape, lower_conv
 from maskwork.gen.mask import BoolArray
 from maskwork.gen.program import Program
@@ -131,6 +132,17 @@ def coarse(*masks: BoolArray | None) -> tuple[float, ...]:
     return tuple(max(0.01, math.ceil(value * step) / step) for value, step in zip(values, steps, strict=True))
 
 
+def column_work(columns: int, *masks: BoolArray | None) -> tuple[float, ...] | None:
+    """Relative work of each column, from masks whose last axis they are; None where it is about the same."""
+    work = np.ones(columns)
+    for mask in masks:
+        if mask is not None:
+            work *= mask.reshape(-1, columns).mean(axis=0)
+    if not work.mean() or work.std() <= UNEVEN * work.mean():
+        return None
+    return tuple(np.round(work / work.mean(), 2).tolist())
+
+
 def _ranges(total: int, pieces: int) -> list[slice]:
     """``total`` in pieces of nearly equal size."""
     return [slice(i * total // pieces, (i + 1) * total // pieces) for i in range(pieces)]
@@ -177,13 +189,18 @@ class ConvWork:
         """Everything but the masks."""
         return (
             self.shape, self.weights, self.stride, self.pads, self.dilation, self.c is not None, self.post,
-            self._density,
+            self._density, self._column_work,
         )  # fmt: skip
 
     @property
     def _density(self) -> tuple[float, ...]:
         """Densities, which the choice of tiles goes by."""
         return coarse(self.a, self.b, self.c)
+
+    @property
+    def _column_work(self) -> tuple[float, ...] | None:
+        """Expected work of each column, in steps of 2 % of the mean."""
+        return column_work(self.output[3], self.b, self.c)
 
     def macs(self) -> tuple[int, int]:
         """Dense and effectual products."""
@@ -211,7 +228,7 @@ class ConvWork:
         """
         return lower_conv(config, self.shape, self.weights, self.stride, self.pads, self.dilation,
                           use_c=self.c is not None, post=POST if self.post else None, density=self._density,
-                          trust=trust, tune=tune)  # fmt: skip
+                          trust=trust, tune=tune, column_work=self._column_work)  # fmt: skip
 
     def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
         """Operand -> its shape and mask."""
