@@ -1,7 +1,7 @@
 // The drain of a lane (rtl/drain.py), a cycle at a time while a row is drained.
 #pragma once
 
-#include "lane.hpp"
+#include "expander.hpp"
 
 namespace maskwork {
 

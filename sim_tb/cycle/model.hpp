@@ -1,0 +1,225 @@
+// The whole accelerator: what connects sequencer, loader, clusters and collector (rtl/accelerator.py, collector.py).
+//
+// In every cycle the clusters step first, then the loader, then the sequencer and the collector: what one of them does
+// reaches the others through registers, so it may be seen a cycle later only.
+#pragma once
+
+#include "loader.hpp"
+
+namespace maskwork {
+
+constexpr int SETTLE = 7;           // rtl/sequencer.py
+constexpr int COUNTERS_IN_REPLY = 12;
+
+enum Op { BEGIN = 1, IDENTIFY = 2, ECHO = 3, SYNC = 4, ABORT = 5, READ_COUNTERS = 6, LOAD_A = 16, LOAD_B, LOAD_C, LOAD_P,
+          RUN = 32 };
+
+struct Result {
+    int64_t reasons[REASONS];       // PE-cycles: fetch, imbalance, drain, load, dispatch; idle is the rest
+    int64_t multiplies, lookups, cycles, words_in, words_out, compute_cycles;
+    int64_t total_cycles;           // from the first beat to the last reply
+    int64_t beats_in, beats_out;
+    int64_t tokens;
+};
+
+struct Model {
+    Config config;
+    Totals totals;
+    std::vector<Cluster> clusters;
+    Loader loader;
+
+    const uint32_t* words = nullptr;
+    const uint8_t* lasts = nullptr;
+    int64_t beats = 0, offered = 0;     // beats that are inside, or were
+    int entry = 0;                      // of them, in the input's buffer
+
+    enum State : uint8_t { HEADER, OPCODE, WORD, CHECK, LOADING, LOADED, COUNTERS, REPLY };
+    State state = HEADER;
+    uint32_t header[32] = {};
+    int number = 0, position = 0, left = 0, settle = 0, reply_word = 0, reply_words = 0;
+    bool header_ends = false, is_run = false, packet_ended = false, run_space = true;
+    uint32_t word = 0;
+    int reply = 0;
+    bool counting = false, stopping = false;
+    uint32_t busy_line = 0, idle_line = 0;      // bit n: n + 1 steps ago
+    int64_t results_given = 0;
+
+    // packer and collector
+    bool packer_full = false, packer_last = false;
+    int packer_position = 0;
+    uint64_t granted = 0, served = 0;
+    bool leaving = false;               // a beat is in the output's register
+    bool leaving_synced = false, packer_synced = false;
+
+    Result result{};
+    Time now = 0, last_out = -1;
+    int64_t counted_beats_in = 0, counted_beats_out = 0;
+    bool finished = false, token_seen = false;
+    Time since = 1;
+
+    Time reset_at = NEVER;
+    const uint32_t* results = nullptr;
+
+    Model(const Config& c, const uint32_t* bitmaps) : config(c), results(bitmaps) {
+        reset();
+        loader.create(config, clusters);
+    }
+
+    // What BEGIN does to the array.
+    void reset() {
+        clusters = std::vector<Cluster>(static_cast<size_t>(config.clusters()));
+        for (int n = 0; n < config.clusters(); ++n) {
+            Cluster& cluster = clusters[static_cast<size_t>(n)];
+            cluster.create(config, totals, n);
+            cluster.began = now;
+            for (Lane& lane : cluster.lanes) {
+                lane.results = results;
+                lane.idle_since = now;
+            }
+        }
+        granted = served = 0;
+    }
+
+    const uint32_t* beat_at_entry() const { return words + (offered - entry) * config.stream_words; }
+    bool last_at_entry() const { return lasts[offered - entry] != 0; }
+
+    [[noreturn]] void illegal(const char* what) {
+        throw std::runtime_error(std::string("the program is not legal: ") + what + " (packet that ends at beat " +
+                                 std::to_string(offered - entry) + ")");
+    }
+
+    void run(const uint32_t* new_words, const uint8_t* new_lasts, int64_t new_beats, Time limit) {
+        words = new_words;
+        lasts = new_lasts;
+        beats = new_beats;
+        Time quiet = 0;
+        while (true) {
+            const bool moved = step();
+            quiet = moved ? 0 : quiet + 1;
+            if (offered == beats && !entry && quiet > 64 && everything_rests()) break;
+            if (now > limit) throw std::runtime_error("the program did not end within " + std::to_string(limit) + " cycles");
+        }
+        finish();
+    }
+
+    bool everything_rests() {
+        if (state != HEADER || packer_full || leaving) return false;
+        for (Cluster& cluster : clusters) {
+            if (!cluster.idle(now)) return false;
+        }
+        return true;
+    }
+
+    void finish() {
+        result.total_cycles = last_out + 1;
+        if (!frozen) freeze(result.total_cycles);
+    }
+
+    // The counters as they stand once `cycles` cycles have been counted.
+    void freeze(Time cycles) {
+        frozen = true;
+        result.cycles = cycles;
+        result.words_in = counted_beats_in;
+        result.words_out = counted_beats_out;
+        result.multiplies = totals.multiplies;
+        result.tokens = totals.tokens;
+        for (Cluster& cluster : clusters) {
+            for (Lane& lane : cluster.lanes) lane.account(cycles, cluster.outer);
+        }
+        int64_t charged = totals.multiplies + totals.stolen;
+        for (int n = 0; n < REASONS; ++n) {
+            result.reasons[n] = totals.reasons[n];
+            charged += totals.reasons[n];
+        }
+        result.reasons[DRAIN] += totals.stolen;
+        result.lookups = cycles * config.lanes * config.pes - charged;
+    }
+    bool frozen = false;
+
+    // One cycle; whether anything moved at the edges.
+    bool step() {
+        if (now == reset_at) reset();
+        const int sources = config.clusters() + 1;
+        const bool loading = state == LOADING || state == LOADED;
+        // ---- collector: what leaves in this cycle
+        uint64_t valid = packer_full;
+        for (int n = 0; n + 1 < sources; ++n) valid |= static_cast<uint64_t>(clusters[static_cast<size_t>(n)].post.valid) << (n + 1);
+        const uint64_t leaves = valid & granted;
+        bool leaves_last = false, leaves_synced = false;
+        if (leaves) {
+            const int source = std::countr_zero(leaves);
+            leaves_last = source ? clusters[static_cast<size_t>(source - 1)].post.last : packer_last;
+            leaves_synced = source == 0 && packer_synced;
+        }
+        if (!granted || (leaves && leaves_last)) {
+            const uint64_t requests = valid & ~granted, fair = requests & ~served, choice = fair ? fair : requests;
+            granted = choice & (~choice + 1);
+            if (choice) served = granted | (granted - 1);
+        }
+        // ---- output: the beat in the register is sent
+        const bool sent = leaving;
+        bool synced = false;
+        if (sent) {
+            last_out = now;
+            ++result.beats_out;
+            synced = leaving_synced;
+            if (!frozen) ++counted_beats_out;
+        }
+        leaving = leaves != 0;
+        leaving_synced = leaves_synced;
+
+        totals.token = totals.finished = false;
+        for (Cluster& cluster : clusters) {
+            cluster.step(now, loading, leaves >> (cluster.number + 1) & 1);
+        }
+        if (!frozen) count_compute();
+
+        const bool load_done = loader.done;
+        bool pop = false;
+        const bool has_beat = entry > 0;
+        if (state == LOADING) {
+            pop = loader.step(has_beat ? beat_at_entry() : nullptr, has_beat && last_at_entry());
+        }
+        const bool had_packer = packer_full;
+        if (packer_full && leaves & 1) packer_full = false;
+        step_sequencer(has_beat, load_done, had_packer, pop);
+
+        // ---- input
+        const bool push = offered < beats && entry < 2;
+        if (pop) {
+            --entry;
+            if (!frozen) ++counted_beats_in;
+        }
+        if (push) {
+            ++offered;
+            ++entry;
+        }
+        if (synced) {
+            if (counting && !frozen) freeze(now + 1);
+            counting = stopping = false;
+        }
+        ++now;
+        return push || pop || sent;
+    }
+
+    void count_compute() {
+        if (totals.finished) {
+            if (started) result.compute_cycles += since + 1;
+            since = 0;
+        } else {
+            ++since;
+        }
+        if (!started) since = 1;
+        if (totals.token) started = true;
+    }
+    bool started = false;
+
+    void answer(int kind, int count);
+    void step_sequencer(bool has_beat, bool load_done, bool packer_was_full, bool& pop);
+    bool needed_busy() const;
+    void check(bool busy, bool all_idle);
+    void start_load(int op);
+    void start_run();
+};
+
+}  // namespace maskwork

@@ -1,0 +1,193 @@
+// The sequencer (rtl/sequencer.py, command_check.py).
+#pragma once
+
+#include "model.hpp"
+
+namespace maskwork {
+
+inline void Model::answer(int kind, int count) {
+    reply = kind;
+    reply_words = count;
+    reply_word = 0;
+    state = REPLY;
+}
+
+inline int64_t bits(uint32_t value, int lsb, int width) { return value >> lsb & ((int64_t{1} << width) - 1); }
+
+inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was_full, bool& pop) {
+    const int stream = config.stream_words;
+    const uint32_t next_word = has_beat ? beat_at_entry()[position] : 0;
+    const bool settled = settle == SETTLE;
+    const bool busy = busy_line >> 3 & 1, all_idle = idle_line >> 2 & 1;
+    int next_settle = 0;
+    const auto wait = [&] { next_settle = settled ? settle : settle + 1; };
+    const State was = state;
+    switch (state) {
+        case HEADER:
+            if (has_beat) state = number == 0 ? OPCODE : WORD;
+            break;
+        case OPCODE: {
+            const int length = config.header_words[word & 0xff];
+            if (!length) illegal("unknown opcode");
+            left = length - 1;
+            header_ends = length == 1;
+            is_run = (word & 0xff) == RUN;
+            if ((word & 0xff) == BEGIN) counting = true;
+            state = WORD;
+            break;
+        }
+        case WORD: {
+            const bool beat_ends = position == stream - 1 || header_ends;
+            if (!is_run || run_space) {
+                header[number] = word;
+                ++number;
+                --left;
+                const bool ends = header_ends;
+                header_ends = left == 0;
+                packet_ended = last_at_entry();
+                pop = beat_ends;
+                position = beat_ends ? 0 : position + 1;
+                state = HEADER;
+                if (ends) state = CHECK;
+                else if (beat_ends && packet_ended) illegal("a packet is shorter than its header");
+            }
+            break;
+        }
+        case CHECK:
+            number = 0;
+            wait();
+            if (settled) check(busy, all_idle);
+            break;
+        case LOADING:
+            if (load_done) state = LOADED;
+            break;
+        case LOADED:
+            wait();
+            if (settled) state = HEADER;
+            break;
+        case COUNTERS:
+            if (!stopping) wait();
+            if (settled && reply_word++ == 2 * COUNTERS_IN_REPLY) {
+                next_settle = 0;
+                answer(READ_COUNTERS, 2 * COUNTERS_IN_REPLY + stream);
+            }
+            break;
+        case REPLY: {
+            const bool valid = reply != READ_COUNTERS || settled;
+            wait();
+            if (valid && !packer_was_full) {
+                next_settle = 0;
+                const bool last = reply_word == reply_words - 1;
+                ++reply_word;
+                if (packer_position == stream - 1 || last) {
+                    packer_full = true;
+                    packer_last = last;
+                    packer_synced = reply == SYNC;
+                    packer_position = 0;
+                } else {
+                    ++packer_position;
+                }
+                if (last) {
+                    reply_word = 0;
+                    state = HEADER;
+                }
+            }
+            break;
+        }
+    }
+    settle = next_settle;
+    word = next_word;
+    // how the clusters' state reaches the sequencer
+    run_space = true;
+    for (Cluster& cluster : clusters) {
+        run_space &= cluster.run_space_before;
+        cluster.run_space_before = cluster.fetch.run_space;
+    }
+    if (was == CHECK || state == CHECK) {
+        busy_line = busy_line << 1 | needed_busy();
+        bool idle = true;
+        for (Cluster& cluster : clusters) idle &= cluster.idle(now + 1);
+        idle_line = idle_line << 1 | idle;
+    }
+}
+
+inline bool Model::needed_busy() const {
+    const int op = header[0] & 0xff;
+    if (op < LOAD_A || op > LOAD_P) return false;
+    const int bank = header[0] >> 8 & 1;
+    for (const Cluster& cluster : clusters) {
+        if (!(header[1] >> cluster.number & 1)) continue;
+        const Busy busy = cluster.busy();
+        const bool* of[] = {busy.a, busy.b, busy.c, busy.p};
+        if (of[op - LOAD_A][bank]) return true;
+    }
+    return false;
+}
+
+inline void Model::check(bool busy, bool all_idle) {
+    const int op = static_cast<int>(header[0] & 0xff);
+    switch (op) {
+        case LOAD_A: case LOAD_B: case LOAD_C: case LOAD_P:
+            if (busy) return;
+            start_load(op);
+            state = LOADING;
+            return;
+        case RUN:
+            start_run();
+            state = HEADER;
+            return;
+        case BEGIN:
+            if (!all_idle) return;
+            reset_at = now + 2;
+            state = HEADER;
+            return;
+        case SYNC:
+            if (!all_idle) return;
+            stopping = true;
+            answer(SYNC, 1);
+            return;
+        case ECHO: answer(ECHO, 2); return;
+        case READ_COUNTERS: reply_word = 0; state = COUNTERS; return;
+        case IDENTIFY: answer(IDENTIFY, 4); return;
+        default: illegal("ABORT cannot be modelled");
+    }
+}
+
+inline void Model::start_load(int op) {
+    Load load{};
+    load.kind = static_cast<LoadKind>(op - LOAD_A);
+    load.bank = static_cast<int>(bits(header[0], 8, 1));
+    load.append = static_cast<int>(bits(header[0], 9, 1));
+    load.dense = static_cast<int>(bits(header[0], 10, 1));
+    load.clusters = header[1];
+    const int low = static_cast<int>(bits(header[2], 0, 16)), high = static_cast<int>(bits(header[2], 16, 16));
+    load.count = low;
+    load.length = high;
+    if (load.kind == LoadKind::B) {
+        load.k = high;
+        load.lanes = static_cast<uint32_t>(bits(header[3], 0, 16));
+        load.length = static_cast<int>(bits(header[3], 16, 16));
+    }
+    if (load.kind == LoadKind::P) {
+        load.lanes = static_cast<uint32_t>(low);
+        load.append = load.dense = 0;
+    }
+    loader.start(load, packet_ended, beat_at_entry());
+}
+
+inline void Model::start_run() {
+    Run run{};
+    for (int n = 0; n < RUN_FIELDS; ++n) run.fields[n] = config.run[n].get(header);
+    const int64_t each = run.fields[ROWS] * (run.fields[SHARE] ? config.lanes_per_cluster : 1);
+    for (Cluster& cluster : clusters) {
+        if (!(run.fields[CLUSTERS] >> cluster.number & 1)) continue;
+        run.result = -1;
+        if (run.fields[FINAL]) {
+            run.result = results_given;
+            results_given += each;
+        }
+        cluster.accept(run);
+    }
+}
+
+}  // namespace maskwork
