@@ -170,7 +170,7 @@ def total_of(config, programs):
 @pytest.mark.parametrize("file, old", [
     ("pe.hpp", "constexpr int LOOKUP_LATENCY = "),
     ("post.hpp", "constexpr int POST_LATENCY = "),
-    ("model.cpp", "constexpr int SETTLE = "),
+    ("model.hpp", "constexpr int SETTLE = "),
 ])  # fmt: skip
 def test_a_changed_latency_is_noticed(monkeypatch, tmp_path, file, old):
     """A cycle more in one place, and counters of the random programs are others."""
