@@ -29,6 +29,9 @@ ROW_OVERHEAD = 14
 DRAIN_OVERHEAD = 24
 """Cycles of a drain beside its columns."""
 
+POST_OVERHEAD = 10
+"""Cycles of a row in post-processing beside its columns."""
+
 SKEW = 1.2
 """Standard deviations that the slowest of the lanes lies behind their mean, as far as weight banks do not hide it."""
 
@@ -38,6 +41,16 @@ def densities(density: tuple[float, ...] | None) -> Density:
     given = ASSUMED if density is None else (*density, 1.0)[:3]
     low = 1e-4  # an empty operand still has its bitmaps
     return max(low, given[0]), max(low, given[1]), max(low, given[2])
+
+
+def at_least(number: int, chance: float, least: float) -> float:
+    """How many of ``number`` there are on average, each with that chance, if fewer than ``least`` count as that."""
+    mean, deviation = number * chance, math.sqrt(number * chance * (1 - chance))
+    if deviation == 0:
+        return max(mean, least)
+    z = (mean - least) / deviation
+    below = 0.5 * math.erfc(z / math.sqrt(2))
+    return least * below + mean * (1 - below) + deviation * math.exp(-z * z / 2) / math.sqrt(2 * math.pi)
 
 
 @dataclass(frozen=True)
@@ -93,18 +106,21 @@ class Costs:
     def b_row(self, density: float | None = None) -> float:
         """Loading one row of B."""
         config, b = self.config, self.density[1] if density is None else density
-        sw = config.stream_words
-        beats = pack.bitmap_words(self.columns, sw) / sw + math.ceil(b * self.columns / (32 // config.b_width * sw))
-        written = config.load_slots
-        filled = self.slots / written * (1 - (1 - b) ** (config.pes_per_lane * written))
-        return max(beats, filled, 1.0) + 0.8
+        sw, masks = config.stream_words, "b" in config.skip
+        beats = math.ceil(b * self.columns / (32 // config.b_width * sw)) * (1 - (1 - b) ** self.columns)
+        beats += pack.bitmap_words(self.columns, sw) / sw
+        chance = 1 - (1 - b) ** (config.pes_per_lane * config.load_slots)
+        return max(beats + 1, at_least(-(-self.slots // config.load_slots), chance, 3 if masks else 1) + 0.1)
 
     def c_row(self) -> float:
         """Loading one row of C's mask."""
         return 1 << (self.config.mask_words - 1).bit_length()
 
-    def row(self, k: float, segments: float, elements: float | None = None, final: bool = True) -> tuple[float, float]:
-        """One row of C for one K tile: cycles of its lane, and of the cluster that feeds and drains it.
+    def row(
+        self, k: float, segments: float, elements: float | None = None, final: bool = True
+    ) -> tuple[float, float, float]:
+        """One row of C for one K tile: cycles of its lane, of the cluster to feed it, and of the cluster to take its
+        results.
 
         Args:
             k: positions of the K tile that the row meets.
@@ -128,21 +144,42 @@ class Costs:
         lane = max(products + steals, tokens + 1.5 * chunks + ROW_OVERHEAD, (sums + DRAIN_OVERHEAD) if drains else 0.0)
         words = 3 + config.mask_words + segments * self.chunk_words(elements / segments)
         feed = max(words, 4 + config.mask_words + segments)
-        post = sums + DRAIN_OVERHEAD if final else 0.0
-        return lane, max(feed, post)
+        post = sums + POST_OVERHEAD if final else 0.0
+        return lane, feed, post
 
-    def step(self, rows: int, k: float, segments: float, elements: float | None = None, final: bool = True) -> float:
-        """One K tile for so many rows of C of a cluster."""
-        lane, cluster = self.row(k, segments, elements, final)
-        each = -(-rows // self.config.lanes_per_cluster)
+    def step(
+        self, rows: int, k: float, segments: float, elements: float | None = None, final: bool = True,
+        shared: bool = False,
+    ) -> float:  # fmt: skip
+        """One K tile for so many rows of C of a cluster; shared rows take all of its lanes."""
+        lanes = self.config.lanes_per_cluster
+        lane, feed, post = self.row(k, segments, elements, final)
+        each = rows if shared else -(-rows // lanes)
+        cluster = max(feed, post * lanes if shared else post)
         a, _, c = self.density
         # rows differ in length; no lane gets further ahead than its weight banks let it
         spread = math.sqrt((1 - a) / (a * k) + (1 - c) / (c * self.columns)) / math.sqrt(each)
-        return max(rows * cluster, each * lane * (1 + SKEW * spread)) + 40
+        return max(rows * cluster, each * lane * (1 + (0 if shared else SKEW) * spread)) + 40
 
 
-def total(load: float, compute: float, out: float, first: float, last: float) -> float:
-    """Expected cycles of a product, from those of all its loads, its compute and its results, which overlap, of what is
-    loaded before the first step, and of the last step.
+def paced(k_tiles: int, each: float, last: float, load: float, loads: float) -> float:
+    """Cycles of all K tiles of a block and N tile. While one is computed only the next one's rows of B are loaded (and
+    some of A), so short steps wait for them.
+
+    Args:
+        k_tiles: steps.
+        each: computing a step.
+        last: computing the last one.
+        load: what a step has to wait for if its rows of B are in no bank.
+        loads: for how many steps they are not, on average.
     """
-    return max(load, compute, out) + 0.1 * (load + compute + out) + first + last
+    short = min(loads, k_tiles - 1)
+    return short * max(each, load) + (k_tiles - 1 - short) * each + max(last, (loads - short) * load)
+
+
+def total(load: float, compute: float, out: float, first: float, last: float, waits: float = 0.0) -> float:
+    """Expected cycles of a product, from those of all its loads, its compute and its results, which overlap, of what is
+    loaded before the first step, of the last step, and those that compute waits for loads. A tenth of all is for what
+    does not overlap after all.
+    """
+    return max(load, compute + waits, out) + 0.1 * (max(load - waits, 0.0) + compute + out) + first + last

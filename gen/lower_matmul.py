@@ -22,9 +22,13 @@ from maskwork.gen.lower_schedule import (
     result_words,
     split,
     split_n,
+    split_shared,
     traffic,
 )
 from maskwork.gen.program import Program
+
+MODES = {"rows": "no", "cluster": "cluster", "share": "all"}
+"""Modes of a matrix product, and what they share (:data:`~maskwork.gen.lower_schedule.SHARES`)."""
 
 
 class MatrixPart(Part):
@@ -87,16 +91,26 @@ class _Plan:
     cost: float
     blocks: int
     m_outer: bool
-    share: bool
+    share: str
 
 
-def _row_cap(config: Config, longest: int, k_tiles: int, use_c: bool, share: bool) -> int:
+def _lanes(config: Config, n: int, share: str) -> int:
+    """Lanes with columns of their own; 0 if rows cannot be shared like that."""
+    per = config.lanes_per_cluster
+    if share == "no":
+        return 1
+    if share == "cluster":
+        return per if 1 < per <= n else 0
+    return min(config.clusters, n // per) * per if config.lanes > 1 else 0
+
+
+def _row_cap(config: Config, longest: int, k_tiles: int, use_c: bool, share: str) -> int:
     """Most rows of one block in one cluster."""
     limits = [config.a_segments, config.a_depth // pack.segment_words(longest, config.fetch_width), 32767]
     if use_c:
         limits.append(config.c_rows)
     if k_tiles > 1:
-        limits.append(config.psum_rows * (1 if share else config.lanes_per_cluster))
+        limits.append(config.psum_rows * (config.lanes_per_cluster if share == "no" else 1))
     return min(limits)
 
 
@@ -106,15 +120,11 @@ def _plans(
     """Ways to run the product, each with its expected cycles (see :func:`~maskwork.gen.lower_costs.total`)."""
     plans = []
     each = k / k_tiles
-    for share in (False, True):
-        if share:
-            lanes = min(config.clusters, n // config.lanes_per_cluster) * config.lanes_per_cluster
-            if use_c or lanes < 1 or config.lanes == 1:
-                continue
-            across = 1
-        else:
-            lanes = 1
-            across = min(config.clusters, m)
+    for share in MODES.values():
+        lanes = _lanes(config, n, share)
+        if lanes < 1 or (share != "no" and use_c):
+            continue
+        across = 1 if share == "all" else min(config.clusters, m)
         tiles = -(-n // (lanes * config.tile_columns))
         columns = -(-n // (lanes * tiles))
         costs = Costs(config, columns, density, use_c)
@@ -123,10 +133,8 @@ def _plans(
         least = -(-m // (across * cap))
         for blocks in sorted({min(least * f, m) for f in (1, 2, 4)}):
             rows = -(-m // (blocks * across))
-            # shared rows take a lane each, and all lanes at once
-            counted = rows * config.lanes_per_cluster if share else rows
-            last = costs.step(counted, each, 1)
-            compute = blocks * tiles * ((k_tiles - 1) * costs.step(counted, each, 1, final=False) + last)
+            inner, last = (costs.step(rows, each, 1, None, final, share != "no") for final in (False, True))
+            compute = blocks * tiles * ((k_tiles - 1) * inner + last)
             out = result_words(config, m * tiles * lanes, m * n * density[2]) / config.stream_words
             a_load = m * k_tiles * costs.segment(each) + blocks * across * k_tiles * LOAD_OVERHEAD
             c_load = m * tiles * costs.c_row() if use_c else 0.0
@@ -134,7 +142,7 @@ def _plans(
             first = a_load / (blocks * k_tiles) + b_load / (tiles * k_tiles)
             for m_outer in (True, False):
                 load = traffic(a_load, b_load, blocks, k_tiles, k_tiles, tiles, m_outer) + c_load
-                load += RUN_OVERHEAD * steps * (1 if share else min(across, 2))
+                load += RUN_OVERHEAD * steps * min(across, 2)
                 plans.append(_Plan(total(load, compute, out, first, last), blocks, m_outer, share))
     return plans
 
@@ -165,9 +173,10 @@ def lower_matmul(
 ) -> Program:
     """Lower C (m, n) = A (m, k) . B (k, n), of any size, to a program with operands "a" and "b" and output "c".
 
-    Rows of A are dealt to the clusters and by them to lanes that all hold the same columns of B (mode "rows"), or
-    every lane gets every row and holds columns of its own (mode "share", for few rows). "auto" takes the mode, number
-    of row blocks and loop order with the fewest estimated cycles:
+    Rows of A are dealt to the clusters and by them to lanes that all hold the same columns of B (mode "rows"); or they
+    are dealt to the clusters, which give each to all of their lanes, with columns of their own (mode "cluster"); or
+    every lane of all clusters gets every row and holds columns of its own (mode "share", for few rows). "auto" takes
+    the mode, number of row blocks and loop order with the fewest estimated cycles:
 
         max(load, compute, results) + (load + compute + results) / 10 + first loads + compute of the last step
 
@@ -185,7 +194,7 @@ def lower_matmul(
         n_keep: the same over n.
         post: None, or requantisation (:class:`Post`, or a mapping with low and high): operands "bias", "mult" and
             "shift" (n,).
-        mode: "auto", "rows" or "share".
+        mode: "auto", "rows", "cluster" or "share".
         density: expected densities of a, b and c_mask, for the choice of tiles only.
 
     Raises:
@@ -195,8 +204,8 @@ def lower_matmul(
     for name, size in (("m", m), ("k", k), ("n", n)):
         if not isinstance(size, int | np.integer) or size < 1:
             raise MaskworkValueError(f"{name} must be a positive integer, not {size!r}")
-    if mode not in ("auto", "rows", "share"):
-        raise MaskworkValueError(f'mode must be "auto", "rows" or "share", not {mode!r}')
+    if mode not in ("auto", *MODES):
+        raise MaskworkValueError(f'mode must be "auto", "rows", "cluster" or "share", not {mode!r}')
     the_post = Post.of(post, config)
     rows, inner, columns = (keep_indices(v, size, name) for v, size, name in
                             ((m_keep, m, "m_keep"), (k_keep, k, "k_keep"), (n_keep, n, "n_keep")))  # fmt: skip
@@ -231,22 +240,22 @@ def schedule_matmul(
     pieces = split(inner, -(-len(inner) // limit), CHUNK if limit >= CHUNK else 1)
     longest = max(map(len, pieces))
     plans = _plans(config, len(rows), len(inner), len(columns), len(pieces), longest, scheduler.use_c, density)
-    plans = [p for p in plans if mode == "auto" or p.share == (mode == "share")]
+    plans = [p for p in plans if mode == "auto" or p.share == MODES[mode]]
     if not plans:
         raise ProgramError(
-            'mode "share" needs no C mask, more than one lane and as many columns as a cluster has lanes '
-            f'({config.lanes_per_cluster}); use mode "rows"'
+            f'mode "{mode}" needs no C mask, more than one lane{" a cluster" if mode == "cluster" else ""} and as many '
+            f'columns as a cluster has lanes ({config.lanes_per_cluster}); use mode "rows"'
         )
     plan = min(plans, key=lambda p: p.cost)
     k_tiles = [KTile(p, p) for p in pieces]
     a_rows = rows if a_rows is None else a_rows
-    if plan.share:
-        clusters = min(config.clusters, len(columns) // config.lanes_per_cluster)
-        lanes = clusters * config.lanes_per_cluster
-        n_tiles = [split(tile, lanes) for tile in split(columns, -(-len(columns) // (lanes * config.tile_columns)))]
+    n_tiles = split_n(config, columns)
+    if plan.share != "no":
+        n_tiles = split_shared(config, columns, _lanes(config, len(columns), plan.share))
+    if plan.share == "all":
         order = np.arange(len(rows))
+        clusters = len(n_tiles[0]) // config.lanes_per_cluster
         blocks: list[list[Part]] = [[MatrixPart(rows[p], a_rows[p])] * clusters for p in split(order, plan.blocks)]
     else:
-        n_tiles = split_n(config, columns)
         blocks = matrix_blocks(config, rows, a_rows, plan.blocks)
     scheduler.run(blocks, k_tiles, n_tiles, plan.m_outer, plan.share)

@@ -24,6 +24,10 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
+SHARES = ("no", "cluster", "all")
+"""Who gets a row: one lane; all lanes of one cluster, which hold different columns (the same in every cluster); all
+lanes of all clusters, which hold different columns."""
+
 ASSUMED_DENSITY = 0.5
 """Density of each operand that estimates assume; programs are right for any."""
 
@@ -171,17 +175,21 @@ class Scheduler:
         k_tiles: Sequence[KTile],
         n_tiles: Sequence[Sequence[Indices]],
         m_outer: bool = True,
-        share: bool = False,
+        share: str | bool = "no",
     ) -> None:
         """Emit all steps.
 
         Args:
-            blocks: for each block, the parts of clusters 0, 1, ... (when shared: the same part for each).
+            blocks: for each block, the parts of clusters 0, 1, ... (with share "all": the same part for each).
             k_tiles: the K tiles.
-            n_tiles: for each N tile its columns; when shared those of each lane of the clusters used.
+            n_tiles: for each N tile its columns; with share "cluster" those of each lane of a cluster, with "all" those
+                of each lane of the clusters used.
             m_outer: blocks are the outer loop (A stays), else N tiles (B stays).
-            share: rows go to all lanes, which hold different columns.
+            share: one of :data:`SHARES`; False is "no", True is "all". Shared rows cannot have C masks.
         """
+        share = share if isinstance(share, str) else "all" if share else "no"
+        assert share in SHARES
+        assert share == "no" or not self.use_c
         self._forget()
         outer, inner = (len(blocks), len(n_tiles)) if m_outer else (len(n_tiles), len(blocks))
         backwards = False
@@ -199,7 +207,7 @@ class Scheduler:
         block: tuple[int, Sequence[Part]],
         k_tile: tuple[int, KTile],
         n_tile: tuple[int, Sequence[Indices]],
-        share: bool,
+        share: str,
         flags: dict[str, int],
     ) -> None:
         config = self.program.config
@@ -217,7 +225,8 @@ class Scheduler:
         if self.post and flags["final"]:
             self._load_p(b_bank, [c for c in clusters if self._parameters[b_bank].get(c) != n], n, columns, share)
         a_bank, missing = self._banks["A"].place(dict.fromkeys(clusters, (b, tile.a_key)))
-        for mask, c in [(sum(1 << c for c in missing), 0)] if share and missing else [(1 << c, c) for c in missing]:
+        together = share == "all" and missing
+        for mask, c in [(sum(1 << c for c in missing), 0)] if together else [(1 << c, c) for c in missing]:
             rows = parts[c].segments(tile)
             data = {"operand": "a", "rows": rows, "columns": self._compact(tile.columns)}
             self._emit("LOAD_A", data, bank=a_bank, clusters=mask, segments=pack.count_ranges(rows),
@@ -229,29 +238,32 @@ class Scheduler:
         for items, members in groups.items():
             mask = sum(1 << c for c in members)
             self._emit("RUN", None, a_bank=a_bank, b_bank=b_bank, c_bank=c_bank, use_c=int(self.use_c),
-                       share=int(share), **flags, post=int(self.post is not None and bool(flags["final"])),
+                       share=int(share != "no"), **flags, post=int(self.post is not None and bool(flags["final"])),
                        tag=self.finals % 256, columns=max(map(len, columns)) - 1, clusters=mask,
                        row_words=pack.row_words(config, len(tile.columns), tile.tap_count), **dict(items))  # fmt: skip
             if flags["final"]:
                 self._result(parts, members, columns, share)
 
-    def _lanes(
-        self, columns: Sequence[Indices], clusters: Sequence[int], share: bool
-    ) -> list[tuple[int, int, Indices]]:
+    def _lanes(self, columns: Sequence[Indices], clusters: Sequence[int], share: str) -> list[tuple[int, int, Indices]]:
         """(cluster mask, lane mask, columns) of the loads of one B tile or its parameters."""
         config = self.program.config
         per = config.lanes_per_cluster
-        if not share:
-            return [(sum(1 << c for c in clusters), (1 << per) - 1, columns[0])] if clusters else []
-        return [(1 << c, 1 << lane, columns[c * per + lane]) for c in clusters for lane in range(per)]
+        if share == "all":
+            return [(1 << c, 1 << lane, columns[c * per + lane]) for c in clusters for lane in range(per)]
+        if not clusters:
+            return []
+        mask = sum(1 << c for c in clusters)
+        if share == "cluster":
+            return [(mask, 1 << lane, columns[lane]) for lane in range(per)]
+        return [(mask, (1 << per) - 1, columns[0])]
 
-    def _load_b(self, bank: int, clusters: list[int], tile: KTile, columns: Sequence[Indices], share: bool) -> None:
+    def _load_b(self, bank: int, clusters: list[int], tile: KTile, columns: Sequence[Indices], share: str) -> None:
         for mask, lanes, own in self._lanes(columns, clusters, share):
             data = {"operand": "b", "rows": self._compact(tile.b_rows), "columns": self._compact(own)}
-            self._emit("LOAD_B", data, bank=bank, append=int(share and lanes > 1), clusters=mask,
+            self._emit("LOAD_B", data, bank=bank, append=int(share != "no" and lanes > 1), clusters=mask,
                        rows=len(tile.b_rows), lanes=lanes, columns=len(own))  # fmt: skip
 
-    def _load_p(self, bank: int, clusters: list[int], n: int, columns: Sequence[Indices], share: bool) -> None:
+    def _load_p(self, bank: int, clusters: list[int], n: int, columns: Sequence[Indices], share: str) -> None:
         post = self.post
         assert post is not None
         for mask, lanes, own in self._lanes(columns, clusters, share):
@@ -260,16 +272,17 @@ class Scheduler:
                        high=post.high)  # fmt: skip
         self._parameters[bank].update(dict.fromkeys(clusters, n))
 
-    def _result(self, parts: Sequence[Part], members: list[int], columns: Sequence[Indices], share: bool) -> None:
+    def _result(self, parts: Sequence[Part], members: list[int], columns: Sequence[Indices], share: str) -> None:
         per = self.program.config.lanes_per_cluster
         entries = []
         for c in members:
             rows = self._compact(parts[c].rows)
-            if share:
-                for lane in range(c * per, (c + 1) * per):
-                    entries.append({"lanes": [lane, 1], "rows": rows, "columns": self._compact(columns[lane])})
-            else:
+            if share == "no":
                 entries.append({"lanes": [c * per, per], "rows": rows, "columns": self._compact(columns[0])})
+                continue
+            for lane in range(per):
+                own = columns[c * per + lane if share == "all" else lane]
+                entries.append({"lanes": [c * per + lane, 1], "rows": rows, "columns": self._compact(own)})
         self.program.results.append({"tag": self.finals % 256, "row": 0, "output": "c", "parts": entries})
         self.finals += 1
 
@@ -302,6 +315,15 @@ def split(indices: Indices, pieces: int, unit: int = 1) -> list[Indices]:
 def split_n(config: Config, columns: Indices) -> list[list[Indices]]:
     """N tiles whose columns all lanes hold, in whole columns of PEs."""
     return [[c] for c in split(columns, -(-len(columns) // config.tile_columns), config.pes_per_lane)]
+
+
+def split_shared(config: Config, columns: Indices, lanes: int) -> list[list[Indices]]:
+    """N tiles of so many lanes (at most as many as columns) with columns of their own, whole columns of PEs if there
+    are enough.
+    """
+    tiles = split(columns, -(-len(columns) // (lanes * config.tile_columns)))
+    pes = config.pes_per_lane
+    return [split(tile, lanes, pes if len(tile) >= lanes * pes else 1) for tile in tiles]
 
 
 def traffic(a_words: float, b_words: float, blocks: int, na: int, nk: int, nn: int, m_outer: bool) -> float:

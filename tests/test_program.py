@@ -398,11 +398,12 @@ def test_matmul_random(seed):
 
 @pytest.mark.parametrize("name", ["small", "ulx3s-85f"])
 @pytest.mark.parametrize("cramped", [False, True])
-def test_matmul_share(name, cramped):
+@pytest.mark.parametrize("mode", ["share", "cluster"])
+def test_matmul_share(name, cramped, mode):
     rng = np.random.default_rng(8)
     config = preset(name).replace(**(CRAMPED if cramped else {}))
-    for m, k, n in ((1, 20, 16), (3, 100, 37), (5, 70, 1500 if name == "small" else 1100)):
-        program = lower_matmul(config, m, k, n, mode="share", post=Post(-50, 50))
+    for m, k, n in ((1, 20, 16), (3, 100, 37), (5, 70, 1500 if name == "small" else 1100), (39, 50, 90)):
+        program = lower_matmul(config, m, k, n, mode=mode, post=Post(-50, 50))
         assert all(c["share"] for c in program.commands if c["op"] == "RUN")
         a, b, p = sparse(rng, (m, k)), sparse(rng, (k, n)), parameters(rng, n)
         expected = requantised(a.astype(int) @ b.astype(int), p["bias"], p["mult"], p["shift"], -50, 50)
@@ -484,6 +485,7 @@ def test_lowering_errors():
         (lambda: lower_matmul(config, 2, 2, 2, post=Post(5, 4)), "low <= high must lie in"),
         (lambda: lower_matmul(config, 2, 2, 2, mode="x"), 'mode must be "auto"'),
         (lambda: lower_matmul(config, 2, 2, 2, mode="share"), 'mode "share" needs'),
+        (lambda: lower_matmul(config, 2, 2, 9, mode="cluster", use_c=True), "more than one lane a cluster and"),
         (lambda: lower_matmul(preset("small").replace(post=False), 2, 2, 2, post=Post(0, 1)), "post = true"),
         (lambda: lower_conv(config, (1, 4, 4, 3), (3, 3, 2, 1)), r"input's 3 channels \(cin\), not 2"),
         (lambda: lower_conv(config, (1, 2, 4, 3), (3, 3, 3, 1)), "kernel's height 3 .* must fit"),

@@ -169,7 +169,7 @@ def check_output(config, out, sums, wanted, post, p):
 @every_config
 @given(size=st.one_of(st.just((31, 32, 31)), st.tuples(*[st.integers(1, 70)] * 3)), seed=seeds, a_kind=kinds,
        b_kind=kinds, a_mask=mask_kinds, b_mask=mask_kinds, c_mask=mask_kinds, dense=flags, post=flags,
-       mode=st.sampled_from(["auto", "rows", "share"]), in_stall=stalls, out_stall=stalls)  # fmt: skip
+       mode=st.sampled_from(["auto", "rows", "cluster", "share"]), in_stall=stalls, out_stall=stalls)  # fmt: skip
 @relaxed
 def test_matmul(name, size, seed, a_kind, b_kind, a_mask, b_mask, c_mask, dense, post, mode, in_stall, out_stall):
     config, rng = CONFIGS[name], np.random.default_rng(seed)
