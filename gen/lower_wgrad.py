@@ -18,7 +18,7 @@ from maskwork.gen import pack
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError, ProgramError
 from maskwork.gen.lower_conv import conv_output_shape, parse_pads, parse_pair
-from maskwork.gen.lower_costs import LOAD_OVERHEAD, RUN_OVERHEAD, Costs, Density, densities, total
+from maskwork.gen.lower_costs import LOAD_OVERHEAD, RUN_OVERHEAD, Costs, Density, densities, paced, total
 from maskwork.gen.lower_matmul import add_operands, keep_indices
 from maskwork.gen.lower_schedule import (
     Indices,
@@ -28,6 +28,7 @@ from maskwork.gen.lower_schedule import (
     result_words,
     split,
     split_n,
+    split_shared,
     traffic,
 )
 from maskwork.gen.lower_spread import spread_loads
@@ -45,6 +46,9 @@ from maskwork.gen.lower_wgrad_tiles import (
 )
 from maskwork.gen.program import Program
 
+MODES = ("auto", "rows", "cluster")
+"""Rows of C are dealt to lanes, or to the clusters' lanes together, which hold different columns; or what is faster."""
+
 _TRIES = 5
 """Sizes of each kind that the search looks at."""
 
@@ -58,6 +62,7 @@ class _Plan:
     down: int
     channels: int
     m_outer: bool
+    share: str
 
 
 def _sizes(total: int, most: int, tries: int = _TRIES) -> list[int]:
@@ -91,10 +96,19 @@ def _cuts(config: Config, layer: Layer, y: Phase, x: Phase) -> Iterator[Cut]:
             return
 
 
+def _shares(config: Config, n: int, use_c: bool, mode: str) -> list[str]:
+    """Values of ``share`` that a product of n columns may have."""
+    possible = not use_c and config.lanes_per_cluster > 1 and n >= config.lanes_per_cluster
+    if mode == "cluster":
+        return ["cluster"] if possible else []
+    return ["no", "cluster"] if mode == "auto" and possible and n > config.tile_columns else ["no"]
+
+
 def _plans(config: Config, layer: Layer, y: Phase, x: Phase, channels: int, n: int, use_c: bool,
-           density: Density, trust: bool) -> Iterator[_Plan]:  # fmt: skip
-    tiles_n = -(-n // config.tile_columns)
-    costs = Costs(config, -(-n // tiles_n), density, use_c)
+           density: Density, trust: bool, share: str) -> Iterator[_Plan]:  # fmt: skip
+    lanes = config.lanes_per_cluster if share == "cluster" else 1
+    tiles_n = -(-n // (lanes * config.tile_columns))
+    costs = Costs(config, -(-n // (lanes * tiles_n)), density, use_c)
     across = len(x.taps)
     for cut in _cuts(config, layer, y, x):
         length = max(c.length for c in cut.columns)
@@ -104,7 +118,7 @@ def _plans(config: Config, layer: Layer, y: Phase, x: Phase, channels: int, n: i
         k_tiles = column_units * len(cut.columns) * (1 if whole else layer.images)
         cap = min(config.c_rows if use_c else 32767, 32767)
         if k_tiles > 1:
-            cap = min(cap, config.psum_rows * config.lanes_per_cluster)
+            cap = min(cap, config.psum_rows * config.lanes_per_cluster // lanes)
         for down in _sizes(len(y.taps), min(len(y.taps), cap // across)):
             low = min(y.pixels, cut.rows + (down - 1) * y.step) * cut.images
             for size in _sizes(channels, min(channels, cap // (across * down), segments // low)):
@@ -114,39 +128,54 @@ def _plans(config: Config, layer: Layer, y: Phase, x: Phase, channels: int, n: i
                     if strip <= segments:
                         one = Cut(cut.columns, cut.rows, cut.images, tiles)
                         units = column_units * (1 if whole else layer.images)
-                        yield from _priced(costs, (len(y.taps), across, down), one, channels, size, units, strip, n)
+                        yield from _priced(costs, (len(y.taps), across, down), one, channels, size, units, strip, n,
+                                           share)  # fmt: skip
 
 
 def _priced(costs: Costs, taps: tuple[int, int, int], cut: Cut, channels: int, size: int, units: int,
-            strip: int, n: int) -> Iterator[_Plan]:  # fmt: skip
+            strip: int, n: int, share: str) -> Iterator[_Plan]:  # fmt: skip
     """A plan in both loop orders with its estimated cycles."""
     config = costs.config
     all_down, across, down = taps
     parts = -(-channels // size) * -(-all_down // down)
-    blocks, tiles_n = -(-parts // config.clusters), -(-n // config.tile_columns)
+    shared = share == "cluster"
+    lanes = config.lanes_per_cluster if shared else 1
+    blocks, tiles_n = -(-parts // config.clusters), -(-n // (lanes * config.tile_columns))
     k_tiles, strips = units * len(cut.columns), -(-units // cut.tiles) * len(cut.columns)
     length = sum(c.length for c in cut.columns) / len(cut.columns)
     width = sum(len(c.outputs) for c in cut.columns) / len(cut.columns)
     pads = sum(c.pitch for c in cut.columns) / len(cut.columns) - width
     high = cut.rows * cut.images
     a_load = strip * costs.segment(max(c.length for c in cut.columns)) + LOAD_OVERHEAD
-    b_load = high * (width * costs.b_row() + pads * 1.8) + LOAD_OVERHEAD
-    out = result_words(config, parts * size * across * down * tiles_n, channels * across * all_down * n)
+    b_load = lanes * (high * (width * costs.b_row() + pads * costs.b_row(0.0)) + LOAD_OVERHEAD)
+    out = result_words(config, parts * size * across * down * tiles_n * lanes, channels * across * all_down * n)
     out /= config.stream_words
     rows, steps = size * across * down, blocks * tiles_n * k_tiles
-    last = costs.step(rows, high * width, high, high * length)
-    compute = blocks * tiles_n * ((k_tiles - 1) * costs.step(rows, high * width, high, high * length, False) + last)
+    each, last = (costs.step(rows, high * width, high, high * length, final, shared) for final in (False, True))
     first = a_load * min(parts, config.clusters) + b_load
     for m_outer in (True, False):
-        load = traffic(a_load * strips * parts, b_load * k_tiles * tiles_n, blocks, strips, k_tiles, tiles_n, m_outer)
-        load += RUN_OVERHEAD * steps * min(parts, config.clusters, 2)
-        cost = total(load, compute, out, first, last)
-        yield _Plan(cost, cut, down, size, m_outer)
+        times = blocks, strips, k_tiles, tiles_n, m_outer
+        a_loads = traffic(a_load * strips * parts, 0.0, *times)
+        b_loads = traffic(0.0, b_load * k_tiles * tiles_n, *times)
+        runs = RUN_OVERHEAD * min(parts, config.clusters, 2)
+        load = a_loads + b_loads + runs * steps
+        groups = blocks * tiles_n
+        compute = groups * ((k_tiles - 1) * each + last)
+        step_load = b_load + a_loads / steps + runs
+        waits = groups * paced(k_tiles, each, last, step_load, b_loads / b_load / groups) - compute
+        cost = total(load, compute, out, first, last, waits)
+        yield _Plan(cost, cut, down, size, m_outer, share)
 
 
 def _groups(config: Config, layer: Layer, y: Phase, x: Phase, channels: int, n: int, use_c: bool,
-            density: Density, trust: bool) -> list[tuple[Phase, _Plan]]:  # fmt: skip
+            density: Density, trust: bool, mode: str) -> list[tuple[Phase, _Plan]]:  # fmt: skip
     """Groups of the kernel columns of ``x`` that are run together, with the best plan for each."""
+    shares = _shares(config, n, use_c, mode)
+    if not shares:
+        raise ProgramError(
+            'mode "cluster" needs no C mask, more than one lane a cluster and as many columns as these '
+            f'({config.lanes_per_cluster}); use mode "rows"'
+        )
     best: list[tuple[Phase, _Plan]] = []
     best_cost = math.inf
     for across in _sizes(len(x.taps), len(x.taps)):
@@ -154,11 +183,11 @@ def _groups(config: Config, layer: Layer, y: Phase, x: Phase, channels: int, n: 
         for first in range(0, len(x.taps), across):
             own = x.part(first, across)
             if y.outputs and own.outputs:
-                plans = _plans(config, layer, y, own, channels, n, use_c, density, trust)
-                plan = min(plans, key=lambda p: p.cost, default=None)
+                plans = (_plans(config, layer, y, own, channels, n, use_c, density, trust, s) for s in shares)
+                plan = min(itertools.chain.from_iterable(plans), key=lambda p: p.cost, default=None)
             else:
                 cap = min(config.c_rows if use_c else 32767, 32767) // across
-                plan = _Plan(0.0, Cut((), 1, 1, 1), 1, min(channels, cap), True) if cap else None
+                plan = _Plan(0.0, Cut((), 1, 1, 1), 1, min(channels, cap), True, shares[0]) if cap else None
             if plan is not None:
                 groups.append((own, plan))
         cost = sum(plan.cost for _, plan in groups)
@@ -170,10 +199,10 @@ def _groups(config: Config, layer: Layer, y: Phase, x: Phase, channels: int, n: 
 
 
 def _schedule(scheduler: Scheduler, layer: Layer, y: Phase, x: Phase, channels: Indices, columns: Indices,
-              density: Density, trust: bool) -> None:  # fmt: skip
+              density: Density, trust: bool, mode: str) -> None:  # fmt: skip
     """Emit the rows of C of two phases."""
     config = scheduler.program.config
-    for own, plan in _groups(config, layer, y, x, len(channels), len(columns), scheduler.use_c, density, trust):
+    for own, plan in _groups(config, layer, y, x, len(channels), len(columns), scheduler.use_c, density, trust, mode):
         tiles: list[PositionTile] = []
         if y.outputs and own.outputs:
             tiles = list(position_tiles(config, layer, y, own, plan.cut))
@@ -183,7 +212,11 @@ def _schedule(scheduler: Scheduler, layer: Layer, y: Phase, x: Phase, channels: 
             for piece in split(channels, -(-len(channels) // plan.channels))
         ]
         blocks = [parts[i : i + config.clusters] for i in range(0, len(parts), config.clusters)]
-        scheduler.run(blocks, tiles or [empty_tile(layer)], split_n(config, columns), plan.m_outer)
+        if plan.share == "cluster":
+            n_tiles = split_shared(config, columns, config.lanes_per_cluster)
+        else:
+            n_tiles = split_n(config, columns)
+        scheduler.run(blocks, tiles or [empty_tile(layer)], n_tiles, plan.m_outer, plan.share)
 
 
 def by_channel(values: Any) -> Any:
@@ -216,6 +249,7 @@ def lower_weight_grad(
     n_keep: Any = None,
     density: Any = (0.5, 0.5),
     trust: bool = False,
+    mode: str = "auto",
 ) -> Program:
     """Lower a convolution's weight gradient to a program.
 
@@ -226,6 +260,10 @@ def lower_weight_grad(
     The tiling (positions of a K tile and of a strip of A, taps and channels of a block, loop order) is the one with
     the fewest cycles by :func:`~maskwork.gen.lower_costs.total`. Buffers are sized for dense data. Every block
     of rows reads all of B; a block with more than one K tile has at most psum_rows * lanes rows.
+
+    Rows of C are dealt to the lanes, which all hold the same columns (mode "rows"), or to the clusters, whose lanes
+    hold different columns (mode "cluster", without C masks): then a word that a cluster feeds serves all of its lanes,
+    and blocks with more than one K tile have at most psum_rows * clusters rows. "auto" takes what seems faster.
 
     Args:
         config: the accelerator.
@@ -240,12 +278,15 @@ def lower_weight_grad(
         m_keep: vector mask over input channels: removed ones are not loaded and read as 0.
         n_keep: vector mask over output channels: removed ones are not loaded and read as 0.
         density: expected densities of a and b, for the choice of tiles.
+        mode: "auto", "rows" or "cluster".
         trust: activation banks are filled as that density of a lets one expect, else so that any would fit.
 
     Raises:
         MaskworkTypeError, MaskworkValueError: for shapes or parameters that fit no convolution.
         ProgramError: if the configuration cannot run it; says what to raise.
     """
+    if mode not in MODES:
+        raise MaskworkValueError(f'mode must be "auto", "rows" or "cluster", not {mode!r}')
     kh, kw = parse_pair(kernel, "kernel", 1)
     if len(grad_shape) != 4 or len(shape) != 4:
         raise MaskworkValueError(
@@ -274,7 +315,7 @@ def lower_weight_grad(
         ys, xs = (phases(int(shape[1 + i]), weights[i], strides[i], pads[i][0], dilations[i], output[1 + i])
                   for i in (0, 1))  # fmt: skip
         for y, x in itertools.product(ys, xs):
-            _schedule(scheduler, layer, y, x, channels, columns, expected, trust)
+            _schedule(scheduler, layer, y, x, channels, columns, expected, trust, mode)
         program.commands = spread_loads(program.commands)
     scheduler.end()
     return program

@@ -57,16 +57,20 @@ def random_layer(rng, large):
             return shape, output, kernel, stride, padding, dilation
 
 
-def run_random(device, seed, large):
+def run_random(device, seed, large, mode="auto"):
     """Runs a random layer with random masks; checks the program, the values and (golden) the multiplies."""
     rng, config = np.random.default_rng(seed), device.config
     shape, output, *geometry = random_layer(rng, large)
     weights = (*geometry[0], shape[3], output[3])
-    use_c, post = rng.random() < 0.4, config.post and rng.random() < 0.3
+    use_c, post = rng.random() < 0.4 and mode != "cluster", config.post and rng.random() < 0.3
     keep, kept = (rng.random(n) < 0.8 if rng.random() < 0.2 else np.ones(n, bool) for n in (shape[3], output[3]))
+    if kept.sum() < config.lanes_per_cluster:
+        mode = "rows"
     program = lower_weight_grad(config, shape, output, *geometry, use_c=use_c, post=Post(-99, 90) if post else None,
-                                m_keep=keep, n_keep=kept, density=rng.random(2))  # fmt: skip
+                                m_keep=keep, n_keep=kept, density=rng.random(2), mode=mode)  # fmt: skip
     check_program(program)
+    if mode != "auto":
+        assert all(c.get("share", 0) == (mode == "cluster") for c in loads(program, "RUN"))
     x, g = (rng.integers(-limit, limit, s) * (rng.random(s) < rng.random())
             for s, limit in ((shape, 1 << config.a_width - 2), (output, 1 << config.b_width - 3)))  # fmt: skip
     own = [rng.random(s) < (0.5 if rng.random() < 0.3 else 1) for s in (shape, output)]
@@ -101,12 +105,42 @@ def test_golden(which):
             run_random(device, 100 * which + seed, config.lanes > 2)
 
 
+@pytest.mark.parametrize("psum_in_pe", [False, True])
+@pytest.mark.parametrize("which", [1, 2, 3, 4])
+def test_golden_cluster(which, psum_in_pe):
+    with open_device("golden", CONFIGS[which].replace(psum_in_pe=psum_in_pe)) as device:
+        for seed in range(12):
+            run_random(device, 3000 + 100 * which + seed, True, "cluster")
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("which", [0, 1, 3])
 def test_rtl(which):
     with open_device("rtl", CONFIGS[which]) as device:
         for seed in range(10):
             run_random(device, 5000 + 100 * which + seed, False)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("psum_in_pe", [False, True])
+def test_rtl_cluster(psum_in_pe):
+    with open_device("rtl", CONFIGS[3].replace(psum_in_pe=psum_in_pe)) as device:
+        for seed in range(8):
+            run_random(device, 6000 + seed, False, "cluster")
+
+
+def test_rows_are_shared_within_clusters_where_feeding_them_is_the_limit():
+    """Sparse gradients of many channels: the clusters have rows of their own, lanes columns of their own."""
+    config = preset("sim-64").replace(psum_in_pe=True, psum_rows=32, a_depth=1024, fifo_depth=256)
+    layers = [(config, (1, 14, 14, 64), (1, 14, 14, n), 3, 1, 1) for n in (128, 256)]
+    for layer, density, share in ((layers[0], (0.3, 0.3), 0), (layers[1], (0.2, 0.04), 1)):
+        program = lower_weight_grad(*layer, density=density, trust=True)
+        assert {c.get("share", 0) for c in loads(program, "RUN")} == {share}
+    assert {c["lanes"] for c in loads(program, "LOAD_B")} == {1, 2, 4, 8}
+    assert {c["clusters"] for c in loads(program, "LOAD_A")} == {1, 2, 4, 8}
+    assert all(c["columns"] == 64 and c["clusters"] == 15 for c in loads(program, "LOAD_B"))
+    masked = lower_weight_grad(*layers[1], density=(0.2, 0.04), trust=True, use_c=True)
+    assert not any(c.get("share") for c in loads(masked, "RUN"))
 
 
 def values(program, x, g, **operands):
@@ -275,6 +309,9 @@ def test_errors():
         ({"density": (0.5, 2)}, MaskworkValueError, "density must be two numbers from 0 to 1"),
         ({"m_keep": [9]}, MaskworkValueError, "m_keep"),
         ({"post": 3}, MaskworkTypeError, "post must have low and high"),
+        ({"mode": "share"}, MaskworkValueError, 'mode must be "auto", "rows" or "cluster", not \'share\''),
+        ({"mode": "cluster", "use_c": True}, ProgramError, 'mode "cluster" needs no C mask'),
+        ({"mode": "cluster", "n_keep": [0, 1, 2]}, ProgramError, r"as many columns as these \(4\)"),
     ):
         with pytest.raises(error, match=message):
             lower_weight_grad(**{**good, **changes})
