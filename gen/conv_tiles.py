@@ -81,7 +81,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to cut a convolution: expected cycles, cut of K, images, rows and columns of a part, and the loop order."""
+    """A way to cut a convolution: expected cycles, cut of K, images, rows and columns of a part, the loop order,
+    and whether clusters hold different columns (and get the same rows) or the same columns.
+    """
 
     cost: float
     cut: Cut
@@ -89,6 +91,7 @@ class Plan:
     ys: int
     xs: int
     m_outer: bool
+    by_columns: bool = False
 
 
 def _sizes(total: int) -> list[int]:
@@ -111,6 +114,62 @@ def _cuts(config: Config, geometry: Geometry, channels: int) -> Iterator[Cut]:
                 yield Cut((rows, columns), size, whole)
 
 
+def _add_plans(
+    found: dict[tuple[Cut, int, bool], Plan], config: Config, g: Geometry, channels: int, n: int, use_c: bool,
+    density: Density, trust: bool, by_columns: bool,
+) -> None:  # fmt: skip
+    """The best plan for each cut and size of a part."""
+    spread = min(config.clusters, -(-n // config.tile_columns)) if by_columns else 1
+    clusters = 1 if by_columns else config.clusters
+    tiles = -(-n // (config.tile_columns * spread))
+    costs = Costs(config, -(-n // (tiles * spread)), density, use_c)
+    # taps off the image cost nothing
+    inside = _inside(g.y) * _inside(g.x)
+    for cut in _cuts(config, g, channels):
+        kh, kw = (g.y.taps, g.x.taps) if cut.whole else cut.taps
+        groups = -(-g.y.taps // cut.taps[0]) * -(-g.x.taps // cut.taps[1])
+        pieces = -(-channels // cut.channels)
+        k_tiles = groups * pieces
+        na = pieces * (1 if cut.whole else groups)
+        pixels = costs.bank_segments(cut.channels, trust)
+        cap = min(32767, config.c_rows if use_c else 32767)
+        if k_tiles > 1:
+            cap = min(cap, config.psum_rows * config.lanes_per_cluster)
+        b_load = (g.y.taps * g.x.taps * channels * costs.b_row() + LOAD_OVERHEAD * k_tiles) * tiles * spread
+        segment = costs.segment(channels / pieces)
+        taps = g.y.taps * g.x.taps / groups * inside
+        k = taps * channels / pieces
+        outputs = g.images * g.y.outputs * g.x.outputs
+        out = result_words(config, outputs * tiles * spread, outputs * n * density[2]) / config.stream_words
+        for ys, xs in itertools.product(_sizes(g.y.outputs), _sizes(g.x.outputs)):
+            load1 = g.y.reach(ys, kh) * g.x.reach(xs, kw)
+            if ys * xs > cap or load1 > pixels:
+                continue
+            whole_image = ys == g.y.outputs and xs == g.x.outputs
+            most = max(1, min(cap // (ys * xs), pixels // load1)) if whole_image else 1
+            for images in {1, min(g.images, most), max(1, min(most, g.images // clusters))}:
+                parts = -(-g.images // images) * -(-g.y.outputs // ys) * -(-g.x.outputs // xs)
+                blocks = -(-parts // clusters)
+                # parts at the edges are smaller, and images shorter than the window
+                filled = outputs / (parts * ys * xs * images)
+                a_load = pieces and parts * na * (load1 * images * filled * segment + LOAD_OVERHEAD)
+                steps = blocks * tiles * k_tiles
+                rows = ys * xs * images
+                last = costs.step(rows, k, taps)
+                compute = blocks * tiles * ((k_tiles - 1) * costs.step(rows, k, taps, final=False) + last)
+                first = a_load / (blocks * na) + b_load / (tiles * k_tiles)
+                c_load = outputs * tiles * spread * costs.c_row() if use_c else 0.0
+                # a C mask row for each part, and RUNs for those whose fields differ
+                runs = RUN_OVERHEAD * min(parts, clusters, 3) * steps
+                for m_outer in (True, False):
+                    load = traffic(a_load, b_load, blocks, na, k_tiles, tiles, m_outer) + c_load + runs
+                    cost = total(load, compute, out, first, last)
+                    plan = Plan(cost, cut, images, ys, xs, m_outer, by_columns)
+                    key = cut, rows, by_columns
+                    if key not in found or cost < found[key].cost:
+                        found[key] = plan
+
+
 def plans(
     config: Config, g: Geometry, channels: int, n: int, use_c: bool, density: Density, trust: bool
 ) -> list[Plan]:
@@ -125,54 +184,10 @@ def plans(
         density: of A, B and C.
         trust: see :meth:`~maskwork.gen.lower_costs.Costs.bank_segments`.
     """
-    found: dict[tuple[Cut, int], Plan] = {}
-    tiles = -(-n // config.tile_columns)
-    costs = Costs(config, -(-n // tiles), density, use_c)
-    # taps off the image cost nothing
-    inside = _inside(g.y) * _inside(g.x)
-    for cut in _cuts(config, g, channels):
-        kh, kw = (g.y.taps, g.x.taps) if cut.whole else cut.taps
-        groups = -(-g.y.taps // cut.taps[0]) * -(-g.x.taps // cut.taps[1])
-        pieces = -(-channels // cut.channels)
-        k_tiles = groups * pieces
-        na = pieces * (1 if cut.whole else groups)
-        pixels = costs.bank_segments(cut.channels, trust)
-        cap = min(32767, config.c_rows if use_c else 32767)
-        if k_tiles > 1:
-            cap = min(cap, config.psum_rows * config.lanes_per_cluster)
-        b_load = g.y.taps * g.x.taps * channels * tiles * costs.b_row() + LOAD_OVERHEAD * k_tiles * tiles
-        segment = costs.segment(channels / pieces)
-        taps = g.y.taps * g.x.taps / groups * inside
-        k = taps * channels / pieces
-        outputs = g.images * g.y.outputs * g.x.outputs
-        out = result_words(config, outputs * tiles, outputs * n * density[2]) / config.stream_words
-        for ys, xs in itertools.product(_sizes(g.y.outputs), _sizes(g.x.outputs)):
-            load1 = g.y.reach(ys, kh) * g.x.reach(xs, kw)
-            if ys * xs > cap or load1 > pixels:
-                continue
-            whole_image = ys == g.y.outputs and xs == g.x.outputs
-            most = max(1, min(cap // (ys * xs), pixels // load1)) if whole_image else 1
-            for images in {1, min(g.images, most), max(1, min(most, g.images // config.clusters))}:
-                parts = -(-g.images // images) * -(-g.y.outputs // ys) * -(-g.x.outputs // xs)
-                blocks = -(-parts // config.clusters)
-                # parts at the edges are smaller, and images shorter than the window
-                filled = outputs / (parts * ys * xs * images)
-                a_load = pieces and parts * na * (load1 * images * filled * segment + LOAD_OVERHEAD)
-                steps = blocks * tiles * k_tiles
-                rows = ys * xs * images
-                last = costs.step(rows, k, taps)
-                compute = blocks * tiles * ((k_tiles - 1) * costs.step(rows, k, taps, final=False) + last)
-                first = a_load / (blocks * na) + b_load / (tiles * k_tiles)
-                c_load = outputs * tiles * costs.c_row() if use_c else 0.0
-                # a C mask row for each part, and RUNs for those whose fields differ
-                runs = RUN_OVERHEAD * min(parts, config.clusters, 3) * steps
-                for m_outer in (True, False):
-                    load = traffic(a_load, b_load, blocks, na, k_tiles, tiles, m_outer) + c_load + runs
-                    cost = total(load, compute, out, first, last)
-                    plan = Plan(cost, cut, images, ys, xs, m_outer)
-                    key = cut, rows
-                    if key not in found or cost < found[key].cost:
-                        found[key] = plan
+    found: dict[tuple[Cut, int, bool], Plan] = {}
+    for by_columns in (False, True):
+        if not by_columns or (n > config.tile_columns and config.clusters > 1):
+            _add_plans(found, config, g, channels, n, use_c, density, trust, by_columns)
     ranked = sorted(found.values(), key=lambda plan: plan.cost)
     return [plan for plan in ranked[:MOST_PLANS] if plan.cost <= NEAR * ranked[0].cost]
 

@@ -177,7 +177,8 @@ def _blocks(config: Config, g: Geometry, plan: Plan) -> list[list[Part]]:
         for ys in pieces(g.y.outputs, plan.ys)
         for xs in pieces(g.x.outputs, plan.xs)
     ]
-    return [list(parts[i : i + config.clusters]) for i in range(0, len(parts), config.clusters)]
+    across = 1 if plan.by_columns else config.clusters
+    return [list(parts[i : i + across]) for i in range(0, len(parts), across)]
 
 
 def lower_conv(
@@ -248,11 +249,17 @@ def lower_conv(
             if not ways:
                 raise ProgramError("one output position does not fit: raise a_segments, a_depth or fifo_depth")
 
-            n_tiles = [[deal(config, own, work) for own in tile] for tile in split_n(config, columns)]
-
             def schedule(plan: Plan) -> None:
                 tiles = _k_tiles(g, plan.cut, channels)
-                scheduler.run(_blocks(config, g, plan), tiles, n_tiles, plan.m_outer)
+                blocks = _blocks(config, g, plan)
+                n_tiles, share = split_n(config, columns), "no"
+                if plan.by_columns:
+                    pieces = [tile[0] for tile in n_tiles]
+                    n_tiles = [pieces[i : i + config.clusters] for i in range(0, len(pieces), config.clusters)]
+                    blocks = [[block[0]] * len(n_tiles[0]) for block in blocks]
+                    share = "columns"
+                n_tiles = [[deal(config, own, work) for own in tile] for tile in n_tiles]
+                scheduler.run(blocks, tiles, n_tiles, plan.m_outer, share)
                 program.commands = spread_loads(program.commands)
 
             if tune and len(ways) > 1:

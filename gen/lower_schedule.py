@@ -24,9 +24,9 @@ from numpy.typing import NDArray
 
 Indices = NDArray[np.int64]
 
-SHARES = ("no", "cluster", "all")
-"""Who gets a row: one lane; all lanes of one cluster, which hold different columns (the same in every cluster); all
-lanes of all clusters, which hold different columns."""
+SHARES = ("no", "columns", "cluster", "all")
+"""Who gets a row: one lane; one lane of every cluster, and clusters hold different columns; all lanes of one cluster,
+which hold different columns (the same in every cluster); all lanes of all clusters, which hold different columns."""
 
 ASSUMED_DENSITY = 0.5
 """Density of each operand that estimates assume; programs are right for any."""
@@ -180,16 +180,18 @@ class Scheduler:
         """Emit all steps.
 
         Args:
-            blocks: for each block, the parts of clusters 0, 1, ... (with share "all": the same part for each).
+            blocks: for each block, the parts of clusters 0, 1, ... (with share "all" and "columns": the same part for
+                each).
             k_tiles: the K tiles.
-            n_tiles: for each N tile its columns; with share "cluster" those of each lane of a cluster, with "all" those
-                of each lane of the clusters used.
+            n_tiles: for each N tile its columns; with share "columns" those of each cluster, with "cluster" those of
+                each lane of a cluster, with "all" those of each lane of the clusters used.
             m_outer: blocks are the outer loop (A stays), else N tiles (B stays).
-            share: one of :data:`SHARES`; False is "no", True is "all". Shared rows cannot have C masks.
+            share: one of :data:`SHARES`; False is "no", True is "all". Rows that
+                lanes of a cluster share cannot have C masks.
         """
         share = share if isinstance(share, str) else "all" if share else "no"
         assert share in SHARES
-        assert share == "no" or not self.use_c
+        assert share in ("no", "columns") or not self.use_c
         self._forget()
         outer, inner = (len(blocks), len(n_tiles)) if m_outer else (len(n_tiles), len(blocks))
         backwards = False
@@ -219,13 +221,13 @@ class Scheduler:
         if self.use_c:
             c_bank, missing = self._banks["C"].place(dict.fromkeys(clusters, (b, n)))
             for c in missing:
-                data = {"operand": "c_mask", "rows": self._compact(parts[c].rows), "columns": self._compact(columns[0])}
-                self._emit("LOAD_C", data, bank=c_bank, clusters=1 << c, rows=len(parts[c].rows),
-                           columns=len(columns[0]))  # fmt: skip
+                own = columns[c if share == "columns" else 0]
+                data = {"operand": "c_mask", "rows": self._compact(parts[c].rows), "columns": self._compact(own)}
+                self._emit("LOAD_C", data, bank=c_bank, clusters=1 << c, rows=len(parts[c].rows), columns=len(own))
         if self.post and flags["final"]:
             self._load_p(b_bank, [c for c in clusters if self._parameters[b_bank].get(c) != n], n, columns, share)
         a_bank, missing = self._banks["A"].place(dict.fromkeys(clusters, (b, tile.a_key)))
-        together = share == "all" and missing
+        together = share in ("all", "columns") and missing
         for mask, c in [(sum(1 << c for c in missing), 0)] if together else [(1 << c, c) for c in missing]:
             rows = parts[c].segments(tile)
             data = {"operand": "a", "rows": rows, "columns": self._compact(tile.columns)}
@@ -238,7 +240,8 @@ class Scheduler:
         for items, members in groups.items():
             mask = sum(1 << c for c in members)
             self._emit("RUN", None, a_bank=a_bank, b_bank=b_bank, c_bank=c_bank, use_c=int(self.use_c),
-                       share=int(share != "no"), **flags, post=int(self.post is not None and bool(flags["final"])),
+                       share=int(share in ("cluster", "all")), **flags,
+                       post=int(self.post is not None and bool(flags["final"])),
                        tag=self.finals % 256, columns=max(map(len, columns)) - 1, clusters=mask,
                        row_words=pack.row_words(config, len(tile.columns), tile.tap_count), **dict(items))  # fmt: skip
             if flags["final"]:
@@ -252,6 +255,8 @@ class Scheduler:
             return [(1 << c, 1 << lane, columns[c * per + lane]) for c in clusters for lane in range(per)]
         if not clusters:
             return []
+        if share == "columns":
+            return [(1 << c, (1 << per) - 1, columns[c]) for c in clusters]
         mask = sum(1 << c for c in clusters)
         if share == "cluster":
             return [(mask, 1 << lane, columns[lane]) for lane in range(per)]
@@ -260,7 +265,7 @@ class Scheduler:
     def _load_b(self, bank: int, clusters: list[int], tile: KTile, columns: Sequence[Indices], share: str) -> None:
         for mask, lanes, own in self._lanes(columns, clusters, share):
             data = {"operand": "b", "rows": self._compact(tile.b_rows), "columns": self._compact(own)}
-            self._emit("LOAD_B", data, bank=bank, append=int(share != "no" and lanes > 1), clusters=mask,
+            self._emit("LOAD_B", data, bank=bank, append=int(share in ("cluster", "all") and lanes > 1), clusters=mask,
                        rows=len(tile.b_rows), lanes=lanes, columns=len(own))  # fmt: skip
 
     def _load_p(self, bank: int, clusters: list[int], n: int, columns: Sequence[Indices], share: str) -> None:
@@ -277,8 +282,9 @@ class Scheduler:
         entries = []
         for c in members:
             rows = self._compact(parts[c].rows)
-            if share == "no":
-                entries.append({"lanes": [c * per, per], "rows": rows, "columns": self._compact(columns[0])})
+            if share in ("no", "columns"):
+                own = columns[c if share == "columns" else 0]
+                entries.append({"lanes": [c * per, per], "rows": rows, "columns": self._compact(own)})
                 continue
             for lane in range(per):
                 own = columns[c * per + lane if share == "all" else lane]
