@@ -254,9 +254,10 @@ def lower_conv(
                 blocks = _blocks(config, g, plan)
                 n_tiles, share = split_n(config, columns), "no"
                 if plan.by_columns:
-                    pieces = [tile[0] for tile in n_tiles]
-                    n_tiles = [pieces[i : i + config.clusters] for i in range(0, len(pieces), config.clusters)]
-                    blocks = [[block[0]] * len(n_tiles[0]) for block in blocks]
+                    across = min(config.clusters, len(n_tiles))
+                    pieces = split(columns, -(-len(n_tiles) // across) * across, config.pes_per_lane)
+                    n_tiles = [pieces[i : i + across] for i in range(0, len(pieces), across)]
+                    blocks = [[block[0]] * across for block in blocks]
                     share = "columns"
                 n_tiles = [[deal(config, own, work) for own in tile] for tile in n_tiles]
                 scheduler.run(blocks, tiles, n_tiles, plan.m_outer, share)

@@ -214,7 +214,7 @@ class Scheduler:
     ) -> None:
         config = self.program.config
         (b, parts), (k, tile), (n, columns) = block, k_tile, n_tile
-        clusters = range(len(parts))
+        clusters = range(min(len(parts), len(columns)) if share == "columns" else len(parts))
         b_bank, missing = self._banks["B"].place(dict.fromkeys(clusters, (n, k)))
         self._load_b(b_bank, missing, tile, columns, share)
         c_bank = 0
