@@ -61,6 +61,7 @@ struct Cluster {
     bool word_valid = false;
 
     // banks
+    int bank_rows[2] = {};              // rows in the lanes
     int waiting_a[2] = {}, waiting_b[2] = {}, waiting_c[2] = {};
     bool running = false;
     uint32_t pending = 0;               // rings: a row was announced and has not started
@@ -73,7 +74,7 @@ struct Cluster {
         totals = &t;
         number = n;
         lanes.resize(static_cast<size_t>(c.lanes_per_cluster));
-        for (int lane = 0; lane < c.lanes_per_cluster; ++lane) lanes[static_cast<size_t>(lane)].create(c, t, lane, times[static_cast<size_t>(lane)]);
+        for (int lane = 0; lane < c.lanes_per_cluster; ++lane) lanes[static_cast<size_t>(lane)].create(c, t, lane, times[static_cast<size_t>(lane)], bank_rows);
         fetch.create(c);
         post.create(c);
     }
@@ -85,12 +86,7 @@ struct Cluster {
         if (run.fields[USE_C]) ++waiting_c[run.fields[C_BANK]];
     }
 
-    bool lanes_use(int bank) const {
-        for (const Lane& lane : lanes) {
-            if (lane.rows_of_bank[bank]) return true;
-        }
-        return false;
-    }
+    bool lanes_use(int bank) const { return bank_rows[bank] != 0; }
     bool working() const { return lanes_use(0) || lanes_use(1); }
     bool post_busy() const { return post.waits() || word_valid || post.busy(); }
 
@@ -237,9 +233,8 @@ struct Cluster {
         }
         for (uint32_t bits = fetch.coming; bits; bits &= bits - 1) {
             const int n = std::countr_zero(bits);
-            Lane& lane = lanes[static_cast<size_t>(n / rings)];
             pending |= 1u << n;
-            ++lane.rows_of_bank[fetch.field(B_BANK)];
+            ++bank_rows[fetch.field(B_BANK)];
         }
         if (fetch.taken) {
             --waiting_a[fetch.field(A_BANK)];

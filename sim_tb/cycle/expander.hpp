@@ -5,7 +5,7 @@
 
 namespace maskwork {
 
-template <int rings>
+template <int rings_count>
 void Lane::step(Time now, uint32_t release, Reason outer) {
     Time woken = NEVER;
     times->sleep_until = NEVER;
@@ -24,13 +24,12 @@ void Lane::step(Time now, uint32_t release, Reason outer) {
     const bool pushes = staged && (!block || room);
 
     // a ring has its turn if its row goes on, or if a row waits and its context is free
-    bool open[MAX_RINGS];
-    for (int n = 0; n < rings; ++n) open[n] = filled[n] && (rows[n] || !busy[n]);
+    const uint32_t open = filled & (rows | ~busy);
     int next_turn_ring = reading;
     bool other_open = false;
-    for (int step = rings - 1; step >= 1; --step) {
-        const int other = (reading + step) & (rings - 1);
-        if (open[other]) {
+    for (int step = rings_count - 1; step >= 1; --step) {
+        const int other = (reading + step) & (rings_count - 1);
+        if (open >> other & 1) {
             next_turn_ring = other;
             other_open = true;
         }
@@ -63,7 +62,7 @@ void Lane::step(Time now, uint32_t release, Reason outer) {
                 } else {
                     next_state = VALUES;
                 }
-            } else if (!valid && !filled[reading] && others) {
+            } else if (!valid && !(filled >> reading & 1) && others) {
                 turn = true;
             }
             break;
@@ -110,10 +109,10 @@ void Lane::step(Time now, uint32_t release, Reason outer) {
         if (state == HEAD && room) {
             if (head.kind == Kind::START) {
                 header_index = 1;
-                rows[reading] = true;
+                rows |= 1u << reading;
                 start_row(head.row);
             } else if (head.kind == Kind::END) {
-                rows[reading] = false;
+                rows &= ~(1u << reading);
             } else {
                 chunk_k = head.number;
                 bits = head.bitmap;
@@ -135,18 +134,16 @@ void Lane::step(Time now, uint32_t release, Reason outer) {
         }
     }
     const bool next_others = !(turn || leaves) && other_open;
-    const bool next_some = !(turn || leaves) && (other_open || open[reading]);
+    const bool next_some = !(turn || leaves) && (other_open || (open >> reading & 1));
     changed |= next_others != others || next_some != some || turn_ring != next_turn_ring;
     const int old_turn_ring = turn_ring;
     others = next_others;
     some = next_some;
     turn_ring = next_turn_ring;
     state = next_state;
-    for (int n = 0; n < rings; ++n) {
-        const bool was = busy[n];
-        busy[n] = (busy[n] || started == n) && !(release >> n & 1);
-        changed |= was != busy[n];
-    }
+    const uint32_t next_busy = (busy | (started >= 0 ? 1u << started : 0)) & ~release;
+    changed |= next_busy != busy;
+    busy = next_busy;
 
     if (!held || ready) {
         if (moves) head = ram[static_cast<size_t>(reading) * ring_words + at % ring_words];
@@ -157,11 +154,10 @@ void Lane::step(Time now, uint32_t release, Reason outer) {
     changed |= next_fetched != fetched || next_moved != moved;
     fetched = next_fetched;
     moved = next_moved;
-    for (int n = 0; n < rings; ++n) {
-        const bool next = written[n] != taken[n];
-        changed |= next != filled[n];
-        filled[n] = next;
-    }
+    uint32_t next_filled = 0;
+    for (int n = 0; n < rings_count; ++n) next_filled |= static_cast<uint32_t>(written[n] != taken[n]) << n;
+    changed |= next_filled != filled;
+    filled = next_filled;
     const uint32_t old_taken = taken[old_turn_ring];
     changed |= taken[reading] != at;
     taken[reading] = at;

@@ -61,12 +61,12 @@ struct Lane {
     uint32_t written[MAX_RINGS] = {}, taken[MAX_RINGS] = {}, at = 0;
     int reading = 0;
     bool fetched = false, moved = false, held = false;
-    bool filled[MAX_RINGS] = {};
+    uint32_t filled = 0;                // a bit a ring
     Word head{};
 
     // ---- expander
     enum State : uint8_t { SELECT, HEAD, HEADER, VALUES } state = SELECT;
-    bool rows[MAX_RINGS] = {}, busy[MAX_RINGS] = {};
+    uint32_t rows = 0, busy = 0;        // a bit a context
     bool others = false, some = false;
     int turn_ring = 0, turn_left = 0, header_index = 0, value = 0, more = 0, index = 0;
     uint16_t bits = 0, chunk_nonzero = 0, chunk_k = 0;
@@ -84,7 +84,7 @@ struct Lane {
     uint32_t touched[MAX_RINGS][MAX_PES] = {};
     std::vector<std::array<uint32_t, MAX_PES>> kept;    // touched, of partial sums
     int started = -1;                   // ring whose row has started in the last step
-    int rows_of_bank[2] = {};
+    int* rows_of_bank = nullptr;        // of the whole cluster
     uint32_t ends_sent = 0;             // contexts whose END token has left for the PEs, and drains the row
     // contexts whose END token has left for the PEs and leaves the row's sums there (psum_in_pe)
     bool stays[MAX_RINGS] = {};
@@ -122,7 +122,8 @@ struct Lane {
     Reason reason = OUTER;
     bool blocked = false;               // tokens wait for the PEs' space
 
-    void create(const Config& c, Totals& t, int n, Times& own) {
+    void create(const Config& c, Totals& t, int n, Times& own, int* bank_rows) {
+        rows_of_bank = bank_rows;
         times = &own;
         config = &c;
         totals = &t;
@@ -142,13 +143,6 @@ struct Lane {
         counting = !c.skip_b && !c.skip_c;
         block = !c.lut_ram;
         to_queue = LOOKUP_LATENCY + block;
-    }
-
-    bool working() const { return rows_of_bank[0] || rows_of_bank[1]; }
-    bool in_row() const {
-        bool any = false;
-        for (int n = 0; n < config->rings; ++n) any |= rows[n];
-        return any;
     }
 
     // ------------------------------------------------------------------ accounts
@@ -175,11 +169,9 @@ struct Lane {
     }
 
     Reason reason_now() const {
-        if (!tokens_level && in_row()) return FETCH;
+        if (!tokens_level && rows) return FETCH;
         if (blocked) return IMBALANCE;
-        bool drains = active;
-        for (int n = 0; n < config->rings; ++n) drains |= busy[n] || (state == SELECT && filled[n]);
-        return drains ? DRAIN : OUTER;
+        return active || busy || (state == SELECT && filled) ? DRAIN : OUTER;
     }
 
     // ------------------------------------------------------------------ PEs
@@ -311,7 +303,7 @@ struct Lane {
     }
 
     // One cycle; `release` has a bit for every context that the drain gives free in it.
-    template <int rings>
+    template <int rings_count>
     void step(Time now, uint32_t release, Reason outer);
 };
 
