@@ -128,7 +128,8 @@ class Sequencer(wiring.Component):
         m.d.comb += settled.eq(settle == SETTLE)
         m.d.sync += [settle.eq(0), all_idle.eq(self.idle.all()), run_space.eq(self.run_space.all())]
         stopping = Signal()  # SYNCED was answered and has not left
-        with m.If(self.stop_counting):
+        # a SYNCED of the program before may still be leaving when a new one has begun to count
+        with m.If(self.stop_counting & stopping):
             m.d.sync += [self.counting.eq(0), stopping.eq(0)]
         fresh, stale, busy, unloaded = self._bank_state(m, check)
         full = Signal()
@@ -161,7 +162,7 @@ class Sequencer(wiring.Component):
                 ]
                 m.d.comb += self.count_clear.eq(word[:8] == Op.BEGIN)
                 with m.If(self.count_clear):
-                    m.d.sync += self.counting.eq(1)
+                    m.d.sync += [self.counting.eq(1), stopping.eq(0)]
                 m.next = "WORD"
             with m.State("WORD"):
                 takes, beat_ends = Signal(), Signal()

@@ -88,7 +88,7 @@ class CycleDevice:
             if op == Op.BEGIN and not synced:
                 break
             if op == Op.BEGIN and before == Op.SYNC:
-                # the hardware's counters would be stopped by the SYNCED that is still leaving
+                # the SYNCED that is still leaving counts among the next program's words_out
                 raise MaskworkValueError("target cycle needs a command, such as READ_COUNTERS, between SYNC and BEGIN")
             if op == Op.READ_COUNTERS and not synced and self.config.counters:
                 raise MaskworkValueError("target cycle answers READ_COUNTERS after the program's SYNC only")
