@@ -295,6 +295,7 @@ def _study() -> Config:
         "maskwork utilization",
         "maskwork utilization --skips abc,none --json",
         "maskwork utilization --skips abc --longest-first",
+        "maskwork utilization --target rtl",
     ),
 )
 @common.config_options(_study)
@@ -310,10 +311,22 @@ def _study() -> Config:
 @click.option("--columns", metavar="N", type=int, default=128, show_default=True, help="Columns of B and C.")
 @click.option("--seed", type=int, default=1, show_default=True, help="Of operands and masks.")
 @click.option("--longest-first", "longest", is_flag=True, help="Sort the rows of A and C by their work, longest first.")
+@click.option(
+    "--target", type=click.Choice(["cycle", "rtl"]), default="cycle", show_default=True,
+    help="The cycle model, or the netlist on Verilator: the same figures.",
+)  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def utilization(
-    config: Config, skips: str, rows: int, inner: int, columns: int, seed: int, longest: bool, as_json: bool
-) -> None:  # fmt: skip
+    config: Config,
+    skips: str,
+    rows: int,
+    inner: int,
+    columns: int,
+    seed: int,
+    longest: bool,
+    target: str,
+    as_json: bool,
+) -> None:
     """Utilisation of the compute phase, from the hardware's counters.
 
     Random masks of some densities, all operands resident before the first row starts; without CONFIG on
@@ -322,8 +335,8 @@ def utilization(
     from maskwork.gen.measure import DENSITIES, show_utilization, utilization_table
 
     values = ["" if text.strip() == "none" else text.strip() for text in skips.split(",")]
-    with common.progress("building", len(values) * len(DENSITIES)) as step:
-        result = utilization_table(config, values, (rows, inner, columns), seed, step, longest)
+    with common.progress("running", len(values) * len(DENSITIES)) as step:
+        result = utilization_table(config, values, (rows, inner, columns), seed, step, longest, target)
     if as_json:
         common.print_json(result)
     else:

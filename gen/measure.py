@@ -198,6 +198,7 @@ def utilization_table(
     seed: int,
     step: Callable[[str], None],
     longest: bool = False,
+    target: str = "rtl",
 ) -> dict[str, Any]:
     """Utilisation of the compute phase: effectual products / (compute_cycles * PEs), by densities and skip letters.
 
@@ -208,6 +209,7 @@ def utilization_table(
         seed: of operands and masks.
         step: told about progress.
         longest: rows of A and C are put in the order of :func:`longest_first`.
+        target: "rtl", or "cycle", which gives the same.
 
     Raises:
         MaskworkError: if the configuration cannot hold the product, or the simulator fails.
@@ -238,14 +240,14 @@ def utilization_table(
     for skip in skips:
         own = config.replace(skip=skip)
         programs = {use_c: resident_program(own, shape, use_c) for use_c in (False, True)}
-        with open_device("rtl", own) as device:
+        with open_device(target, own) as device:
             for row, (a, b, c_mask, expected, counts) in zip(rows, cases, strict=True):
                 program = programs[c_mask is not None]
                 operands = {"a": a, "b": b} | ({} if c_mask is None else {"c_mask": c_mask})
                 done = execute(device, program, operands)
                 _expect(done.outputs["c"], expected, f"skip {own.skip or 'none'}")
                 report = make_report(
-                    "rtl", own, counts, words_in=done.words_in, words_out=done.words_out, seconds=0.0,
+                    target, own, counts, words_in=done.words_in, words_out=done.words_out, seconds=0.0,
                     counters=done.counters,
                 )  # fmt: skip
                 name = own.skip or "none"
@@ -255,7 +257,7 @@ def utilization_table(
                 row["utilization"][name] = counts["macs_effectual"] / (report["compute_cycles"] * own.pes)
                 step(f"skip {name}")
     return {"config": config.to_dict(), "pes": config.pes, "rows": m, "inner": k, "columns": n, "seed": seed,
-            "longest_first": longest,
+            "longest_first": longest, "target": target,
             "skips": [config.replace(skip=skip).skip or "none" for skip in skips], "results": rows}  # fmt: skip
 
 
