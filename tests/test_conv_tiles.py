@@ -1,0 +1,217 @@
+"""Plans of convolutions: clusters with different columns, and the choice among plans by simulation."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pytest
+from maskwork.gen import lower_conv as module
+from maskwork.gen import tune
+from maskwork.gen.check import check_program
+from maskwork.gen.config import preset
+from maskwork.gen.conv_tiles import MOST_PLANS, NEAR, Axis, Geometry, plans
+from maskwork.gen.errors import BankOverflow
+from maskwork.gen.execute import execute
+from maskwork.gen.isa import ISA_VERSION
+from maskwork.gen.lower_conv import lower_conv
+from maskwork.gen.program import Program
+from maskwork.sim_tb.device import open_device
+from maskwork.sim_tb.golden import conv2d
+from maskwork.sim_tb.golden.requantise import requantise_unchecked
+
+SMALL = preset("small").replace(lanes=8)
+CONFIGS = [
+    SMALL,
+    preset("sim-64"),
+    SMALL.replace(lanes=12, k_depth=32, a_depth=256, a_segments=64, c_rows=32, psum_rows=4, psum_in_pe=True),
+    SMALL.replace(skip="a"),
+    SMALL.replace(skip=""),
+]
+
+
+@pytest.fixture
+def by_columns(monkeypatch):
+    """Lowerings take plans whose clusters hold different columns; the plans that were offered."""
+    offered = []
+
+    def only(config, geometry, channels, n, use_c, density, trust):
+        monkeypatch.setattr("maskwork.gen.conv_tiles.MOST_PLANS", 1000)
+        monkeypatch.setattr("maskwork.gen.conv_tiles.NEAR", np.inf)
+        ways = [way for way in plans(config, geometry, channels, n, use_c, density, trust) if way.by_columns]
+        offered.append(ways)
+        return ways
+
+    monkeypatch.setattr(module, "plans", only)
+    return offered
+
+
+def run(device, seed):
+    """A random layer of more columns than a cluster holds, with and without C masks, requantisation and work."""
+    config, rng = device.config, np.random.default_rng(seed)
+    columns = int(rng.integers(config.tile_columns + 1, 5 * config.tile_columns))
+    shape = (int(rng.integers(1, 3)), *(int(v) for v in rng.integers(3, 9, 2)), int(rng.integers(1, 20)))
+    stride, padding = int(rng.integers(1, 3)), int(rng.integers(0, 2))
+    use_c, post = bool(rng.integers(2)), {"low": int(rng.integers(-50, 9)), "high": 60} if rng.integers(2) else None
+    a = rng.integers(-9, 10, shape) * (rng.random(shape) < 0.5)
+    b = rng.integers(-9, 10, (3, 3, shape[3], columns)) * (rng.random((3, 3, shape[3], columns)) < 0.5)
+    expected = conv2d(a, b, stride=stride, padding=padding)
+    operands = {"a": a, "b": b}
+    if post:
+        operands["bias"] = rng.integers(-300, 300, columns)
+        operands["mult"] = rng.integers(1, 2**12, columns)
+        operands["shift"] = rng.integers(10, 16, columns)
+        expected = requantise_unchecked(
+            expected, operands["bias"], operands["mult"], operands["shift"], post["low"], post["high"]
+        )
+    if use_c:
+        operands["c_mask"] = rng.random(expected.shape) < 0.6
+        expected = np.where(operands["c_mask"], expected, 0)
+    work = rng.random(columns) if rng.integers(2) else None
+    program = lower_conv(config, shape, b.shape, stride, padding, use_c=use_c, post=post, column_work=work)
+    check_program(program)
+    assert np.array_equal(execute(device, program, operands).outputs["c"], expected)
+    return program
+
+
+def cluster_columns(program):
+    """Clusters, and the columns given to them, of the loads of weights of the first K tile."""
+    loads = [command for command in program.commands if command["op"] == "LOAD_B"]
+    return [(load["clusters"], load["columns"]) for load in loads if load["data"]["rows"] == loads[0]["data"]["rows"]]
+
+
+@pytest.mark.parametrize("config", range(len(CONFIGS)))
+@pytest.mark.parametrize("seed", range(5))
+def test_clusters_with_different_columns(by_columns, config, seed):
+    with open_device("golden", CONFIGS[config]) as device:
+        program = run(device, 10 * seed + config)
+    assert by_columns and by_columns[0]
+    loads = cluster_columns(program)
+    assert len({clusters for clusters, _ in loads}) > 1
+    assert all(clusters & (clusters - 1) == 0 for clusters, _ in loads)
+    # the same rows go to all clusters that compute, in one load
+    masks = {command["clusters"] for command in program.commands if command["op"] == "LOAD_A"}
+    assert all(mask & (mask + 1) == 0 for mask in masks) and max(masks) > 1
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [0, 2])
+def test_clusters_with_different_columns_on_the_rtl(by_columns, config):
+    with open_device("rtl", CONFIGS[config]) as device:
+        for seed in range(4):
+            run(device, 100 + seed)
+
+
+def geometry(size, channels):
+    y, x = (Axis.of(size, 3, 1, (1, 1), 1) for _ in range(2))
+    return Geometry(1, y, x, size, size, channels)
+
+
+def test_plans_come_in_order():
+    config = preset("sim-64")
+    for columns in (64, 256):
+        ways = plans(config, geometry(14, 64), 64, columns, True, (0.5, 0.5, 0.5), False)
+        costs = [way.cost for way in ways]
+        assert costs == sorted(costs) and costs[-1] <= NEAR * costs[0] and 1 <= len(ways) <= MOST_PLANS
+        assert columns > config.tile_columns or not any(way.by_columns for way in ways)
+    assert not any(way.by_columns for way in plans(preset("small"), geometry(4, 8), 8, 256, False, (1, 1, 1), False))
+
+
+# ---------------------------------------------------------------------- choice by simulation
+
+
+def commands(text):
+    """A program of commands: L(oad), r(un), f(inal run), S(YNC)."""
+    names = {"L": {"op": "LOAD_A"}, "r": {"op": "RUN"}, "f": {"op": "RUN", "final": 1}, "S": {"op": "SYNC"}}
+    return Program(preset("small"), commands=[{"op": "BEGIN", "version": ISA_VERSION}, *(names[c] for c in text)])
+
+
+@pytest.mark.parametrize(("text", "chains", "kept", "number"), [
+    ("LrLffLrLfS", 1, "LrLffS", 2),  # two RUNs end a chain together
+    ("LrLffLrLfS", 2, "LrLffLrLfS", 2),
+    ("LrLfLf", 1, "LrLfS", 2),
+    ("LrLfLf", 2, "LrLfLfS", 2),  # without an end: one is added
+    ("LrLfLfLrf", 5, "LrLfLfLrfS", 3),  # fewer chains than that
+])  # fmt: skip
+def test_beginning_ends_with_a_chain(text, chains, kept, number):
+    program = commands(text)
+    first, count = tune.beginning(program, chains)
+    assert count == number
+    assert first.commands == commands(kept).commands
+    assert program.commands == commands(text).commands
+
+
+@dataclass
+class Way:
+    """A stub of a plan: what the model would count, or None for operands that do not fit."""
+
+    multiply: int
+    cycles: int | None
+
+
+class Stub:
+    """A scheduler whose program says which plan was scheduled last."""
+
+    def __init__(self):
+        self.program = Program(preset("small"))
+        self.program.operands = {
+            "a": {"shape": [4, 4], "dtype": "int", "role": "a"}, "b": {"shape": [4, 4], "dtype": "int", "role": "b"},
+        }  # fmt: skip
+        self.program.outputs = {"c": {"shape": [4, 4], "dtype": "int32"}}
+        self.program.commands = [{"op": "BEGIN", "version": ISA_VERSION}]
+        self.finals, self.tried = 3, []
+
+    def schedule(self, way):
+        assert [command["op"] for command in self.program.commands] == ["BEGIN"] and not self.program.results
+        self.tried.append(way)
+        self.program.commands.append({"op": "RUN", "final": 1})
+        self.program.results.append({"tag": 0})
+        self.finals += 1
+
+
+@pytest.mark.parametrize(("ways", "best"), [
+    ([Way(100, 50), Way(300, 100), Way(200, 80)], 1),  # a trial need not be as long as the others
+    ([Way(100, 50), Way(100, 50)], 0),
+    ([Way(900, None), Way(100, 50)], 1),
+    ([Way(900, None), Way(900, None)], 0),
+])  # fmt: skip
+def test_the_fastest_computes_most_products_in_a_cycle(monkeypatch, ways, best):
+    stub = Stub()
+
+    @dataclass
+    class Bound:
+        words: Way
+        last: None = None
+
+    def bind(program, values, check_sums):
+        assert set(values) == {"a", "b"} and not check_sums and program.commands[-1]["op"] == "SYNC"
+        way = stub.tried[-1]
+        if way.cycles is None:
+            raise BankOverflow("too dense")
+        return Bound(way)
+
+    def simulate(config, way, last):
+        return {"multiply": way.multiply, "cycles": way.cycles}
+
+    monkeypatch.setattr(tune, "bind", bind)
+    monkeypatch.setattr("maskwork.sim_tb.cycle.simulate", simulate)
+    assert tune.fastest(stub, stub.schedule, ways, (0.5, 0.5, 1.0)) is ways[best]
+    assert stub.tried == ways
+    # as it was, for the plan that is taken
+    assert [command["op"] for command in stub.program.commands] == ["BEGIN"]
+    assert not stub.program.results and stub.finals == 3
+
+
+def test_tuned_programs_give_the_same_results(monkeypatch):
+    config, shape, weights = preset("sim-64"), (1, 10, 10, 32), (3, 3, 32, 80)
+    tried, chosen = [], tune.fastest
+
+    def fastest(scheduler, schedule, ways, density):
+        tried.extend(ways)
+        return chosen(scheduler, schedule, ways, density)
+
+    monkeypatch.setattr(tune, "fastest", fastest)
+    rng = np.random.default_rng(5)
+    a, b = (rng.integers(-9, 10, size) * (rng.random(size) < 0.4) for size in (shape, weights))
+    program = lower_conv(config, shape, weights, 1, 1, density=(0.4, 0.4, 1.0), tune=True)
+    with open_device("golden", config) as device:
+        assert np.array_equal(execute(device, program, {"a": a, "b": b}).outputs["c"], conv2d(a, b, padding=1))
+    assert len(tried) > 1
