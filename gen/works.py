@@ -38,8 +38,10 @@ class Work(Protocol):
         """Dense and effectual products, as the report counts them."""
         ...
 
-    def lower(self, config: Config) -> Program:
-        """The program."""
+    def lower(self, config: Config, trust: bool = True, tune: bool = False) -> Program:
+        """The program; ``trust``: banks are filled as the masks' density lets one expect; ``tune``: its tiles
+        are chosen by simulation, where that is possible.
+        """
         ...
 
     def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
@@ -328,8 +330,8 @@ class WeightGradWork:
         return dense, effectual
 
     def lower(self, config: Config, trust: bool = True, tune: bool = False) -> Program:
-        """The program; ``trust``: banks are filled as the masks' density lets one expect; ``tune``: its tiles
-        are chosen by simulation.
+        """The program; ``trust``: banks are filled as the masks' density lets one expect; ``tune``
+        changes nothing.
 
         Raises:
             ProgramError: if the configuration cannot run it.
