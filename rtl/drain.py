@@ -116,7 +116,7 @@ class Drain(wiring.Component):
         m.d.comb += [
             at.slot.eq(column[pe_bits:]),
             at.context.eq(context),
-            at.upper.eq(meta.slot[context_width(config) :]),
+            at.upper.eq(Value.cast(meta.slot)[context_width(config) :]),
         ]
 
         stage_valid, stage_starts, stage_ends, stage_which = (
