@@ -212,6 +212,8 @@ async def collect(bench: Bench, rings: list[list[Row]], stall: float) -> None:
     open_row: Row | None = None
     column, since, quiet = -1, 0, 0
     granted = False
+    # a row's first word goes the way of its sums: so many cycles ago, the row was allowed to begin
+    allowed = [False] * DRAIN_LATENCY
     while expected:
         await FallingEdge(dut.clk)
         request = bool(dut.request.value)
@@ -219,6 +221,8 @@ async def collect(bench: Bench, rings: list[list[Row]], stall: float) -> None:
         space = chance.random() >= stall
         dut.grant.value = int(granted)
         dut.space.value = int(space)
+        allowed.append(granted and space)
+        began = allowed.pop(0)
         await ReadOnly()
         since = 0 if space else since + int(dut.o.value[0])
         assert since <= DRAIN_LATENCY + 1, "words came although there was no space"
@@ -231,7 +235,7 @@ async def collect(bench: Bench, rings: list[list[Row]], stall: float) -> None:
         word = unpacked(layout, bits >> 1)
         kind = PostKind(word["kind"])
         if kind == PostKind.START:
-            assert granted, "a row began without a grant"
+            assert began, "a row began without a grant"
             assert open_row is None, "a row began within a row"
             open_row = expected[word["row"]]
             found = {name: word[name] for name in ("lane", "tag", "post", "bank")}
