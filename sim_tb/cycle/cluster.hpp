@@ -50,6 +50,7 @@ struct Cluster {
     int copying[2] = {};
 
     // scan of the rings
+    int ring_shift = 0;                 // divisions would be most of a cycle's work
     Time began = 0;                     // cycle of the first ring
     uint32_t room = 0, ring_space = ~0u;
     uint32_t sampled[2] = {};           // words in the rings looked at one and two cycles ago
@@ -75,6 +76,7 @@ struct Cluster {
         number = n;
         lanes.resize(static_cast<size_t>(c.lanes_per_cluster));
         for (int lane = 0; lane < c.lanes_per_cluster; ++lane) lanes[static_cast<size_t>(lane)].create(c, t, lane, times[static_cast<size_t>(lane)], bank_rows);
+        ring_shift = log2_of(c.rings);
         fetch.create(c);
         post.create(c);
     }
@@ -120,21 +122,22 @@ struct Cluster {
 
     // One ring is looked at in every cycle; what follows from that shows three cycles later.
     void look_at_ring(Time now, int row_words, bool scrubs) {
-        const int rings = config->rings, count = config->lanes_per_cluster * rings;
-        const int usable = config->fifo_depth / rings - (count + COPY_LATENCY + 4);
+        const int count = config->lanes_per_cluster << ring_shift;
+        const int usable = (config->fifo_depth >> ring_shift) - (count + COPY_LATENCY + 4);
         const auto scan = static_cast<unsigned>(now - began) & static_cast<unsigned>(count - 1);
         const uint32_t bit = 1u << ((scan - 2) & static_cast<unsigned>(count - 1));
         room = sampled[1] <= static_cast<uint32_t>(low) && !scrubs ? room | bit : room & ~bit;
         ring_space = static_cast<int>(sampled[1]) <= usable ? ring_space | bit : ring_space & ~bit;
         sampled[1] = sampled[0];
-        const Lane& lane = lanes[scan / static_cast<unsigned>(rings)];
-        const unsigned ring = scan % static_cast<unsigned>(rings);
+        const Lane& lane = lanes[scan >> ring_shift];
+        const unsigned ring = scan & ((1u << ring_shift) - 1);
         sampled[0] = lane.written[ring] - lane.taken[ring];
         low = std::min(fits, LOW_WATER);
         fits = row_words >= usable ? 0 : usable - row_words;
     }
 
     void step(Time now, bool load, bool beat_leaves) {
+        const auto number_of_lanes = static_cast<size_t>(config->lanes_per_cluster);
         set_outer(now, load);
         const bool active = fetch.active(), was_working = working();
         const int old_row_words = fetch.row_words;
@@ -142,7 +145,7 @@ struct Cluster {
         uint32_t release[MAX_LANES], asking = 0;
         PostWord drained;
         const bool rows_space = post.space, scrubs = lanes[0].drain_state == Lane::D_SCRUB;
-        for (size_t n = 0; n < lanes.size(); ++n) {
+        for (size_t n = 0; n < number_of_lanes; ++n) {
             release[n] = 0;
             if (times[n].drain_at > now) continue;
             const DrainOut out = step_drain(lanes[n], now, rows_space, granted >> n & 1, outer);
@@ -212,7 +215,7 @@ struct Cluster {
         look_at_ring(now, old_row_words, scrubs);
 
         // ---- lanes
-        for (size_t n = 0; n < lanes.size(); ++n) {
+        for (size_t n = 0; n < number_of_lanes; ++n) {
             if (times[n].sleep_until > now && !release[n]) continue;
             Lane& lane = lanes[n];
             if (rings == 2) lane.step<2>(now, release[n], outer);
@@ -220,14 +223,14 @@ struct Cluster {
             if (lane.started >= 0) pending &= ~(1u << (static_cast<int>(n) * rings + lane.started));
         }
         if (config->psum_in_pe) {
-            for (size_t n = 0; n < lanes.size(); ++n) {
+            for (size_t n = 0; n < number_of_lanes; ++n) {
                 if (times[n].retire_at <= now) lanes[n].retire(now);
             }
         }
         if (copied_until >= now) {
             const Copied arriving = copied.at(2);
             copied.push(out);
-            for (size_t n = 0; n < lanes.size(); ++n) {
+            for (size_t n = 0; n < number_of_lanes; ++n) {
                 if (arriving.lanes >> n & 1) lanes[n].write(arriving.ring, arriving.word);
             }
         }

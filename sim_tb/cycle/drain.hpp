@@ -41,7 +41,8 @@ inline bool result_nonzero(const Lane& lane, int column) {
         const size_t number = static_cast<size_t>(row.result + (row.share ? lane.number : 0));
         return lane.results[number * words + static_cast<size_t>(column >> 5)] >> (column & 31) & 1;
     }
-    return lane.drain_touched[static_cast<size_t>(column % lane.config->pes)] >> (column / lane.config->pes) & 1;
+    const int pes = lane.config->pes;
+    return lane.drain_touched[static_cast<size_t>(column & (pes - 1))] >> (column >> log2_of(pes)) & 1;
 }
 
 inline void begin_drain(Lane& lane, int context) {
@@ -116,7 +117,7 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
     }
     const Row& row = lane.drain_row;
     const int width = std::min(16, config.columns());
-    const int parts = config.columns() / width;
+    const int parts = config.columns() >> log2_of(width);
     const bool handshake = lane.columns.valid() && lane.go;
     const int column = lane.columns.index() + lane.columns.inner_meta * width;
     const bool was_busy = lane.columns.busy();

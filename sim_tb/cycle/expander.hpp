@@ -146,7 +146,7 @@ void Lane::step(Time now, uint32_t release, Reason outer) {
     busy = next_busy;
 
     if (!held || ready) {
-        if (moves) head = ram[static_cast<size_t>(reading) * ring_words + at % ring_words];
+        if (moves) head = ram[static_cast<size_t>(reading) * ring_words + (at & (ring_words - 1))];
         changed |= held != moves;
         held = moves;
     }

@@ -99,15 +99,15 @@ struct Fetch {
     // Choice of lane and ring, a pipeline of registers that runs all the time.
     void choose(uint32_t room, bool run_begins, int index) {
         const int lanes = config->lanes_per_cluster, rings = config->rings;
-        const int own_slots = config->psum_rows / rings;
+        const int ring_shift = log2_of(rings), own_slots = config->psum_rows >> ring_shift;
         const bool first = field(FIRST), share = field(SHARE), keeps = first && !field(FINAL);
         const uint32_t ring_mask = (1u << rings) - 1;
         const uint32_t own = room & ~coming;
         uint32_t has_slot = 0, next_free = 0;
         for (int n = 0; n < lanes * rings; ++n) {
-            has_slot |= static_cast<uint32_t>(!keeps || (used[n] != own_slots && given[n / rings] != quota)) << n;
+            has_slot |= static_cast<uint32_t>(!keeps || (used[n] != own_slots && given[n >> ring_shift] != quota)) << n;
         }
-        quota = static_cast<int>((field(ROWS) + lanes - 1) / lanes);
+        quota = static_cast<int>((field(ROWS) + lanes - 1) >> log2_of(lanes));
         for (int n = 0; n < lanes; ++n) {
             if ((own >> (n * rings) & ring_mask) == ring_mask) next_free |= has_slot & ring_mask << (n * rings);
         }
@@ -126,8 +126,8 @@ struct Fetch {
             for (int n = 0; n < lanes; ++n) place.lanes |= static_cast<uint8_t>(((pick >> (n * rings) & ring_mask) != 0) << n);
             if (pick) {
                 const int n = std::countr_zero(pick);
-                place.ring = static_cast<uint8_t>(n % rings);
-                place.slot = static_cast<uint8_t>(n % rings | used[n] << log2_of(rings));
+                place.ring = static_cast<uint8_t>(n & (rings - 1));
+                place.slot = static_cast<uint8_t>((n & (rings - 1)) | used[n] << ring_shift);
             }
         } else {
             place = kept;
@@ -136,7 +136,7 @@ struct Fetch {
         }
         kept = read_data;
         if (!read_data.lanes) kept.lanes = 1;
-        read_data = table[static_cast<size_t>(index) % table.size()];
+        read_data = table[static_cast<size_t>(index) & (table.size() - 1)];
         pick = candidates & (~candidates + 1);
         able = own & has_slot;
         lane_free = next_free;
@@ -147,7 +147,7 @@ struct Fetch {
         } else if (keeps && !share) {
             for (int n = 0; n < lanes * rings; ++n) {
                 used[n] += coming >> n & 1;
-                given[n / rings] += coming >> n & 1;
+                given[n >> ring_shift] += coming >> n & 1;
             }
         }
     }
@@ -223,7 +223,7 @@ struct Fetch {
                     for (int n = 0; n < config->lanes_per_cluster; ++n) {
                         coming |= static_cast<uint32_t>(place.lanes >> n & 1) << (n * rings + place.ring);
                     }
-                    if (field(FIRST) && !field(SHARE)) table[static_cast<size_t>(index) % table.size()] = place;
+                    if (field(FIRST) && !field(SHARE)) table[static_cast<size_t>(index) & (table.size() - 1)] = place;
                     chosen_lanes = place.lanes;
                     chosen_ring = place.ring;
                     make_row(masks);
@@ -310,7 +310,7 @@ struct Fetch {
     }
 
     void make_row(const std::vector<uint32_t>* masks) {
-        row = &pool[pool_at++ % pool.size()];
+        row = &pool[pool_at++ & (pool.size() - 1)];
         const size_t stride = std::bit_ceil(static_cast<unsigned>(config->mask_words()));
         const auto& bank = masks[field(C_BANK)];
         for (int n = 0; n < config->mask_words(); ++n) {

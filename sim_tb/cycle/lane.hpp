@@ -152,6 +152,7 @@ struct Lane {
         if (accounted >= until) return;
         int64_t cycles = 0;
         for (Pe& pe : pes) {
+            if (pe.ends >= until - 1) continue;         // at work all the time
             pe.advance(until - 1, counting);
             if (pe.waiting) continue;
             const Time from = std::max(accounted, pe.ends + 1);
@@ -278,7 +279,7 @@ struct Lane {
     // ------------------------------------------------------------------ FIFO and expander
 
     void write(int ring, const Word& word) {
-        ram[static_cast<size_t>(ring) * ring_words + written[ring] % ring_words] = word;
+        ram[static_cast<size_t>(ring) * ring_words + (written[ring] & (ring_words - 1))] = word;
         ++written[ring];
         times->sleep_until = 0;
     }

@@ -134,8 +134,8 @@ struct Post {
         } else if (take) {
             held = true;
             const bool word_done = !taken_post || in_word == fields - 1;
-            if (taken_post) in_word = (in_word + 1) % fields;
-            if (word_done) in_beat = (in_beat + 1) % groups;
+            if (taken_post) in_word = in_word + 1 == fields ? 0 : in_word + 1;
+            if (word_done) in_beat = in_beat + 1 == groups ? 0 : in_beat + 1;
         }
         second = split && take;
         // zero detection

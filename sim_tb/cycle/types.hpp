@@ -52,7 +52,7 @@ struct Config {
     int32_t header_words[256];          // of every command, 0: there is none
     BitField run[RUN_FIELDS];
 
-    int clusters() const { return lanes / lanes_per_cluster; }
+    int clusters() const { return lanes >> (std::bit_width(static_cast<unsigned>(lanes_per_cluster)) - 1); }
     int columns() const { return pes * slots; }
     int sum_rows() const { return psum_in_pe ? psum_rows : rings; }
     int mask_words() const { return (columns() + 31) / 32; }
