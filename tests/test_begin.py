@@ -11,17 +11,12 @@ from maskwork.sim_tb.packets import Packets, decode, joined
 from maskwork.sim_tb.random_programs import RandomProgram
 from maskwork.sim_tb.run import limits_for
 
+from .variants import CONFIGS as VARIANTS
+
 pytestmark = pytest.mark.slow
 
-TINY = preset("tiny")
-CONFIGS = {
-    "tiny": TINY,
-    "small": preset("small"),
-    "two clusters": TINY.replace(lanes=8, lanes_per_cluster=4, fifo_depth=128, stream_words=4, k_depth=64),
-    "no skip": TINY.replace(lanes=4, lanes_per_cluster=2, rows_in_flight=4, fifo_depth=128, skip="", stream_words=2),
-    "icebreaker": preset("icebreaker").replace(counters=True),
-    "K in PEs": TINY.replace(lanes=2, lanes_per_cluster=2, psum_in_pe=True, fifo_depth=128),
-}
+NAMES = ("abc-1-2", "abc-4-2", "none-1-2", "a-2-4", "icebreaker", "K in PEs, abc")
+CONFIGS = {"tiny": preset("tiny"), **{name: VARIANTS[name] for name in NAMES}}
 
 
 def counted(device: RtlDevice, program: RandomProgram) -> dict[str, int]:
@@ -65,7 +60,7 @@ def test_counters_depend_on_the_program_alone(name):
     device.close()
 
 
-@pytest.mark.parametrize("name", ["tiny", "two clusters"])
+@pytest.mark.parametrize("name", ["tiny", "abc-4-2"])
 def test_begin_directly_behind_sync(name):
     """The SYNCED that is still leaving does not stop the new program's counters (it is a beat of its words_out)."""
     config = CONFIGS[name]

@@ -18,10 +18,14 @@ from maskwork.sim_tb.device import open_device
 from maskwork.sim_tb.golden import conv2d
 from maskwork.sim_tb.golden.requantise import requantise_unchecked
 
+from .variants import CONFIGS as VARIANTS
+from .variants import TWO
+
 SMALL = preset("small").replace(lanes=8)
 CONFIGS = [
-    SMALL,
+    TWO,
     preset("sim-64"),
+    VARIANTS["K in PEs, abc"],
     SMALL.replace(lanes=12, k_depth=32, a_depth=256, a_segments=64, c_rows=32, psum_rows=4, psum_in_pe=True),
     SMALL.replace(skip="a"),
     SMALL.replace(skip=""),
