@@ -98,7 +98,7 @@ def test_random_programs(name):
         charged.update(device.counters)
         reasons = sum(device.counters[reason] for reason in COUNTERS[:8])
         assert reasons == device.counters["cycles"] * config.pes
-    # the programs reach every reason; PEs that skip nothing, and two with their queues in block RAM, hardly get out of step
+    # the programs reach every reason, but PEs that skip nothing, and two with block-RAM queues, hardly get out of step
     uneven = config.lut_ram and set(config.skip) & {*"bc"}
     reached = [reason for reason in COUNTERS[:8] if reason != "imbalance" or uneven]
     assert all(charged[reason] for reason in reached), charged
