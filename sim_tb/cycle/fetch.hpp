@@ -82,7 +82,6 @@ struct Fetch {
 
     int64_t field(RunField name) const { return run.fields[name]; }
     bool active() const { return state != F_IDLE || run_ready || word_number; }
-    bool waits_for_nothing() const { return state == F_IDLE && !run_words_left && !push1 && !push2; }
 
     // Cycles without a change; inputs of the last one. After SETTLED + 3 of them, the same inputs change nothing.
     int steady = 0;
@@ -94,6 +93,13 @@ struct Fetch {
         steady = 0;
         runs.push_back(accepted);
         run_words_left += config->run_words;
+    }
+
+    // The registers of the RUN FIFO, from which a word is taken.
+    void step_run_fifo(bool takes_word) {
+        run_space = run_words_left <= (1 << clog2(config->run_depth * config->run_words)) - 2 * config->run_words;
+        run_words_left -= takes_word;
+        run_ready = run_words_left > 0;
     }
 
     // Choice of lane and ring, a pipeline of registers that runs all the time.
@@ -287,10 +293,7 @@ struct Fetch {
                 state = F_IDLE;
                 break;
         }
-        // RUN FIFO
-        run_space = run_words_left <= (1 << clog2(config->run_depth * config->run_words)) - 2 * config->run_words;
-        run_words_left -= takes_word;
-        run_ready = run_words_left > 0;
+        step_run_fifo(takes_word);
 
         push2 = push1 && (stage1.raw || stage1.words);
         stage2 = stage1;

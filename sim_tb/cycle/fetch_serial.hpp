@@ -178,10 +178,7 @@ struct SerialFetch : Fetch {
                 state = F_IDLE;
                 break;
         }
-        // RUN FIFO
-        run_space = run_words_left <= (1 << clog2(config->run_depth * config->run_words)) - 2 * config->run_words;
-        run_words_left -= takes_word;
-        run_ready = run_words_left > 0;
+        step_run_fifo(takes_word);
 
         if (config->lanes_per_cluster == 1) choose_ring(room, next_row, old_index);
         else choose(room, next_row, old_index);
