@@ -78,7 +78,7 @@ class Cluster(wiring.Component):
                 "idle": Out(1),
                 "o": Out(stream.Signature(beat_layout(config))),
                 "loading": In(1),
-                "counts": Out(counts_layout(config, pes), init={"idle": pes}),  # pyright: ignore[reportCallIssue]
+                "counts": Out(counts_layout(pes), init={"idle": pes}),  # pyright: ignore[reportCallIssue]
                 "token": Out(1),
                 "finished": Out(1),
             }
@@ -167,7 +167,7 @@ class Cluster(wiring.Component):
                 ~fetch.active & ~items.o.valid & ~copier.busy & ~Cat(weights).any() & post_idle & ~banks.busy.a.any()
             ),
         ]
-        self._count(m, lanes, fetch)
+        self._count(m, lanes)
         return m
 
     def _feed_lanes(self, m, lanes, fetch, copier):
@@ -283,7 +283,7 @@ class Cluster(wiring.Component):
                     m.d.sync += word.body.eq(Cat(given.value, given.column))
         return waits | valid | post.busy, post.idle & ~waits & ~valid
 
-    def _count(self, m, lanes, fetch):
+    def _count(self, m, lanes):
         for name in self.counts.shape().members:
             m.d.sync += self.counts[name].eq(reduce(lambda x, y: x + y, (lane.counts[name] for lane in lanes)))
         m.d.sync += [

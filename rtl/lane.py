@@ -60,7 +60,7 @@ class Lane(wiring.Component):
                 "lane": In(8),
                 "loading": In(1),
                 "running": In(1),
-                "counts": Out(counts_layout(config, config.pes_per_lane), init={"idle": config.pes_per_lane}),  # pyright: ignore[reportCallIssue]
+                "counts": Out(counts_layout(config.pes_per_lane), init={"idle": config.pes_per_lane}),  # pyright: ignore[reportCallIssue]
                 "token": Out(1),
                 "row_finished": Out(1),
                 "working": Out(1),

@@ -110,7 +110,7 @@ def c_write_layout(config: Config) -> data.StructLayout:
     return data.StructLayout({"bank": 1, "start": 1, "append": 1, "we": 1, "word": mask_width(config)})
 
 
-def counts_layout(config: Config, pes: int) -> data.StructLayout:
+def counts_layout(pes: int) -> data.StructLayout:
     """PEs by what they did in one cycle, in the order in which reasons are charged."""
     width = pes.bit_length()
     reasons = ("multiply", "lookup", "fetch", "imbalance", "drain", "load", "dispatch", "idle")

@@ -95,7 +95,7 @@ class Bench:
     async def _count(self) -> None:
         """Add up what the lane reports; every PE must be charged to one reason in every cycle."""
         config, dut = self.config, self.dut
-        layout = counts_layout(config, config.pes_per_lane)
+        layout = counts_layout(config.pes_per_lane)
         busy = [True] * 3
         while True:
             await FallingEdge(dut.clk)
