@@ -28,9 +28,6 @@ SHARES = ("no", "columns", "cluster", "all")
 """Who gets a row: one lane; one lane of every cluster, and clusters hold different columns; all lanes of one cluster,
 which hold different columns (the same in every cluster); all lanes of all clusters, which hold different columns."""
 
-ASSUMED_DENSITY = 0.5
-"""Density of each operand that estimates assume; programs are right for any."""
-
 
 @dataclass(frozen=True)
 class Post:
@@ -351,32 +348,6 @@ def traffic(a_words: float, b_words: float, blocks: int, na: int, nk: int, nn: i
         a_times = 1.0 if blocks * na <= 2 else (blocks * na * nn - 2 * (nn - 1)) / (blocks * na)
         b_times = 1.0 if nk <= 2 else (nk + (blocks - 1) * (nk - 2)) / nk
     return a_words * a_times + b_words * b_times
-
-
-def expected_words(config: Config, rows: float, length: int, width: int) -> float:
-    """Stream words of so many rows or segments at the assumed density."""
-    values = ASSUMED_DENSITY * length / (32 // width)
-    return rows * (pack.bitmap_words(length, config.stream_words) + max(values, config.stream_words))
-
-
-def row_cycles(config: Config, k: int, columns: int, k_tiles: int) -> float:
-    """Cycles a lane needs for one row at the assumed densities: each k costs a cycle, or more if its PEs have more
-    than one product; and every K tile drains the row's columns, a word a cycle, half of it beside other products.
-    """
-    products = ASSUMED_DENSITY * k * max(1.0, ASSUMED_DENSITY * -(-columns // config.pes_per_lane))
-    return max(products, k_tiles * columns) + k_tiles * (columns + 8) / 2
-
-
-def estimate(
-    config: Config, load_words: float, first_words: float, compute: float, out_words: float, steps: int
-) -> float:
-    """Estimated cycles of a product: the slowest of loading (with 20 words for each RUN), computing and sending
-    results, which overlap; a quarter of all three, because they overlap imperfectly and densities are not known;
-    and what cannot overlap: the loads before the first step and the compute of one step.
-    """
-    sw = config.stream_words
-    load, out = (load_words + 20 * steps) / sw, out_words / sw
-    return max(load, compute, out) + (load + compute + out) / 4 + first_words / sw + compute / steps
 
 
 def result_words(config: Config, packets: float, values: float) -> float:

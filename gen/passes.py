@@ -12,7 +12,7 @@ Groups are products of their own; small ones are merged (:func:`merged_groups`).
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Hashable, Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -21,10 +21,8 @@ from maskwork.gen.bench_masks import LayerMasks
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkValueError
 from maskwork.gen.mask import BoolArray
-from maskwork.gen.program import Program
 from maskwork.gen.workload import PASSES, Layer
-from maskwork.gen.works import ConvWork, WeightGradWork, operands, select
-from numpy.typing import NDArray
+from maskwork.gen.works import ConvWork, WeightGradWork, select
 
 
 def merged_groups(config: Config, layer: Layer, inner: int, columns: int) -> int:
@@ -178,28 +176,3 @@ def works(config: Config, layer: Layer, which: str, masks: LayerMasks, *, post: 
     if which not in _MAKERS:
         raise MaskworkValueError(f"pass must be one of {', '.join(PASSES)}, not {which!r}")
     return list(_MAKERS[which](config, layer, masks, post))
-
-
-def lower_pass(
-    config: Config, layer: Layer, which: str, masks: LayerMasks, *, post: bool = False
-) -> list[tuple[Program, dict[str, NDArray[Any]]]]:
-    """Programs of one pass of a layer, each with its operands made from the masks alone.
-
-    Args:
-        config: the accelerator.
-        layer: shapes.
-        which: "forward", "input_grad" or "weight_grad".
-        masks: of the layer's tensors.
-        post: results are requantised to 8 bits.
-
-    Raises:
-        MaskworkValueError: for an unknown pass.
-        ProgramError: if the configuration cannot run it; says what to raise.
-    """
-    programs: dict[Hashable, Program] = {}
-    result = []
-    for work in works(config, layer, which, masks, post=post):
-        if work.key not in programs:
-            programs[work.key] = work.lower(config)
-        result.append((programs[work.key], operands(work, programs[work.key])))
-    return result

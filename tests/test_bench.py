@@ -17,10 +17,11 @@ from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
 from maskwork.gen.execute import execute_bound
 from maskwork.gen.isa import COUNTERS
-from maskwork.gen.passes import OPERANDS, lower_pass, merged_groups, works
+from maskwork.gen.passes import OPERANDS, merged_groups, works
 from maskwork.gen.program import bind
 from maskwork.gen.report import REASONS
 from maskwork.gen.workload import COLUMNS, PASSES, Layer
+from maskwork.gen.works import operands
 from maskwork.sim_tb.golden import conv2d_macs
 
 HEAD = ",".join(COLUMNS)
@@ -132,6 +133,13 @@ def test_products_with_some_masks():
         for which in PASSES:
             counts = [[work.macs() for work in works(config, layer, which, m)] for m in (some, full)]
             assert counts[0] == counts[1]
+
+
+def lower_pass(config, layer, which, masks):
+    """Programs of one pass of a layer, each with its operands made from the masks alone."""
+    for work in works(config, layer, which, masks):
+        program = work.lower(config)
+        yield program, operands(work, program)
 
 
 def test_programs_give_the_passes_numbers():
