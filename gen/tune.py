@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
-from typing import TypeVar
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, TypeVar
 
 import numpy as np
 from maskwork.gen.errors import BankOverflow
 from maskwork.gen.lower_costs import Density
 from maskwork.gen.lower_schedule import Scheduler
 from maskwork.gen.program import Program, bind
+from numpy.typing import NDArray
 
 P = TypeVar("P")
 
 SAMPLE = 12_000_000
 """Products of a trial, about: whole chains of K tiles, two at least."""
+
+LONGEST = 100_000_000
+"""Products of a trial, at most, about: it ends within a chain if need be."""
 
 
 def beginning(program: Program, chains: int) -> tuple[Program, int]:
@@ -30,6 +34,38 @@ def beginning(program: Program, chains: int) -> tuple[Program, int]:
     return Program(program.config, program.operands, kept, [], program.outputs, program.products), number
 
 
+def _shortened(program: Program, share: float) -> Program:
+    """About this share of a program's steps."""
+    runs = [index for index, command in enumerate(program.commands) if command["op"] == "RUN"]
+    end = runs[max(1, round(share * len(runs))) - 1] + 1
+    kept = [*program.commands[:end], {"op": "SYNC"}]
+    return Program(program.config, program.operands, kept, [], program.outputs, program.products)
+
+
+def pace(program: Program, values: Mapping[str, NDArray[Any]], products: float) -> float:
+    """Products that the beginning of a program computes in a cycle; 0 where the operands do not fit the banks.
+
+    Args:
+        program: the whole program.
+        values: its operands.
+        products: effectual products of the whole program, about.
+    """
+    from maskwork.sim_tb.cycle import simulate
+
+    chains = beginning(program, 1)[1]
+    number = max(2, round(SAMPLE * chains / products))
+    tried, _ = beginning(program, number)
+    size = products * min(1.0, number / max(1, chains))
+    if size > LONGEST:
+        tried = _shortened(tried, LONGEST / size)
+    try:
+        bound = bind(tried, values, check_sums=False)
+    except BankOverflow:
+        return 0.0
+    counters = simulate(program.config, bound.words, bound.last)
+    return counters["multiply"] / counters["cycles"]
+
+
 def fastest(scheduler: Scheduler, schedule: Callable[[P], None], plans: Sequence[P], density: Density) -> P:
     """The plan that computes most products in a cycle.
 
@@ -39,8 +75,6 @@ def fastest(scheduler: Scheduler, schedule: Callable[[P], None], plans: Sequence
         plans: the most promising first; the first is taken where nothing else can be simulated.
         density: of A, B and C, for random masks.
     """
-    from maskwork.sim_tb.cycle import simulate
-
     program = scheduler.program
     before, results, finals = list(program.commands), list(program.results), scheduler.finals
     rng = np.random.default_rng(1)
@@ -52,17 +86,11 @@ def fastest(scheduler: Scheduler, schedule: Callable[[P], None], plans: Sequence
     inner = float(np.prod([float(size) for size in program.operands["b"]["shape"]]))
     positions = float(np.prod([float(size) for size in program.outputs["c"]["shape"][:-1]]))
     products = inner * positions * density[0] * density[1] * density[2]
-    best, rate = plans[0], 0.0
+    best, best_pace = plans[0], 0.0
     for plan in plans:
         schedule(plan)
-        chains = beginning(program, 1)[1]
-        tried, _ = beginning(program, max(2, round(SAMPLE * chains / products)))
+        own = pace(program, values, products)
         program.commands, program.results, scheduler.finals = list(before), list(results), finals
-        try:
-            bound = bind(tried, values, check_sums=False)
-            counters = simulate(program.config, bound.words, bound.last)
-        except BankOverflow:
-            continue
-        if counters["multiply"] / counters["cycles"] > rate:
-            best, rate = plan, counters["multiply"] / counters["cycles"]
+        if own > best_pace:
+            best, best_pace = plan, own
     return best
