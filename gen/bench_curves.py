@@ -28,7 +28,7 @@ def density_curves(config: Config, seed: int = 1, step: Callable[[str], None] = 
         ``layer`` (what was measured) and ``points``: operands masked, density of each, utilisation, speed-up.
     """
     points = []
-    programs: dict[Hashable, Program] = {}
+    programs: dict[Hashable, tuple[int, Program]] = {}
     for curve in CURVES:
         for density in DENSITIES:
             rng = np.random.default_rng([seed, CURVES.index(curve), round(density * 1000)])

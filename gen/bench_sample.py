@@ -20,6 +20,7 @@ from maskwork.gen.config import Config
 from maskwork.gen.errors import BankOverflow
 from maskwork.gen.isa import COUNTERS
 from maskwork.gen.program import Program, bind
+from maskwork.gen.tune import LONGEST, trial
 from maskwork.gen.works import Work, operands
 
 SAMPLE = 4_000_000_000
@@ -66,12 +67,25 @@ def run_program(program: Program, values: Mapping[str, Any]) -> dict[str, int]:
     return simulate(program.config, bound.words, bound.last)
 
 
+def _program(config: Config, ways: Sequence[Work], tune: bool) -> tuple[int, Program]:
+    """Which way runs, and its program: the first, or with ``tune`` the one that seems fastest by simulation."""
+    if not tune or len(ways) == 1:
+        return 0, ways[0].lower(config, tune=tune)
+    programs = [way.lower(config, tune=True) for way in ways]
+    cycles = []
+    for way, program in zip(ways, programs, strict=True):
+        tried = trial(program, operands(way, program), max(1, way.macs()[1]), LONGEST)
+        cycles.append(math.inf if tried is None else tried.cycles)
+    best = min(range(len(ways)), key=cycles.__getitem__)
+    return best, programs[best]
+
+
 def measure(
     config: Config,
     works: Sequence[Work],
     limit: int,
     seed: Sequence[int],
-    programs: dict[Hashable, Program] | None = None,
+    programs: dict[Hashable, tuple[int, Program]] | None = None,
 ) -> Measured:
     """Simulate products one after the other, or a sample of them.
 
@@ -80,7 +94,8 @@ def measure(
         works: the products.
         limit: effectual multiplies above which a sample of about so many is simulated; 0 never samples.
         seed: of the sample.
-        programs: by :attr:`Work.key`, to be used and added to: for several calls with one configuration.
+        programs: by :attr:`Work.key`, which of :meth:`Work.ways` runs and its program, to be used and added to: for
+            several calls with one configuration.
 
     Raises:
         ProgramError: if the configuration cannot run a product.
@@ -88,14 +103,18 @@ def measure(
     programs = {} if programs is None else programs
 
     def run(work: Work) -> dict[str, int]:
-        if work.key not in programs:
-            programs[work.key] = work.lower(config, tune=sum(own for _, own in counts) >= TUNED)
+        ways, key = work.ways(config), work.key
+        if key not in programs:
+            programs[key] = _program(config, ways, tune=sum(own for _, own in counts) >= TUNED)
+        index, program = programs[key]
+        work = ways[index]
         try:
-            return run_program(programs[work.key], operands(work, programs[work.key]))
+            return run_program(program, operands(work, program))
         except BankOverflow:
             # some part of A is denser than all of it lets one expect
-            programs[work.key] = work.lower(config, trust=False)
-            return run_program(programs[work.key], operands(work, programs[work.key]))
+            program = work.lower(config, trust=False)
+            programs[key] = index, program
+            return run_program(program, operands(work, program))
 
     counts = [work.macs() for work in works]
     dense, effectual = (sum(column) for column in zip(*counts, strict=True)) if counts else (0, 0)

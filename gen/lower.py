@@ -5,6 +5,14 @@ from __future__ import annotations
 from maskwork.gen.lower_conv import conv_output_shape, lower_conv
 from maskwork.gen.lower_matmul import lower_matmul
 from maskwork.gen.lower_schedule import Post
-from maskwork.gen.lower_wgrad import by_channel, lower_weight_grad
+from maskwork.gen.lower_wgrad import by_channel, exchanged_pads, lower_weight_grad
 
-__all__ = ["Post", "by_channel", "conv_output_shape", "lower_conv", "lower_matmul", "lower_weight_grad"]
+__all__ = [
+    "Post",
+    "by_channel",
+    "conv_output_shape",
+    "exchanged_pads",
+    "lower_conv",
+    "lower_matmul",
+    "lower_weight_grad",
+]

@@ -61,11 +61,12 @@ def _schedule(scheduler: Scheduler, problem: Problem, channels: Indices, columns
             _emit(scheduler, problem, y, x, plan, channels, columns)
             program.commands = spread_loads(program.commands)
 
+        best = plans[0]
         if tune and len(runs) == 1 and len(plans) > 1:
             from maskwork.gen.tune import fastest
 
-            plans = (fastest(scheduler, schedule, plans, problem.density),)
-        _emit(scheduler, problem, y, x, plans[0], channels, columns)
+            best = fastest(scheduler, schedule, plans, problem.density, few_chains=True)
+        _emit(scheduler, problem, y, x, best, channels, columns)
     program.commands = spread_loads(program.commands)
 
 
@@ -204,7 +205,8 @@ def lower_weight_grad(
 
     Operands: "a", the layer's input **by channel**, (N, Cin, H, W) (an image row is a segment: whoever binds changes
     the layout, see :func:`by_channel`); "b", the output gradient (N, OH, OW, Cout); "c_mask" with ``use_c``. Output
-    "c", (kh, kw, Cin, Cout). Pixels off the image are neither loaded nor multiplied.
+    "c", (kh, kw, Cin, Cout). Pixels off the image are neither loaded nor multiplied. With the output gradient streamed
+    instead: see :func:`exchanged_pads`; :func:`weight_grad_cycles` says which is expected to be faster.
 
     The tiling (positions of a K tile and of a strip of A, taps and channels of a block, loop order) is the one with
     the fewest cycles by :func:`~maskwork.gen.lower_costs.total`. Buffers are sized for dense data. Every block

@@ -4,7 +4,8 @@ forward      a convolution: A = input, B = weights, C = output mask
 input_grad   a convolution of the output gradient with the rotated, transposed weights: A = output gradient,
              B = weights, C = input mask. With stride s one convolution of stride 1 for each of the s * s phases of the
              input's pixels, with the taps that meet them: no inserted zero is ever streamed.
-weight_grad  the correlation of the input with the output gradient: A = input, B = output gradient, C = weight mask
+weight_grad  the correlation of the input with the output gradient: A = input, B = output gradient, C = weight mask.
+             With stride 1 A and B are exchanged where that is expected to take fewer cycles.
 
 Groups are products of their own; small ones are merged (:func:`merged_groups`).
 """
@@ -22,7 +23,8 @@ from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkValueError
 from maskwork.gen.mask import BoolArray
 from maskwork.gen.workload import PASSES, Layer
-from maskwork.gen.works import ConvWork, WeightGradWork, select
+from maskwork.gen.works import ConvWork, select
+from maskwork.gen.works_wgrad import WeightGradWork
 
 
 def merged_groups(config: Config, layer: Layer, inner: int, columns: int) -> int:
@@ -145,14 +147,15 @@ def _input_grad(config: Config, layer: Layer, masks: LayerMasks, post: bool) -> 
             )  # fmt: skip
 
 
-def _weight_grad(_: Config, layer: Layer, masks: LayerMasks, post: bool) -> Iterator[WeightGradWork]:
+def _weight_grad(config: Config, layer: Layer, masks: LayerMasks, post: bool) -> Iterator[WeightGradWork]:
     for _groups, inputs, outputs in _group_slices(layer, 1):
-        yield WeightGradWork(
+        work = WeightGradWork(
             (*layer.input_shape[:3], _size(inputs)), (*layer.output_shape[:3], _size(outputs)),
             (layer.kernel_height, layer.kernel_width), select(masks.input, inputs),
             select(masks.output_grad, outputs), select(masks.weight, outputs), layer.stride, layer.padding,
             layer.dilation, post,
         )  # fmt: skip
+        yield work.ways(config)[0]
 
 
 _MAKERS: dict[str, Callable[[Config, Layer, LayerMasks, bool], Iterator[Any]]] = {
@@ -164,7 +167,8 @@ def works(config: Config, layer: Layer, which: str, masks: LayerMasks, *, post: 
     """The products (:class:`Work`) of one pass of a layer, which run one after the other.
 
     Args:
-        config: the accelerator; says only which groups are merged.
+        config: the accelerator; says only which groups are merged, and which weight gradients have their operands
+            exchanged.
         layer: shapes.
         which: "forward", "input_grad" or "weight_grad".
         masks: of the layer's tensors.

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from math import inf
 from typing import Any, TypeVar
 
 import numpy as np
@@ -14,11 +16,14 @@ from numpy.typing import NDArray
 
 P = TypeVar("P")
 
+SURE = 1.05
+"""Cycles of the first plan against another's at least, for that to be taken by a trial of one or two long chains."""
+
 SAMPLE = 12_000_000
 """Products of a trial, about: whole chains of K tiles, two at least."""
 
-LONGEST = 100_000_000
-"""Products of a trial, at most, about: it ends within a chain if need be."""
+LONGEST = 60_000_000
+"""Products of a trial, at most, about, where chains are long: one has to do, or a part of it."""
 
 
 def beginning(program: Program, chains: int) -> tuple[Program, int]:
@@ -34,39 +39,59 @@ def beginning(program: Program, chains: int) -> tuple[Program, int]:
     return Program(program.config, program.operands, kept, [], program.outputs, program.products), number
 
 
-def _shortened(program: Program, share: float) -> Program:
-    """About this share of a program's steps."""
+def _shortened(program: Program, share: float) -> tuple[Program, float]:
+    """About this share of a program's RUNs, and the exact one."""
     runs = [index for index, command in enumerate(program.commands) if command["op"] == "RUN"]
-    end = runs[max(1, round(share * len(runs))) - 1] + 1
-    kept = [*program.commands[:end], {"op": "SYNC"}]
-    return Program(program.config, program.operands, kept, [], program.outputs, program.products)
+    number = max(1, round(share * len(runs)))
+    kept = [*program.commands[: runs[number - 1] + 1], {"op": "SYNC"}]
+    short = Program(program.config, program.operands, kept, [], program.outputs, program.products)
+    return short, number / len(runs)
 
 
-def pace(program: Program, values: Mapping[str, NDArray[Any]], products: float) -> float:
-    """Products that the beginning of a program computes in a cycle; 0 where the operands do not fit the banks.
+@dataclass(frozen=True)
+class Trial:
+    """What the beginning of a program says.
+
+    Members:
+        pace: products that it computes in a cycle.
+        cycles: of the whole program, if all its chains take as long.
+    """
+
+    pace: float
+    cycles: float
+
+
+def trial(program: Program, values: Mapping[str, NDArray[Any]], products: float, most: float = inf) -> Trial | None:
+    """Simulate the beginning of a program; None where the operands do not fit the banks.
 
     Args:
         program: the whole program.
         values: its operands.
         products: effectual products of the whole program, about.
+        most: products of the trial, at most, about: one chain has to do, or a part of it, if two have more.
     """
     from maskwork.sim_tb.cycle import simulate
 
     chains = beginning(program, 1)[1]
     number = max(2, round(SAMPLE * chains / products))
+    if number * products > most * chains:
+        number = max(1, int(most * chains / products))
     tried, _ = beginning(program, number)
-    size = products * min(1.0, number / max(1, chains))
-    if size > LONGEST:
-        tried = _shortened(tried, LONGEST / size)
+    share = min(1.0, number / max(1, chains))
+    if share * products > most:
+        tried, kept = _shortened(tried, most / (share * products))
+        share *= kept
     try:
         bound = bind(tried, values, check_sums=False)
     except BankOverflow:
-        return 0.0
+        return None
     counters = simulate(program.config, bound.words, bound.last)
-    return counters["multiply"] / counters["cycles"]
+    return Trial(counters["multiply"] / counters["cycles"], counters["cycles"] / share)
 
 
-def fastest(scheduler: Scheduler, schedule: Callable[[P], None], plans: Sequence[P], density: Density) -> P:
+def fastest(
+    scheduler: Scheduler, schedule: Callable[[P], None], plans: Sequence[P], density: Density, few_chains: bool = False
+) -> P:
     """The plan that computes most products in a cycle.
 
     Args:
@@ -74,6 +99,9 @@ def fastest(scheduler: Scheduler, schedule: Callable[[P], None], plans: Sequence
         schedule: emits a plan's commands.
         plans: the most promising first; the first is taken where nothing else can be simulated.
         density: of A, B and C, for random masks.
+        few_chains: chains are few and long. Trials may end within one, and the plan is the one with the fewest cycles
+            if other chains take as long: the last ones may not have rows for all clusters, and be none the shorter.
+            That is less exact, so the first plan stays unless another one is better by :data:`SURE`.
     """
     program = scheduler.program
     before, results, finals = list(program.commands), list(program.results), scheduler.finals
@@ -86,11 +114,15 @@ def fastest(scheduler: Scheduler, schedule: Callable[[P], None], plans: Sequence
     inner = float(np.prod([float(size) for size in program.operands["b"]["shape"]]))
     positions = float(np.prod([float(size) for size in program.outputs["c"]["shape"][:-1]]))
     products = inner * positions * density[0] * density[1] * density[2]
-    best, best_pace = plans[0], 0.0
+    best, most = plans[0], 0.0
     for plan in plans:
         schedule(plan)
-        own = pace(program, values, products)
+        tried = trial(program, values, products, LONGEST if few_chains else inf)
         program.commands, program.results, scheduler.finals = list(before), list(results), finals
-        if own > best_pace:
-            best, best_pace = plan, own
+        if tried is not None:
+            pace = products / tried.cycles if few_chains else tried.pace
+            if few_chains and plan is not plans[0]:
+                pace /= SURE
+            if pace > most:
+                best, most = plan, pace
     return best

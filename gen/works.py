@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Hashable
+from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, Protocol
 
@@ -46,6 +46,12 @@ class Work(Protocol):
 
     def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
         """Operand -> its shape and mask."""
+        ...
+
+    def ways(self, config: Config) -> Sequence[Work]:
+        """Works any one of which gives these results, in what seems the order of their cycles. How many they are and
+        which is first is the same for equal keys.
+        """
         ...
 
     def cut(self, config: Config, pieces: int) -> list[Any]:
@@ -98,7 +104,7 @@ def count(a: BoolArray | None, b: BoolArray | None, c: BoolArray | None, sizes: 
     return total
 
 
-def _axis_taps(
+def axis_taps(
     size: int, outputs: int, taps: int, stride: int, pad: int, dilation: int
 ) -> list[tuple[slice, slice, int]]:
     """For each tap: the outputs whose tap lies on the image, the pixels it meets, and how many they are."""
@@ -113,7 +119,8 @@ def _axis_taps(
     return result
 
 
-def _matrix(mask: BoolArray | None, y: slice, x: slice) -> BoolArray | None:
+def pixel_rows(mask: BoolArray | None, y: slice, x: slice) -> BoolArray | None:
+    """Some pixels of an NHWC mask that may be absent, one a row."""
     return None if mask is None else mask[:, y, x].reshape(-1, mask.shape[3])
 
 
@@ -145,12 +152,9 @@ def column_work(columns: int, *masks: BoolArray | None) -> tuple[float, ...] | N
     return tuple(np.round(work / work.mean(), 2).tolist())
 
 
-def _ranges(total: int, pieces: int) -> list[slice]:
+def ranges(total: int, pieces: int) -> list[slice]:
     """``total`` in pieces of nearly equal size."""
     return [slice(i * total // pieces, (i + 1) * total // pieces) for i in range(pieces)]
-
-
-# ---------------------------------------------------------------------- convolutions
 
 
 @dataclass(frozen=True)
@@ -210,15 +214,15 @@ class ConvWork:
         _, out_height, out_width, columns = self.output
         (top, _), (left, _) = self.pads
         dense = effectual = 0
-        ys = _axis_taps(height, out_height, self.weights[0], self.stride, top, self.dilation[0])
-        xs = _axis_taps(width, out_width, self.weights[1], self.stride, left, self.dilation[1])
+        ys = axis_taps(height, out_height, self.weights[0], self.stride, top, self.dilation[0])
+        xs = axis_taps(width, out_width, self.weights[1], self.stride, left, self.dilation[1])
         for (i, (oy, iy, h)), (j, (ox, ix, w)) in itertools.product(enumerate(ys), enumerate(xs)):
             if h and w:
                 rows = images * h * w
                 dense += rows * channels * columns // self.groups
                 b = None if self.b is None else self.b[i, j]
                 sizes = (rows, channels, columns)
-                effectual += count(_matrix(self.a, iy, ix), b, _matrix(self.c, oy, ox), sizes)
+                effectual += count(pixel_rows(self.a, iy, ix), b, pixel_rows(self.c, oy, ox), sizes)
         return dense, effectual
 
     def lower(self, config: Config, trust: bool = True, tune: bool = False) -> Program:
@@ -236,6 +240,10 @@ class ConvWork:
         """Operand -> its shape and mask."""
         return {"a": (self.shape, self.a), "b": (self.weights, self.b), "c_mask": (self.output, self.c)}
 
+    def ways(self, config: Config) -> list[ConvWork]:
+        """This one."""
+        return [self]
+
     def cut(self, config: Config, pieces: int) -> list[ConvWork]:
         """Groups of images, or bands of output rows of one; where there are too few of those, columns as well."""
         images, height, width, columns = self.output
@@ -245,8 +253,8 @@ class ConvWork:
         across = config.tile_columns * (config.lanes if images * height * width < config.lanes else 1)
         blocks = 1 if self.groups > 1 else min(-(-pieces // (groups * bands)), max(1, columns // across))
         result = []
-        for group, band, own in itertools.product(_ranges(images, groups), _ranges(height, bands),
-                                                  _ranges(columns, blocks)):  # fmt: skip
+        for group, band, own in itertools.product(ranges(images, groups), ranges(height, bands),
+                                                  ranges(columns, blocks)):  # fmt: skip
             part = self._band(group, band)
             if part is not None:
                 weights = (*self.weights[:3], own.stop - own.start)
@@ -269,96 +277,3 @@ class ConvWork:
             c=None if self.c is None else self.c[images, outputs],
             pads=((top, bottom), self.pads[1]),
         )
-
-
-# ---------------------------------------------------------------------- weight gradients
-
-
-@dataclass(frozen=True)
-class WeightGradWork:
-    """The correlation of a layer's input with its output gradient.
-
-    Members:
-        shape: of the input, (N, H, W, Cin).
-        grad: of the output gradient, (N, OH, OW, Cout).
-        kernel: (kh, kw).
-        a: mask of the input.
-        b: mask of the output gradient.
-        c: gradients wanted, (kh, kw, Cin, Cout).
-        stride, padding, dilation: the layer's.
-        post: results are requantised.
-    """
-
-    shape: Shape4
-    grad: Shape4
-    kernel: tuple[int, int]
-    a: BoolArray | None = None
-    b: BoolArray | None = None
-    c: BoolArray | None = None
-    stride: int = 1
-    padding: int = 0
-    dilation: int = 1
-    post: bool = False
-
-    @property
-    def _density(self) -> tuple[float, ...]:
-        """Densities of A and B, which the choice of tiles goes by."""
-        return coarse(self.a, self.b)
-
-    @property
-    def key(self) -> Hashable:
-        """Everything but the masks."""
-        return (
-            self.shape, self.grad, self.kernel, self.stride, self.padding, self.dilation, self.c is not None, self.post,
-            self._density,
-        )  # fmt: skip
-
-    def macs(self) -> tuple[int, int]:
-        """Dense and effectual products."""
-        dense = effectual = 0
-        ys, xs = (
-            _axis_taps(self.shape[1 + i], self.grad[1 + i], self.kernel[i], self.stride, self.padding, self.dilation)
-            for i in (0, 1)
-        )
-        for (i, (oy, iy, h)), (j, (ox, ix, w)) in itertools.product(enumerate(ys), enumerate(xs)):
-            if h and w:
-                rows, channels, columns = self.shape[0] * h * w, self.shape[3], self.grad[3]
-                dense += rows * channels * columns
-                c = None if self.c is None else self.c[i, j]
-                # the same triples as in the forward pass: here c says which pairs of channels are wanted
-                effectual += count(_matrix(self.a, iy, ix), c, _matrix(self.b, oy, ox), (rows, channels, columns))
-        return dense, effectual
-
-    def lower(self, config: Config, trust: bool = True, tune: bool = False) -> Program:
-        """The program; ``trust``: banks are filled as the masks' density lets one expect; ``tune``
-        changes nothing.
-
-        Raises:
-            ProgramError: if the configuration cannot run it.
-        """
-        from maskwork.gen.lower_wgrad import lower_weight_grad
-
-        return lower_weight_grad(config, self.shape, self.grad, self.kernel, self.stride, self.padding, self.dilation,
-                                 use_c=self.c is not None, post=POST if self.post else None,
-                                 density=self._density, trust=trust)  # fmt: skip
-
-    def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
-        """Operand -> its shape and mask."""
-        n, height, width, channels = self.shape
-        by_channel = None if self.a is None else self.a.transpose(0, 3, 1, 2)  # as lower_weight_grad has it
-        output = (*self.kernel, channels, self.grad[3])
-        return {"a": ((n, channels, height, width), by_channel), "b": (self.grad, self.b), "c_mask": (output, self.c)}
-
-    def cut(self, config: Config, pieces: int) -> list[WeightGradWork]:
-        """Blocks of input channels (rows of the result); where there are too few of those, columns as well."""
-        channels, columns = self.shape[3], self.grad[3]
-        least = -(-rows_at_a_time(config) // (self.kernel[0] * self.kernel[1]))
-        rows = min(pieces, max(1, channels // least))
-        blocks = min(-(-pieces // rows), max(1, columns // config.tile_columns))
-        return [
-            replace(
-                self, shape=(*self.shape[:3], own.stop - own.start), grad=(*self.grad[:3], out.stop - out.start),
-                a=select(self.a, own), b=select(self.b, out), c=None if self.c is None else self.c[:, :, own, out],
-            )
-            for own, out in itertools.product(_ranges(channels, rows), _ranges(columns, blocks))
-        ]  # fmt: skip
