@@ -16,6 +16,7 @@ from xml.etree import ElementTree
 
 from amaranth.lib import wiring
 from cocotb_tools.check_results import get_results
+from cocotb_tools.config import libs_dir
 from cocotb_tools.runner import get_runner
 from maskwork.gen.errors import MaskworkError, MaskworkValueError
 from maskwork.gen.generate import emit
@@ -71,7 +72,8 @@ def run_bench(
         raise MaskworkValueError(f"unknown simulator {simulator!r}; simulators: {', '.join(SIMULATORS)}")
     version = find_verilator().version if simulator == "verilator" else find_icarus().version
     text, _ = emit(component, name, verilog=verilog)
-    key = content_key("cocotb", metadata.version("cocotb"), simulator, version, *_VERILATOR_ARGUMENTS, _MAKE_FLAGS,
+    # the simulation is linked to cocotb where it is installed now: another environment's would not do
+    key = content_key("cocotb", str(libs_dir), metadata.version("cocotb"), simulator, version, *_VERILATOR_ARGUMENTS, _MAKE_FLAGS,
                       *TIMESCALE, name, str(verilog), text)  # fmt: skip
 
     def build(folder: Path) -> None:
