@@ -73,8 +73,8 @@ def run_bench(
     version = find_verilator().version if simulator == "verilator" else find_icarus().version
     text, _ = emit(component, name, verilog=verilog)
     # the simulation is linked to cocotb where it is installed now: another environment's would not do
-    key = content_key("cocotb", str(libs_dir), metadata.version("cocotb"), simulator, version, *_VERILATOR_ARGUMENTS, _MAKE_FLAGS,
-                      *TIMESCALE, name, str(verilog), text)  # fmt: skip
+    key = content_key("cocotb", str(libs_dir), metadata.version("cocotb"), simulator, version, *_VERILATOR_ARGUMENTS,
+                      _MAKE_FLAGS, *TIMESCALE, name, str(verilog), text)  # fmt: skip
 
     def build(folder: Path) -> None:
         _build(folder, text, name, simulator, verilog)
