@@ -146,6 +146,8 @@ class Legality:
             if f["append"] and not bank.fresh:
                 return Fault.BANK_EMPTY, f"{where} holds nothing to append to"
         amount = f["segments"] if op == Op.LOAD_A else f["rows"]
+        if op == Op.LOAD_C:
+            self._chains.load_c(f["bank"], clusters)
         limit = {"A": config.a_segments, "B": config.k_depth, "C": config.c_rows}[buffer]
         for bank in banks:
             filled = amount + (bank.filled if f["append"] else 0)

@@ -284,6 +284,7 @@ class RandomProgram:
         c_bank = self._upto(0, 1)
         if use_c:
             self._load_c(clusters, c_bank, c_row + rows)
+        row = 0
         for tile in range(tiles):
             a_bank, b_bank = self._upto(0, 1), self._upto(0, 1)
             final = tile == tiles - 1
@@ -304,12 +305,14 @@ class RandomProgram:
             longest = max(self._clusters[c].a[a_bank].width for c in clusters)
             tag = len(self.shared)
             self.shared[tag] = share
+            if not (tile and config.psum_in_pe):  # a row whose sums stay keeps its number
+                row = self._chance.choice((0, 0, 100, 65530))
             self.packets.append(self._make.run(
                 rows, columns, **{
                     "m0_seg": 0, "m0": 0, **shape, "a_bank": a_bank, "b_bank": b_bank, "c_bank": c_bank,
                     "use_c": int(use_c), "share": int(share), "first": int(tile == 0), "final": int(final),
                     "post": int(final and post), "tag": tag, "clusters": self._mask(clusters),
-                    "row": self._chance.choice((0, 0, 100, 65530)), "c_row": c_row,
+                    "row": row, "c_row": c_row,
                     "row_words": min(65535, row_words(config, longest, taps)),
                 },
             ))  # fmt: skip

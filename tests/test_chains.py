@@ -9,17 +9,30 @@ from maskwork.gen.memories import memory_bits
 
 IN_LANE = preset("tiny")
 IN_PE = IN_LANE.replace(psum_in_pe=True)
+FIRST, LATER, LAST = {"first": 1}, {}, {"final": 1}
+MASKED = {"use_c": 1, "c_bank": 1}
 RUNS = {
-    "one": [(1, 1, 4, 0)],
-    "tiles": [(1, 0, 4, 0), (0, 0, 4, 0), (0, 1, 4, 0), (1, 1, 7, 1)],
-    "not ended": [(1, 0, 4, 0), (1, 1, 4, 0)],
-    "fewer rows": [(1, 0, 4, 0), (0, 1, 3, 0)],
-    "shared later": [(1, 0, 4, 0), (0, 1, 4, 1)],
+    "one": [FIRST | LAST],
+    "tiles": [FIRST, LATER, LAST, FIRST | LAST | {"rows": 7, "share": 1}],
+    "masked": [FIRST | MASKED, LAST | MASKED],
+    "not ended": [FIRST, FIRST | LAST],
+    "fewer rows": [FIRST, LAST | {"rows": 3}],
+    "shared later": [FIRST, LAST | {"share": 1}],
+    "other columns": [FIRST, LAST | {"columns": 2}],
+    "other numbers": [FIRST, LAST | {"row": 9}],
+    "masks later": [FIRST, LAST | MASKED],
+    "other masks": [FIRST | MASKED, LAST | MASKED | {"c_row": 1}],
+    "masks gone": [FIRST | MASKED, "LOAD_C", LAST | MASKED],
 }
 WRONG = {
     "not ended": "a final RUN must end the K tiles of cluster 0",
-    "fewer rows": "rows and share must be those of the K tiles before, 4 and 0 ",
-    "shared later": "not 4 and 1",
+    "fewer rows": "rows must be that of the K tiles before, 4 (psum_in_pe), not 3",
+    "shared later": "share must be that of the K tiles before, 0 (psum_in_pe), not 1",
+    "other columns": "columns must be that of the K tiles before, 3 (psum_in_pe), not 2",
+    "other numbers": "row must be that of the K tiles before, 0 (psum_in_pe), not 9",
+    "masks later": "use_c must be that of the K tiles before, 0 (psum_in_pe), not 1",
+    "other masks": "c_row must be that of the K tiles before, 0 (psum_in_pe), not 1",
+    "masks gone": "the C masks of K tiles must stay loaded to the last one (psum_in_pe), in cluster 0",
 }
 
 
@@ -32,9 +45,15 @@ def test_chains(name, config):
     for op, fields in ((Op.LOAD_A, {"segments": 8, "length": 4}),
                        (Op.LOAD_B, {"rows": config.k_depth, "columns": 4, "lanes": 1})):  # fmt: skip
         assert legality.step(op, load | fields) is None
+    masks = {"clusters": 1, "bank": 1, "rows": 8, "columns": 4}
+    assert legality.step(Op.LOAD_C, masks) is None
     messages = []
-    for first, final, rows, share in RUNS[name]:
-        run = {"clusters": 1, "first": first, "final": final, "rows": rows, "share": share, "columns": 3}
+    for fields in RUNS[name]:
+        if fields == "LOAD_C":
+            assert legality.step(Op.LOAD_C, masks) is None
+            continue
+        no = {"first": 0, "final": 0, "share": 0, "row": 0, "use_c": 0, "c_bank": 0, "c_row": 0}
+        run = {"clusters": 1, "rows": 4, "columns": 3, **no, **fields}
         assert legality.step(Op.RUN, run) is None
         messages.append(legality.unchecked(run))
     if config.psum_in_pe and name in WRONG:
