@@ -281,7 +281,8 @@ class Cluster(wiring.Component):
                     m.d.sync += word.body.eq(Cat(given.row, given.tag, given.post, given.bank, given.lane[:lane_bits]))
                 with m.Else():
                     m.d.sync += word.body.eq(Cat(given.value, given.column))
-        return waits | valid | post.busy, post.idle & ~waits & ~valid
+        draining = Cat(lane.draining for lane in lanes).any()
+        return waits | valid | post.busy | draining, post.idle & ~waits & ~valid & ~draining
 
     def _count(self, m, lanes):
         for name in self.counts.shape().members:

@@ -7,8 +7,9 @@ from maskwork.gen.config import Config
 from maskwork.rtl.bit_iterator import BitIterator
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import NO_CHECK, clog2, row_meta_layout
-from maskwork.rtl.pe import DRAIN_READ_LATENCY, context_width, sum_layout
+from maskwork.rtl.pe import DRAIN_READ_LATENCY, context_width, sum_layout, upper_width
 from maskwork.rtl.post import PostKind, PostWord
+from maskwork.rtl.queue import Queue
 
 DRAIN_LATENCY = 1 + DRAIN_READ_LATENCY + 2
 """Cycles from a column's choice to its total at the partial-sum buffer or at ``o``: a register to the PEs, the PE, the
@@ -23,13 +24,19 @@ class Drain(wiring.Component):
     """Drains contexts whose row has ended, in turns, wanted columns only, in rising order.
 
     Row headers are kept in LUT RAM (or block RAM), by context. A row whose K tile is not the final one leaves its sums
-    in the partial-sum buffer (with ``psum_in_pe``, it is not drained); the final one goes to ``o`` once ``grant`` came,
-    and pauses while ``space`` is low. The next row follows while a row's last words are on their way.
+    in the partial-sum buffer; the final one goes to ``o`` once ``grant`` came, and pauses while ``space`` is low. The
+    next row follows while a row's last words are on their way.
+
+    With ``psum_in_pe`` only final K tiles are drained, from the row of the accumulators where their sums are: in the
+    order in which they were finished, whatever the contexts do meanwhile. Headers are then kept for each such row, in
+    block RAM.
 
     Members:
-        header, header_word, header_index, context: from the expander (``context`` is the ring it reads).
+        header, header_word, header_index, context, upper: from the expander (``context`` is the ring it reads).
         done: per context, every PE has finished the row.
         done_clear: to the PEs, once all columns are asked for; also the expander's ``release``.
+        finish, finish_row: one cycle: the sums of that row of the accumulators are complete (``psum_in_pe``).
+        drained: one cycle: all columns of ``row`` are asked for (``psum_in_pe``).
         drain, select: accumulator to read and clear, and in which PEs; registered.
         sum: OR of the PEs' sums, DRAIN_READ_LATENCY cycles after ``drain``.
         o: post-processing words, valid only; up to DRAIN_LATENCY + 2 words follow after ``space`` fell.
@@ -50,8 +57,13 @@ class Drain(wiring.Component):
                 "header_word": In(32),
                 "header_index": In(range(self._header_words)),
                 "context": In(context_width(config)),
+                "upper": In(upper_width(config)),
                 "done": In(contexts),
                 "done_clear": Out(contexts),
+                "finish": In(1),
+                "finish_row": In(context_width(config) + upper_width(config)),
+                "drained": Out(1),
+                "row": Out(context_width(config) + upper_width(config)),
                 "drain": Out(sum_layout(config)),
                 "select": Out(config.pes_per_lane),
                 "sum": In(signed(config.acc_width)),
@@ -74,22 +86,27 @@ class Drain(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        contexts, pes = config.rows_in_flight, config.pes_per_lane
+        pes = config.pes_per_lane
         words = 1 << clog2(self._header_words)
         # the START word's fields, the row number, mask words
         width = max(row_meta_layout(config).size, 16, min(32, config.tile_columns))
+        in_lut_ram = config.lut_ram and not config.psum_in_pe
         m.submodules.headers = headers = memory.Memory(
-            shape=width, depth=contexts * words, init=[], attrs={} if config.lut_ram else NO_CHECK
+            shape=width, depth=words << len(self.row), init=[], attrs={} if in_lut_ram else NO_CHECK
         )
         index, next_index = Signal(range(words)), Signal(range(words))
-        context, next_context = (Signal(context_width(config), name=n) for n in ("at_context", "next_context"))
-        m.d.comb += [next_index.eq(index), next_context.eq(context)]
-        m.d.sync += [index.eq(next_index), context.eq(next_context)]
-        # LUT RAM shows the word at `context` and `index`; block RAM does too, when asked a cycle before
-        write, read = headers.write_port(), headers.read_port(domain="comb" if config.lut_ram else "sync")
-        address = Cat(index, context) if config.lut_ram else Cat(next_index, next_context)
+        # of the accumulators: its low bits are the context, and all there is without psum_in_pe
+        row, next_row = self.row, Signal.like(self.row)
+        context = row[: context_width(config)]
+        m.d.comb += [next_index.eq(index), next_row.eq(row)]
+        m.d.sync += [index.eq(next_index), row.eq(next_row)]
+        # LUT RAM shows the word at `row` and `index`; block RAM does too, when asked a cycle before
+        write, read = headers.write_port(), headers.read_port(domain="comb" if in_lut_ram else "sync")
+        address = Cat(index, row) if in_lut_ram else Cat(next_index, next_row)
         m.d.comb += [
-            write.addr.eq(Cat(self.header_index, Const(0, clog2(words) - len(self.header_index)), self.context)),
+            write.addr.eq(
+                Cat(self.header_index, Const(0, clog2(words) - len(self.header_index)), self.context, self.upper)
+            ),
             write.data.eq(self.header_word),
             write.en.eq(self.header),
             read.addr.eq(address),
@@ -115,8 +132,7 @@ class Drain(wiring.Component):
         at = Signal(sum_layout(config))
         m.d.comb += [
             at.slot.eq(column[pe_bits:]),
-            at.context.eq(context),
-            at.upper.eq(Value.cast(meta.slot)[context_width(config) :]),
+            Cat(at.context, at.upper).eq(row),
         ]
 
         stage_valid, stage_starts, stage_ends, stage_which = (
@@ -166,7 +182,10 @@ class Drain(wiring.Component):
             self.finished.eq(stage_ends[-1]),
             self.finished_bank.eq(left.bank),
         ]
-        done = self.done.bit_select(context, 1)
+        if config.psum_in_pe:
+            finished = Queue(len(row), config.psum_rows, 1, not config.lut_ram)
+            submodule(m, "finished_rows", finished, platform)
+            m.d.comb += [finished.i.valid.eq(self.finish), finished.i.payload.eq(self.finish_row)]
         with m.FSM():
             with m.State("SCRUB"):
                 # accumulators may hold sums of a row that a reset interrupted
@@ -174,13 +193,23 @@ class Drain(wiring.Component):
                 with m.If(scrubbed.all()):
                     m.d.sync += scrub.eq(0)
                     m.next = "IDLE"
-            with m.State("IDLE"):
-                m.d.sync += metas[which].eq(read.data[: row_meta_layout(config).size])
-                with m.If(done):
-                    m.d.comb += next_index.eq(1)
+            if config.psum_in_pe:
+                with m.State("IDLE"):
+                    m.d.comb += [finished.o.ready.eq(1), next_row.eq(finished.o.payload), next_index.eq(0)]
+                    with m.If(finished.o.valid):
+                        m.next = "META"
+                with m.State("META"):
+                    m.d.comb += [self.active.eq(1), next_index.eq(1)]
+                    m.d.sync += metas[which].eq(read.data[: row_meta_layout(config).size])
                     m.next = "ROW"
-                with m.Else():
-                    m.d.comb += next_context.eq(context + 1)
+            else:
+                with m.State("IDLE"):
+                    m.d.sync += metas[which].eq(read.data[: row_meta_layout(config).size])
+                    with m.If(self.done.bit_select(context, 1)):
+                        m.d.comb += next_index.eq(1)
+                        m.next = "ROW"
+                    with m.Else():
+                        m.d.comb += next_row.eq(row + 1)
             with m.State("ROW"):
                 m.d.comb += self.active.eq(1)
                 m.d.sync += rows[which].eq(read.data)
@@ -211,17 +240,18 @@ class Drain(wiring.Component):
                 m.d.comb += [self.active.eq(1), self.request.eq(meta.final)]
                 with m.If(~columns.busy):
                     # the context's next row goes the same way through the PEs, behind what was just read
-                    m.d.comb += [
-                        self.done_clear.eq(1 << context),
-                        ending.eq(1),
-                        next_context.eq(context + 1),
-                        next_index.eq(0),
-                    ]
+                    m.d.comb += ending.eq(1)
                     m.d.sync += [part.eq(0), which.eq(~which)]
-                    m.next = "NEXT"
-            with m.State("NEXT"):
-                # the header of the next context is at the read port one cycle later
-                m.next = "IDLE"
+                    if config.psum_in_pe:
+                        m.d.comb += self.drained.eq(1)
+                        m.next = "IDLE"
+                    else:
+                        m.d.comb += [self.done_clear.eq(1 << context), next_row.eq(row + 1), next_index.eq(0)]
+                        m.next = "NEXT"
+            if not config.psum_in_pe:
+                with m.State("NEXT"):
+                    # the header of the next context is at the read port one cycle later
+                    m.next = "IDLE"
         return m
 
     def _partial_sums(self, m, metas, stage_which, stage_valid, stage_columns, lane_sum, total):

@@ -24,17 +24,22 @@ class Expander(wiring.Component):
 
     A row is a START word, a word with its number, its C-mask words, chunks (a head and its value words) and an END
     word. Latency from a value word to its first token is 2 cycles; a chunk of n elements takes n + 1 cycles or more.
-    Every context has a ring of words; its next row is started once the last one was drained, or has left if its sums
-    stay (``psum_in_pe``).
+    Every context has a ring of words; its next row is started once the last one was drained.
+
+    With ``psum_in_pe`` it is started once the last one has left for the PEs, where its sums stay until they are
+    drained: a row whose slot is still to be drained waits. Later K tiles of a row have no row and mask words, only a
+    START.
 
     Members:
         i: stream of words of ring ``reading``.
         reading, filled, go, turn, turn_ring: see :class:`~maskwork.rtl.lane_fifo.LaneFifo`.
         o: stream of tokens, registered.
-        header: a START, row or mask word of the row that starts is at ``header_word`` (as the ``header_index``-th).
-        busy: per context, a row is in progress or drains.
-        release: per context, its row has been drained, or has left and keeps its sums.
-        keeps: per context, the row keeps its sums in the accumulators, and is not drained.
+        header: a START, row or mask word of the row that starts is at ``header_word`` (as the ``header_index``-th). The
+            row's sums are in row ``reading``, ``header_upper`` of the accumulators.
+        busy: per context, a row is in progress or (without ``psum_in_pe``) drains.
+        release: per context, its row has been drained (with ``psum_in_pe``: has left for the PEs).
+        owed: per row of the accumulators, it holds results that are still to be drained (``psum_in_pe``).
+        final: per context, the row's K tile is its last (``psum_in_pe``).
         in_row: a row is between START and END.
         waits: rows wait, but no context is free.
     """
@@ -55,9 +60,11 @@ class Expander(wiring.Component):
                 "header": Out(1),
                 "header_word": Out(32),
                 "header_index": Out(range(self.header_words)),
+                "header_upper": Out(upper_width(config)),
                 "busy": Out(contexts),
                 "release": In(contexts),
-                "keeps": Out(contexts if config.psum_in_pe else 0),
+                "owed": In(config.psum_rows if config.psum_in_pe else 0),
+                "final": Out(contexts if config.psum_in_pe else 0),
                 "in_row": Out(1),
                 "waits": Out(1),
             }
@@ -157,8 +164,15 @@ class Expander(wiring.Component):
             self.go.eq(1),
             self.header_word.eq(word[:32]),
             self.header_index.eq(header_index),
+            self.header_upper.eq(uppers[self.reading]),
             self.in_row.eq(rows.any()),
         ]
+        # a START that needs a slot whose results are not drained waits; looked at in the cycle before
+        waits = Signal()
+        if config.psum_in_pe:
+            free = Signal()
+            m.d.sync += free.eq(self.i.valid & (head.kind == WordKind.START) & ~self.owed.bit_select(start.slot, 1))
+            m.d.comb += waits.eq((head.kind == WordKind.START) & start.first & ~free)
         m.d.sync += self.busy.eq((self.busy | started) & ~self.release)
 
         with m.FSM():
@@ -170,20 +184,27 @@ class Expander(wiring.Component):
                     m.d.sync += turn_left.eq(TURN_CHUNKS - 1)
                     m.next = "HEAD"
             with m.State("HEAD"):
-                m.d.comb += [self.i.ready.eq(room), self.go.eq(~self.i.valid | (head.kind != WordKind.END))]
-                with m.If(self.i.valid & room):
+                m.d.comb += [self.i.ready.eq(room & ~waits), self.go.eq(~self.i.valid | (head.kind != WordKind.END))]
+                with m.If(self.i.valid & room & ~waits):
                     with m.Switch(head.kind):
                         with m.Case(WordKind.START):
-                            m.d.comb += [self.header.eq(1), started.eq(1 << self.reading)]
+                            m.d.comb += [
+                                self.header.eq(1),
+                                self.header_upper.eq(start.slot[context_width(config) :]),
+                                started.eq(1 << self.reading),
+                            ]
                             m.d.sync += [
                                 header_index.eq(1),
                                 rows.bit_select(self.reading, 1).eq(1),
                                 banks[self.reading].eq(start.bank),
                                 uppers[self.reading].eq(start.slot[context_width(config) :]),
                             ]
-                            if config.psum_in_pe:
-                                m.d.sync += self.keeps.bit_select(self.reading, 1).eq(~start.final)
                             m.next = "HEADER"
+                            if config.psum_in_pe:
+                                m.d.sync += self.final.bit_select(self.reading, 1).eq(start.final)
+                                with m.If(~start.first):
+                                    m.d.sync += header_index.eq(0)
+                                    m.next = "HEAD"
                         with m.Case(WordKind.END):
                             m.d.comb += [ends.eq(1), leaves.eq(1)]
                             m.d.sync += rows.bit_select(self.reading, 1).eq(0)

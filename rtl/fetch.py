@@ -58,7 +58,8 @@ class Fetch(wiring.Component):
 
     A row without wanted columns has no segments. Taps outside the limits, and segments that are not loaded, are left
     out at a cycle each. One tap a cycle, and 4 cycles and one for each mask word per row: while a row's words are sent,
-    the next row's lane is chosen, and its masks are read.
+    the next row's lane is chosen, and its masks are read. With ``psum_in_pe`` later K tiles are sent without row and
+    mask words, but wait for masks to be read all the same.
 
     Members:
         run: words of RUN commands.
@@ -122,7 +123,8 @@ class Fetch(wiring.Component):
             self.mask_address.eq(Cat(mask_pointer, run["c_bank"])),
         ]
         run_begins = Signal()
-        lane, ring, slot, found = choose_lane(m, config, self, run, index, run_begins)
+        sent, wanted = Signal(), Signal()
+        lane, ring, slot, found = choose_lane(m, config, self, run, index, run_begins, sent, wanted)
         chosen = Signal(lanes + context_width(config))  # lanes, then ring
         chosen_slot = Signal(8)
 
@@ -171,8 +173,11 @@ class Fetch(wiring.Component):
         header = Signal(range(words + 1))
         step_row = self._adders(m, (row_seg, row_k, row_x, row_y), run, ("m0", "m1", "m2"))
         step_tap = self._adders(m, (tap_seg, tap_k, tap_x, tap_y), run, ("t0", "t1"))
-        wanted = Signal()
         m.d.comb += wanted.eq(Cat(column_mask).any())
+        # rows that are sent without their number and masks, which the lane has
+        known = Signal()
+        if config.psum_in_pe:
+            m.d.comb += known.eq(~run["first"])
 
         # a row's masks are read once those of the row before were sent, and are there before they are needed: while its
         # first words are sent at the latest
@@ -187,6 +192,9 @@ class Fetch(wiring.Component):
             with m.If(mask_step == word + 2):
                 m.d.sync += column_mask[word].eq((self.mask | ~run["use_c"].replicate(32)) & limits[word])
 
+        begin_taps = [
+            tap_seg.eq(row_seg), tap_k.eq(row_k), tap_x.eq(row_x), tap_y.eq(row_y), *loops[0], *loops[1],
+        ]  # fmt: skip
         with m.FSM():
             with m.State("IDLE"):
                 m.d.comb += [self.run.ready.eq(1), self.active.eq(self.run.valid | (word_number != 0))]
@@ -212,7 +220,7 @@ class Fetch(wiring.Component):
                 ]  # fmt: skip
                 with m.If(self.abort):
                     m.next = "TAKEN"
-                with m.Elif(found & self.space):
+                with m.Elif(found & self.space & (~known | (mask_step == words + 2))):
                     for n in range(lanes * config.rows_in_flight):
                         ring_is = ring == n % config.rows_in_flight
                         m.d.comb += self.coming[n].eq(lane[n // config.rows_in_flight] & ring_is)
@@ -220,7 +228,13 @@ class Fetch(wiring.Component):
                     m.next = "START"
             with m.State("START"):
                 m.d.comb += [self.active.eq(1), push.eq(1), raw.eq(1), body.eq(start.as_value())]
+                m.d.sync += begin_taps
                 m.next = "HEADER"
+                with m.If(known):
+                    m.d.comb += read_masks.eq(1)
+                    m.next = "TAPS"
+                    with m.If(~wanted):
+                        m.next = "END"
             with m.State("HEADER"):
                 m.d.comb += [self.active.eq(1), raw.eq(1)]
                 with m.Switch(header):
@@ -229,14 +243,11 @@ class Fetch(wiring.Component):
                     for word in range(words):
                         with m.Case(word + 1):
                             m.d.comb += body.eq(column_mask[word])
-                m.d.sync += [
-                    tap_seg.eq(row_seg), tap_k.eq(row_k), tap_x.eq(row_x), tap_y.eq(row_y), *loops[0], *loops[1],
-                ]  # fmt: skip
                 with m.If(self.space):
                     m.d.comb += push.eq(1)
                     m.d.sync += header.eq(header + 1)
                     with m.If(header == words):
-                        m.d.comb += read_masks.eq(1)
+                        m.d.comb += [read_masks.eq(1), sent.eq(1)]
                         m.next = "TAPS"
                         with m.If(~wanted):
                             m.next = "END"

@@ -60,9 +60,6 @@ class SerialFetch(wiring.Component):
         # what is needed all the time
         names = ("a_bank", "b_bank", "c_bank", "use_c", "share", "first", "final", "post", "tag")
         run = {name: Signal(RUN.field(name).width, name=f"run_{name}") for name in names}
-        rows = {}
-        if config.lanes_per_cluster > 1:
-            rows["rows"] = Signal(RUN.field("rows").width, name="run_rows")  # for each lane's share of them
         columns = Signal(range(config.tile_columns))
         row_words = Signal(range(2 * ring_words(config)))  # more than a ring holds is as good as all ones
         below = Cat(columns, Const(0, RUN.field("columns").width - len(columns)))
@@ -73,7 +70,9 @@ class SerialFetch(wiring.Component):
         mask_pointer = Signal(len(self.mask_address) - 1)
         segment_number, k = Signal(clog2(config.a_segments)), Signal(config.k_width)
         inside = Signal()
+        sent, wanted = Signal(), Signal()
         m.d.comb += [
+            wanted.eq(Cat(column_mask).any()),
             self.row_words.eq(Cat(row_words, row_words[-1].replicate(16 - len(row_words)))),
             self.coming_bank.eq(run["b_bank"]),
             self.taken_a.eq(run["a_bank"]),
@@ -86,7 +85,7 @@ class SerialFetch(wiring.Component):
         if config.lanes_per_cluster == 1:
             lane, ring, slot, found = choose_ring(m, config, self, index, next_row)
         else:
-            lane, ring, slot, found = choose_lane(m, config, self, run | rows, index, next_row)
+            lane, ring, slot, found = choose_lane(m, config, self, run, index, next_row, sent, wanted)
         chosen = Signal(config.lanes_per_cluster + context_width(config))  # lanes, then ring
         chosen_slot = Signal(8)
 
@@ -148,7 +147,7 @@ class SerialFetch(wiring.Component):
                 with m.If(self.run.valid):
                     m.d.comb += [write.en.eq(1), self.run.ready.eq(step[0])]
                     m.d.sync += step.eq(step + 1)
-                    self._keep(m, step, run, rows, columns, row_words, mask_pointer)
+                    self._keep(m, step, run, columns, row_words, mask_pointer)
                     with m.If(step == 2 * RUN.words - 1):
                         m.d.comb += next_row.eq(1)
                         m.d.sync += [step.eq(0), index.eq(0), level.eq(CODES[LEVELS[1]])]
@@ -192,7 +191,13 @@ class SerialFetch(wiring.Component):
                     m.next = "START"
             with m.State("START"):
                 m.d.comb += [raw.eq(1), body.eq(start.as_value()), self.o.valid.eq(1), read.addr.eq(_at("row"))]
+                m.d.sync += [taps.eq(1), first_tap.eq(1), last_tap.eq(0), level.eq(CODES["t0"])]
                 m.next = "HEADER"
+                if config.psum_in_pe:
+                    with m.If(~run["first"]):  # the lane has the number and the masks
+                        m.next = "COUNT"
+                        with m.If(~wanted):
+                            m.next = "END"
             with m.State("HEADER"):
                 m.d.comb += [raw.eq(1), read.addr.eq(_at("row")), write.addr.eq(_at("row"))]
                 with m.Switch(header):
@@ -205,9 +210,9 @@ class SerialFetch(wiring.Component):
                     m.d.comb += self.o.valid.eq(1)
                     m.d.sync += header.eq(header + 1)
                     with m.If(header == words):
-                        m.d.sync += [taps.eq(1), first_tap.eq(1), last_tap.eq(0), level.eq(CODES["t0"])]
+                        m.d.comb += sent.eq(1)
                         m.next = "COUNT"
-                        with m.If(~Cat(column_mask).any()):
+                        with m.If(~wanted):
                             m.next = "END"
             # a loop's count
             with m.State("COUNT"):
@@ -286,7 +291,7 @@ class SerialFetch(wiring.Component):
                 m.next = "IDLE"
         return m
 
-    def _keep(self, m, step, run, rows, columns, row_words, mask_pointer):
+    def _keep(self, m, step, run, columns, row_words, mask_pointer):
         """Fields of the word that comes that have registers of their own."""
         given = self.run.payload
 
@@ -296,9 +301,6 @@ class SerialFetch(wiring.Component):
 
         with m.If(step == 0):
             m.d.sync += [*(run[name].eq(value(name)) for name in run), columns.eq(value("columns"))]
-        for name, register in rows.items():
-            with m.If(step == _at(name)):
-                m.d.sync += register.eq(value(name))
         with m.If(step == _at("row_words")):
             m.d.sync += row_words.eq(value("row_words") | value("row_words")[len(row_words) :].any().replicate(16))
         with m.If(step == _at("c_row")):

@@ -12,7 +12,7 @@ from maskwork.rtl.expander import Expander
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.lane_fifo import LaneFifo
 from maskwork.rtl.layouts import b_write_layout, counts_layout, ring_pointers, word_width
-from maskwork.rtl.pe import LOOKUP_LATENCY, PE, context_width, token_layout
+from maskwork.rtl.pe import LOOKUP_LATENCY, PE, context_width, token_layout, upper_width
 from maskwork.rtl.post import PostWord
 
 
@@ -34,6 +34,7 @@ class Lane(wiring.Component):
         counts: PEs by what they did 3 cycles ago.
         token: a nonzero entered the PEs.
         row_finished: a row was drained, or its sums are complete and stay.
+        draining: rows' sums are complete and still to be drained (``psum_in_pe``).
         working: a row is anywhere in the lane.
         scrubs: accumulators are being cleared, after a reset.
     """
@@ -63,6 +64,7 @@ class Lane(wiring.Component):
                 "counts": Out(counts_layout(config.pes_per_lane), init={"idle": config.pes_per_lane}),  # pyright: ignore[reportCallIssue]
                 "token": Out(1),
                 "row_finished": Out(1),
+                "draining": Out(1),
                 "working": Out(1),
                 "scrubs": Out(1),
             }
@@ -102,26 +104,28 @@ class Lane(wiring.Component):
         ]
         valid, token = fire, expander.o.payload
         in_lookup = [valid]
-        early = token
+        ahead = early = token
         for stage in range(LOOKUP_LATENCY):
             valid_after = Signal(name=f"valid{stage + 1}")
             token_after = Signal(token_layout(config), name=f"token{stage + 1}", reset_less=True)
-            early = token
+            ahead, early = early, token
             m.d.sync += [valid_after.eq(valid), token_after.eq(token)]
             valid, token = valid_after, token_after
             in_lookup.append(valid)
 
         # a row's first words go to several places: from registers of their own
         header, header_context = Signal(), Signal(context_width(config), reset_less=True)
+        header_upper = Signal(upper_width(config), reset_less=True)
         header_index, header_word = Signal.like(expander.header_index), Signal(32, reset_less=True)
         m.d.sync += [
             header.eq(expander.header),
             header_context.eq(fifo.reading),
+            header_upper.eq(expander.header_upper),
             header_index.eq(expander.header_index),
             header_word.eq(expander.header_word),
         ]
         done = reduce(lambda x, y: x & y, (pe.done for pe in pes))
-        leaves, kept, retired, retired_bank = self._keep(m, expander, fire, blocked, done)
+        leaves, kept, retired, retired_bank = self._leave(m, expander, drain, fire, blocked, done)
         write = Signal(b_write_layout(config))
         m.d.sync += write.eq(self.write)
         selected = Signal()
@@ -129,8 +133,8 @@ class Lane(wiring.Component):
         for number, pe in enumerate(pes):
             m.d.comb += [
                 pe.k.eq(expander.o.payload.k),
-                pe.early.context.eq(early.context),
-                pe.early.end.eq(early.end),
+                *(pe.early[name].eq(early[name]) for name in ("context", "upper", "end")),
+                *(pe.ahead[name].eq(ahead[name]) for name in ("context", "upper", "end")),
                 pe.token.eq(token),
                 pe.token_valid.eq(valid),
                 pe.write.k.eq(write.k),
@@ -157,6 +161,7 @@ class Lane(wiring.Component):
                 m.d.comb += [
                     pe.column_mask.we.eq(header & (header_index >= 2)),
                     pe.column_mask.context.eq(header_context),
+                    pe.column_mask.upper.eq(header_upper),
                     pe.column_mask.word.eq(header_index - 2),
                     pe.column_mask.mask.eq(Cat(header_word[slot * len(pes) + number] for slot in slots)),
                 ]
@@ -166,6 +171,7 @@ class Lane(wiring.Component):
             drain.header_word.eq(header_word),
             drain.header_index.eq(header_index),
             drain.context.eq(header_context),
+            drain.upper.eq(header_upper),
             drain.done.eq(done & ~kept),
             drain.sum.eq(reduce(or_, (pe.sum for pe in pes))),
             drain.lane.eq(self.lane),
@@ -180,46 +186,69 @@ class Lane(wiring.Component):
         self._count(m, expander, drain, pes, in_lookup)
         return m
 
-    def _keep(self, m, expander, fire, blocked, done):
-        """Rows that leave their sums in the accumulators (``psum_in_pe``): per context, such a row's END enters the
-        PEs; it is in some of them; it has left all (and that row's weight bank).
+    def _leave(self, m, expander, drain, fire, blocked, done):
+        """Rows that leave their sums in the accumulators (all of them, with ``psum_in_pe``): per context, such a row's
+        END enters the PEs; it is in some of them; it has left all (and that row's weight bank).
 
         The context is free for its next row as soon as the END enters, for by then all tokens before it were looked up.
-        The next row's END waits until this one has left.
+        The next row's END waits until this one has left. A final K tile's row then waits for the drain, in its slot:
+        ``owed`` keeps others away from that.
         """
-        contexts = self._config.rows_in_flight
+        config = self._config
+        contexts = config.rows_in_flight
         leaves, kept, retired = (Signal(contexts, name=name) for name in ("leaves", "kept", "retired"))
         retired_bank = Signal()
-        if not self._config.psum_in_pe:
+        if not config.psum_in_pe:
             return leaves, kept, retired, retired_bank
         token = expander.o.payload
-        banks = Signal(contexts)
+        banks, finals = Signal(contexts), Signal(contexts)
+        slots = Array([Signal(drain.row.shape(), name=f"slot{n}") for n in range(contexts)])
+        slot = Cat(token.context, token.upper)
+        final = expander.final.bit_select(token.context, 1)
+        owed = Signal(config.psum_rows)
+        which = Signal(context_width(config))  # retired: ENDs leave one after the other
         m.d.comb += [
             blocked.eq(token.end & kept.bit_select(token.context, 1)),
-            leaves.eq((fire & token.end & expander.keeps.bit_select(token.context, 1)) << token.context),
+            leaves.eq((fire & token.end) << token.context),
             retired.eq(kept & done),
-            retired_bank.eq((retired & banks).any()),  # ENDs leave one after the other
+            retired_bank.eq((retired & banks).any()),
+            *(
+                which[bit].eq(Cat(retired[n] for n in range(contexts) if n >> bit & 1).any())
+                for bit in range(len(which))
+            ),
+            expander.owed.eq(owed),
+            drain.finish.eq((retired & finals).any()),
+            drain.finish_row.eq(slots[which]),
         ]
         m.d.sync += kept.eq((kept & ~retired) | leaves)
         for n in range(contexts):
             with m.If(leaves[n]):
-                m.d.sync += banks[n].eq(token.k[-1])
+                m.d.sync += [banks[n].eq(token.k[-1]), finals[n].eq(final), slots[n].eq(slot)]
+        with m.If(drain.drained):
+            m.d.sync += owed.bit_select(drain.row, 1).eq(0)
+        with m.If(leaves.any() & final):
+            m.d.sync += owed.bit_select(slot, 1).eq(1)
+        # what the drain has still to do
+        rows = Signal(range(config.psum_rows + 1), name="undrained")
+        m.d.sync += rows.eq(rows + drain.finish - drain.finished)
+        m.d.comb += self.draining.eq(rows != 0)
         return leaves, kept, retired, retired_bank
 
     def _rows(self, m, fifo, expander, drain, retired, retired_bank):
         started = (expander.header & (expander.header_index == 0)) << fifo.reading
-        m.d.sync += [
-            self.row_finished.eq(drain.finished | retired),
-            self.pending.eq((self.pending | self.coming) & ~started),
-        ]
+        m.d.sync += self.pending.eq((self.pending | self.coming) & ~started)
+        m.d.sync += self.row_finished.eq(drain.finished | (retired & ~drain.finish))
         for bank in range(2):
             rows = Signal(4, name=f"rows{bank}")
             coming = self.coming.any() & (self.coming_bank == bank)
-            finished = drain.finished & (drain.finished_bank == bank)
-            left = retired & (retired_bank == bank)
-            m.d.sync += rows.eq(rows + coming - finished - left)
+            # a row whose sums are complete in the accumulators needs the weights no more
+            if self._config.psum_in_pe:
+                leaves = retired & (retired_bank == bank)
+            else:
+                leaves = drain.finished & (drain.finished_bank == bank)
+            m.d.sync += rows.eq(rows + coming - leaves)
             m.d.comb += self.banks[bank].eq(rows != 0)
-        m.d.comb += self.working.eq(self.banks.any())
+        m.d.comb += self.working.eq(self.banks.any() | self.draining)
 
     def _count(self, m, expander, drain, pes, in_lookup):
         """Charge every PE's cycle to the first reason that applies: reasons, sums, counts, a register each."""

@@ -18,9 +18,14 @@ Choice = tuple[Value, Value, Value, Value]
 """One-hot lane (all lanes when shared), ring, partial-sum slot, and whether there is one."""
 
 
-def choose_lane(m: Module, config: Config, fetch, run, index: Value, next_row: Value) -> Choice:
+def choose_lane(
+    m: Module, config: Config, fetch, run, index: Value, next_row: Value, sent: Value, wanted: Value
+) -> Choice:
     """Part of a fetch unit: any ring with room, first where a whole lane is free. A table notes where a row's first
     K tile went, and later tiles follow it. Shared rows go to all lanes, to the rings in turn.
+
+    Rows stay in their lane for all K tiles. So first K tiles are dealt in rounds, one row to every lane that still has
+    partial-sum slots: whatever their lengths, lanes have as many of them. A row without wanted columns is no turn.
 
     Args:
         m: the fetch unit's module.
@@ -29,6 +34,8 @@ def choose_lane(m: Module, config: Config, fetch, run, index: Value, next_row: V
         run: fields ``share``, ``first`` and ``final`` of the RUN.
         index: number of the row in its RUN, when it is given away; it may change in that cycle.
         next_row: ``index`` changes, or the RUN's fields are complete.
+        sent: one cycle: the number and masks of the row that was given away last have been sent.
+        wanted: some columns of it are wanted.
     """
     lanes, rings = config.lanes_per_cluster, config.rows_in_flight
     ring_bits = context_width(config)
@@ -42,20 +49,16 @@ def choose_lane(m: Module, config: Config, fetch, run, index: Value, next_row: V
     read, write = table.read_port(), table.write_port()
     keeps = Signal()  # partial sums stay: the lane needs a free slot for them
     m.d.comb += keeps.eq(run["first"] & ~run["final"])
-    # rows stay in their lane for all K tiles, so no lane may take more than its share of the first one's
-    share_bits = lanes.bit_length() - 1
-    quota = Signal(own_slots.bit_length() + ring_bits + 1)
-    given = [Signal.like(quota, name=f"given{n}") for n in range(lanes)]
-    m.d.sync += quota.eq((run["rows"] + (lanes - 1)) >> share_bits)
+    had = Signal(lanes)  # had a row in this round
+    full = Cat(Cat(used[n * rings + ring] == own_slots for ring in range(rings)).all() for n in range(lanes))
+    last = Signal(lanes)  # whom the row that was given away last went to
     # registered, for the choice is not urgent: rings that could take a row, first where the whole lane is free
     able = Signal(lanes * rings)
     lane_free = Signal(lanes * rings)
     common = Signal(rings)  # able in every lane
     for n in range(lanes):
         own = fetch.room[n * rings : (n + 1) * rings] & ~fetch.coming[n * rings : (n + 1) * rings]
-        has_slot = Cat(
-            ~keeps | ((used[n * rings + ring] != own_slots) & (given[n] != quota)) for ring in range(rings)
-        )
+        has_slot = Cat(~keeps | ((used[n * rings + ring] != own_slots) & ~had[n]) for ring in range(rings))
         m.d.sync += [
             able[n * rings : (n + 1) * rings].eq(own & has_slot),
             lane_free[n * rings : (n + 1) * rings].eq(Mux(own.all(), own & has_slot, 0)),
@@ -100,13 +103,17 @@ def choose_lane(m: Module, config: Config, fetch, run, index: Value, next_row: V
         write.data.eq(Cat(slot[:slot_width], ring, lane)),
         write.en.eq(fetch.coming.any() & run["first"] & ~run["share"]),
     ]
+    coming = Cat(fetch.coming[n * rings : (n + 1) * rings].any() for n in range(lanes))
+    still = had & ~Mux(wanted, 0, last)
     with m.If(fetch.taken):
-        m.d.sync += [count.eq(0) for count in (*used, *given)]
-    with m.Elif(keeps & ~run["share"]):
+        m.d.sync += [had.eq(0), *(count.eq(0) for count in used)]
+    # with sums in the PEs all rows have slots, in turn: a row is drained from its slot while the next one is summed up
+    with m.Elif((run["first"] if config.psum_in_pe else keeps) & ~run["share"]):
         m.d.sync += [used[n].eq(used[n] + fetch.coming[n]) for n in range(lanes * rings)]
-        m.d.sync += [
-            given[n].eq(given[n] + fetch.coming[n * rings : (n + 1) * rings].any()) for n in range(lanes)
-        ]
+        with m.If(coming.any()):
+            m.d.sync += [had.eq(had | coming), last.eq(coming)]
+        with m.Elif(sent):
+            m.d.sync += had.eq(Mux((still | full).all(), 0, still))
     return lane, ring, slot, found
 
 

@@ -81,11 +81,21 @@ def drain_layout(config: Config) -> data.StructLayout:
 
 
 def column_mask_layout(config: Config) -> data.StructLayout:
-    """Write to part of a context's C mask: bits of ``32 / pes_per_lane`` slots a word."""
-    slots_a_word = min(config.slots, 32 // config.pes_per_lane)
+    """Write to part of a C mask: bits of ``32 / pes_per_lane`` slots a word. Rows are those of the accumulators."""
     return data.StructLayout(
-        {"we": 1, "context": context_width(config), "word": range(max(2, config.mask_words)), "mask": slots_a_word}
+        {
+            "we": 1,
+            "context": context_width(config),
+            "upper": upper_width(config),
+            "word": range(max(2, config.mask_words)),
+            "mask": min(config.slots, 32 // config.pes_per_lane),
+        }
     )
+
+
+def early_layout(config: Config) -> data.StructLayout:
+    """What of a token is needed before its masks are there."""
+    return data.StructLayout({"context": context_width(config), "upper": upper_width(config), "end": 1})
 
 
 class PE(wiring.Component):
@@ -97,10 +107,10 @@ class PE(wiring.Component):
 
     Members:
         k: k of the token in the lane's register.
-        early: context and end of that token, LOOKUP_LATENCY - 1 cycles later.
+        ahead, early: row and end of that token, LOOKUP_LATENCY - 2 and LOOKUP_LATENCY - 1 cycles later.
         token: that token, LOOKUP_LATENCY cycles later.
         token_valid: it exists.
-        column_mask: C mask of a context whose row starts.
+        column_mask: C mask of a row that starts.
         write: weights and masks from the loader.
         drain: accumulator to read and clear.
         sum: drained value DRAIN_READ_LATENCY cycles later, else 0.
@@ -117,7 +127,8 @@ class PE(wiring.Component):
         contexts = config.rows_in_flight
         members = {
             "k": In(config.k_width + 1),
-            "early": In(data.StructLayout({"context": context_width(config), "end": 1})),
+            "ahead": In(early_layout(config)),
+            "early": In(early_layout(config)),
             "token": In(token_layout(config)),
             "token_valid": In(1),
             "write": In(weight_write_layout(config)),
@@ -201,17 +212,7 @@ class PE(wiring.Component):
             m.d.sync += looked_up.eq(read.data)
             wanted = looked_up
         if "c" in config.skip:
-            column_mask = self.column_mask
-            bits = len(column_mask.mask)
-            column_masks = []
-            for context in range(config.rows_in_flight):
-                register = Signal(config.slots, name=f"column_mask{context}")
-                for word in range(config.slots // bits):
-                    chosen = column_mask.we & (column_mask.context == context) & (column_mask.word == word)
-                    with m.If(chosen):
-                        m.d.sync += register.word_select(word, bits).eq(column_mask.mask)
-                column_masks.append(register)
-            column = Array(column_masks)[self.early.context]
+            column = self._column_mask_memory(m) if config.psum_in_pe else self._column_mask_registers(m)
             wanted = column if wanted is None else wanted & column
         if wanted is None:
             return None
@@ -221,6 +222,39 @@ class PE(wiring.Component):
         with m.Else():
             m.d.sync += result.eq(wanted)
         return result
+
+    def _column_mask_registers(self, m: Module) -> Value:
+        """C mask of the row that ``early`` names: every context has one."""
+        config, given = self._config, self.column_mask
+        bits = len(given.mask)
+        column_masks = []
+        for context in range(config.rows_in_flight):
+            register = Signal(config.slots, name=f"column_mask{context}")
+            for word in range(config.slots // bits):
+                with m.If(given.we & (given.context == context) & (given.word == word)):
+                    m.d.sync += register.word_select(word, bits).eq(given.mask)
+            column_masks.append(register)
+        return Array(column_masks)[self.early.context]
+
+    def _column_mask_memory(self, m: Module) -> Value:
+        """The same, for every row whose sums are kept: its later K tiles come without a mask."""
+        config, given = self._config, self.column_mask
+        bits = len(given.mask)
+        parts = []
+        for word in range(config.slots // bits):
+            attrs = {**NO_CHECK, "ram_style": "distributed"} if config.lut_ram else NO_CHECK
+            m.submodules[f"column_masks{word}"] = masks = memory.Memory(
+                shape=bits, depth=config.psum_rows, init=[], attrs=attrs
+            )
+            write, read = masks.write_port(), masks.read_port()
+            m.d.comb += [
+                write.addr.eq(Cat(given.context, given.upper)),
+                write.data.eq(given.mask),
+                write.en.eq(given.we & (given.word == word)),
+                read.addr.eq(Cat(self.ahead.context, self.ahead.upper)),
+            ]
+            parts.append(read.data)
+        return Cat(*parts)
 
     def _multiply_accumulate(self, m: Module, issue, drain, platform) -> None:
         config = self._config

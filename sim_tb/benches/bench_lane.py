@@ -135,7 +135,9 @@ class Bench:
         fields |= {"tag": tag, "post": post}
         head = packed(start_layout(config), kind=WordKind.START.value, **fields)
         bits = sum(1 << int(n) for n in np.flatnonzero(wanted))
-        words = [head, number, *(bits >> 32 * n & 0xFFFFFFFF for n in range(config.mask_words))]
+        words = [head]
+        if fields["first"] or not config.psum_in_pe:  # the lane has those of rows whose sums stay
+            words += [number, *(bits >> 32 * n & 0xFFFFFFFF for n in range(config.mask_words))]
         limit = 1 << (config.a_width - 1)
         visited = wanted | ("c" not in config.skip)
         self.due["row"] += 1

@@ -13,14 +13,14 @@ from maskwork.rtl.pe import (
     DRAIN_READ_LATENCY,
     LOOKUP_LATENCY,
     column_mask_layout,
-    context_width,
     drain_layout,
+    early_layout,
     token_layout,
     weight_write_layout,
 )
 from maskwork.sim_tb.benches.stream import configuration, packed, start
 
-IDLE = {"k": 0, "early": 0, "token": 0, "token_valid": 0, "write": 0, "drain": 0, "done_clear": 0}
+IDLE = {"k": 0, "ahead": 0, "early": 0, "token": 0, "token_valid": 0, "write": 0, "drain": 0, "done_clear": 0}
 
 
 class Bench:
@@ -106,8 +106,10 @@ class Bench:
         if token is not None and goes:
             self._tokens[self._cycle + LOOKUP_LATENCY] = token
             self._add(token)
-        following = self._tokens.get(self._cycle + 1, {"context": 0, "end": 0})
-        dut.early.value = following["context"] | following["end"] << context_width(config)
+        for cycles, name in ((1, "early"), (2, "ahead")):
+            following = self._tokens.get(self._cycle + cycles, {"context": 0, "end": 0})
+            fields = {field: following[field] for field in ("context", "end")}
+            getattr(dut, name).value = packed(early_layout(config), **fields)
         arriving = self._tokens.pop(self._cycle, None)
         dut.token_valid.value = int(arriving is not None)
         dut.token.value = packed(token_layout(config), **arriving) if arriving else 0

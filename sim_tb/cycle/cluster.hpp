@@ -89,8 +89,14 @@ struct Cluster {
     }
 
     bool lanes_use(int bank) const { return bank_rows[bank] != 0; }
-    bool working() const { return lanes_use(0) || lanes_use(1); }
-    bool post_busy() const { return post.waits() || word_valid || post.busy(); }
+    bool draining() const {
+        for (const Lane& lane : lanes) {
+            if (lane.undrained) return true;
+        }
+        return false;
+    }
+    bool working() const { return lanes_use(0) || lanes_use(1) || draining(); }
+    bool post_busy() const { return post.waits() || word_valid || post.busy() || draining(); }
 
     Busy busy() const {
         Busy result;
@@ -225,6 +231,11 @@ struct Cluster {
         if (config->psum_in_pe) {
             for (size_t n = 0; n < number_of_lanes; ++n) {
                 if (times[n].retire_at <= now) lanes[n].retire(now);
+                if (lanes[n].drained_slot >= 0) {
+                    lanes[n].owed[static_cast<size_t>(lanes[n].drained_slot)] = 0;
+                    lanes[n].drained_slot = -1;
+                    times[n].sleep_until = 0;
+                }
             }
         }
         if (copied_until >= now) {

@@ -45,10 +45,14 @@ inline bool result_nonzero(const Lane& lane, int column) {
     return lane.drain_touched[static_cast<size_t>(column & (pes - 1))] >> (column >> log2_of(pes)) & 1;
 }
 
-inline void begin_drain(Lane& lane, int context) {
+inline void begin_drain(Lane& lane, int context, const Row& given) {
     lane.drain_context = context;
-    const Row& row = lane.drain_row = *lane.context_row[context];
+    const Row& row = lane.drain_row = given;
     auto& kept = lane.kept[row.slot];
+    if (lane.config->psum_in_pe) {
+        lane.drain_touched = kept;
+        return;
+    }
     for (int n = 0; n < lane.config->pes; ++n) {
         const size_t pe = static_cast<size_t>(n);
         const uint32_t all = lane.touched[context][n] | (row.first ? 0 : kept[pe]);
@@ -76,7 +80,8 @@ inline PostWord receive(Lane& lane, Time now) {
     word.word.kind = PostKind::NONE;
     if (left.word.kind == PostKind::END) {
         lane.totals->finished = true;
-        --lane.rows_of_bank[left.bank];
+        if (lane.config->psum_in_pe) --lane.undrained;
+        else --lane.rows_of_bank[left.bank];
     }
     return left.final ? left.word : PostWord{};
 }
@@ -100,10 +105,28 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
         lane.totals->stolen += stolen;
         lane.steals[now & 3] = -1;
     }
+    if (lane.drain_state == L::D_IDLE && config.psum_in_pe) {
+        if (lane.active) {
+            lane.active = false;
+            lane.charge(now, lane.reason_now(), outer);
+        }
+        const auto& [next, shown] = lane.finished_rows[lane.finished_head % lane.finished_rows.size()];
+        const bool any = lane.finished_head != lane.finished_end;
+        if (any && shown <= now) {
+            const Row& row = *next;
+            ++lane.finished_head;
+            begin_drain(lane, row.slot & (config.rings - 1), row);
+            lane.drain_state = L::D_META;
+            lane.times->drain_at = now + 1;
+        } else {
+            lane.times->drain_at = lane.drain_line_until > now ? now + 1 : any ? shown : NEVER;
+        }
+        return out;
+    }
     if (lane.drain_state == L::D_IDLE) {
         const int context = (lane.idle_context + static_cast<int>(now - lane.idle_since)) & (config.rings - 1);
         if (context_done(lane, context, now)) {
-            begin_drain(lane, context);
+            begin_drain(lane, context, *lane.context_row[context]);
             lane.drain_state = L::D_ROW;
         } else {
             lane.times->drain_at = lane.drain_line_until > now ? now + 1 : next_look(lane, now);
@@ -126,6 +149,9 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
     const Lane::DrainState state = lane.drain_state;
     out.request = row.final && state >= L::D_REQUEST && state <= L::D_COLUMNS;
     switch (state) {
+        case L::D_META:
+            lane.drain_state = L::D_ROW;
+            break;
         case L::D_ROW:
             lane.drain_state = L::D_REQUEST;
             break;
@@ -144,12 +170,17 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             break;
         case L::D_COLUMNS:
             if (!was_busy) {
-                out.release = 1u << lane.drain_context;
-                lane.ends_sent &= ~out.release;
-                for (Pe& pe : lane.pes) pe.done[lane.drain_context] = NEVER;
                 send(lane, now, PostKind::END, false);
                 lane.part = 0;
-                lane.drain_state = L::D_NEXT;
+                if (config.psum_in_pe) {
+                    lane.drained_slot = row.slot;
+                    lane.drain_state = L::D_IDLE;
+                } else {
+                    out.release = 1u << lane.drain_context;
+                    lane.ends_sent &= ~out.release;
+                    for (Pe& pe : lane.pes) pe.done[lane.drain_context] = NEVER;
+                    lane.drain_state = L::D_NEXT;
+                }
             }
             break;
         default:        // D_NEXT

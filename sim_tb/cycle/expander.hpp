@@ -39,6 +39,9 @@ void Lane::step(Time now, uint32_t release, Reason outer) {
     started = -1;
     State next_state = state;
     const bool valid = held;
+    const bool shows_start = config->psum_in_pe && valid && head.kind == Kind::START;
+    const bool slot_owed = shows_start && head.row->first && !start_free;
+    const bool next_start_free = shows_start && !owed[head.row->slot];
     ExpanderToken made{};
     switch (state) {
         case SELECT:
@@ -50,12 +53,12 @@ void Lane::step(Time now, uint32_t release, Reason outer) {
             }
             break;
         case HEAD:
-            ready = room;
+            ready = room && !slot_owed;
             go_words = !valid || head.kind != Kind::END;
-            if (valid && room) {
+            if (valid && ready) {
                 if (head.kind == Kind::START) {
                     started = reading;
-                    next_state = HEADER;
+                    next_state = config->psum_in_pe && !head.row->first ? HEAD : HEADER;
                 } else if (head.kind == Kind::END) {
                     ends = leaves = true;
                     next_state = SELECT;
@@ -106,9 +109,9 @@ void Lane::step(Time now, uint32_t release, Reason outer) {
     }
 
     if (valid) {
-        if (state == HEAD && room) {
+        if (state == HEAD && ready) {
             if (head.kind == Kind::START) {
-                header_index = 1;
+                header_index = next_state == HEADER;
                 rows |= 1u << reading;
                 start_row(head.row);
             } else if (head.kind == Kind::END) {
@@ -145,6 +148,8 @@ void Lane::step(Time now, uint32_t release, Reason outer) {
     changed |= next_busy != busy;
     busy = next_busy;
 
+    changed |= next_start_free != start_free;
+    start_free = next_start_free;
     if (!held || ready) {
         if (moves) head = ram[static_cast<size_t>(reading) * ring_words + (at & (ring_words - 1))];
         changed |= held != moves;

@@ -47,7 +47,7 @@ struct Fetch {
     int m0 = 0, m1 = 0, t0 = 0, t1 = 0;
     int16_t row_seg = 0, row_x = 0, row_y = 0, tap_seg = 0, tap_x = 0, tap_y = 0;
     int row_k = 0, tap_k = 0;
-    int header = 0;
+    int header = 0, mask_step = 0;      // masks are there from `mask_words` + 2 on
     uint32_t limits[MASK_WORDS] = {};
     std::vector<Row> pool;
     unsigned pool_at = 0;
@@ -64,7 +64,9 @@ struct Fetch {
     Place place{};
     bool able_now = false;
     int wait = 0;
-    int used[MAX_LANES * MAX_RINGS] = {}, given[MAX_LANES] = {}, quota = 0;
+    int used[MAX_LANES * MAX_RINGS] = {};
+    uint32_t had = 0, last_lanes = 0;   // lanes that had a row in this round; that the last row went to
+    bool sent = false;                  // in this cycle: the last row's masks
 
     // two registers between an item's making and the queue
     Item stage1, stage2;
@@ -95,6 +97,20 @@ struct Fetch {
         run_words_left += config->run_words;
     }
 
+    // Rows that are sent without their number and masks, which the lane has.
+    bool known() const { return config->psum_in_pe && !field(FIRST); }
+    bool any_wanted() const {
+        return std::any_of(row->mask, row->mask + config->mask_words(), [](uint32_t word) { return word != 0; });
+    }
+    void begin_taps() {
+        tap_seg = row_seg;
+        tap_k = row_k;
+        tap_x = row_x;
+        tap_y = row_y;
+        t0 = static_cast<int>(field(T0));
+        t1 = static_cast<int>(field(T1));
+    }
+
     // The registers of the RUN FIFO, from which a word is taken.
     void step_run_fifo(bool takes_word) {
         run_space = run_words_left <= (1 << clog2(config->run_depth * config->run_words)) - 2 * config->run_words;
@@ -111,9 +127,8 @@ struct Fetch {
         const uint32_t own = room & ~coming;
         uint32_t has_slot = 0, next_free = 0;
         for (int n = 0; n < lanes * rings; ++n) {
-            has_slot |= static_cast<uint32_t>(!keeps || (used[n] != own_slots && given[n >> ring_shift] != quota)) << n;
+            has_slot |= static_cast<uint32_t>(!keeps || (used[n] != own_slots && !(had >> (n >> ring_shift) & 1))) << n;
         }
-        quota = static_cast<int>((field(ROWS) + lanes - 1) >> log2_of(lanes));
         for (int n = 0; n < lanes; ++n) {
             if ((own >> (n * rings) & ring_mask) == ring_mask) next_free |= has_slot & ring_mask << (n * rings);
         }
@@ -149,13 +164,28 @@ struct Fetch {
         wait = (coming || run_begins) ? 0 : std::min(wait + 1, SETTLED);
         if (taken) {
             std::fill(std::begin(used), std::end(used), 0);
-            std::fill(std::begin(given), std::end(given), 0);
-        } else if (keeps && !share) {
+            had = 0;
+        } else if ((config->psum_in_pe ? first : keeps) && !share) {
+            if (!coming && sent) end_of_row(lanes, rings, own_slots);
+            if (coming) last_lanes = 0;
             for (int n = 0; n < lanes * rings; ++n) {
                 used[n] += coming >> n & 1;
-                given[n >> ring_shift] += coming >> n & 1;
+                last_lanes |= (coming >> n & 1) << (n >> ring_shift);
             }
+            if (coming) had |= last_lanes;
         }
+    }
+
+    // A row that nobody wanted was no turn; a round ends once all lanes with slots had theirs.
+    void end_of_row(int lanes, int rings, int own_slots) {
+        uint32_t full = 0;
+        for (int n = 0; n < lanes; ++n) {
+            bool all = true;
+            for (int ring = 0; ring < rings; ++ring) all &= used[n * rings + ring] == own_slots;
+            full |= static_cast<uint32_t>(all) << n;
+        }
+        if (!any_wanted()) had &= ~last_lanes;
+        if (((had | full) & ((1u << lanes) - 1)) == (1u << lanes) - 1) had = 0;
     }
 
     void push(Item item) {
@@ -184,7 +214,7 @@ struct Fetch {
     bool step(bool space, uint32_t room, const std::vector<Segment>* directory, const std::vector<uint32_t>* masks,
               Item& out) {
         coming = 0;
-        taken = false;
+        taken = sent = false;
         pushes = false;
         const State was = state;
         steady = room == last_room && space == last_space && !push1 && !push2 ? steady + 1 : 0;
@@ -195,7 +225,7 @@ struct Fetch {
         if (leaves) out = stage2;
         const int words = config->mask_words();
         const int old_index = index;
-        bool takes_word = false;
+        bool takes_word = false, read_masks = false;
         switch (state) {
             case F_IDLE:
                 if (run_ready) {
@@ -220,11 +250,12 @@ struct Fetch {
                 }
                 break;
             case F_RUN:
+                read_masks = true;
                 state = F_CHOOSE;
                 break;
             case F_CHOOSE:
                 header = 0;
-                if (able_now && wait == SETTLED && space) {
+                if (able_now && wait == SETTLED && space && (!known() || mask_step == words + 2)) {
                     const int rings = config->rings;
                     for (int n = 0; n < config->lanes_per_cluster; ++n) {
                         coming |= static_cast<uint32_t>(place.lanes >> n & 1) << (n * rings + place.ring);
@@ -239,21 +270,19 @@ struct Fetch {
                 break;
             case F_START:
                 push(raw_item(Kind::START));
+                begin_taps();
                 state = F_HEADER;
+                if (known()) {
+                    read_masks = true;
+                    state = any_wanted() ? F_TAPS : F_END;
+                }
                 break;
             case F_HEADER:
-                tap_seg = row_seg;
-                tap_k = row_k;
-                tap_x = row_x;
-                tap_y = row_y;
-                t0 = static_cast<int>(field(T0));
-                t1 = static_cast<int>(field(T1));
                 if (space) {
                     push(raw_item(Kind::HEADER));
                     if (header++ == words) {
-                        bool wanted = false;
-                        for (int n = 0; n < words; ++n) wanted |= row->mask[n] != 0;
-                        state = wanted ? F_TAPS : F_END;
+                        read_masks = sent = true;
+                        state = any_wanted() ? F_TAPS : F_END;
                     }
                 }
                 break;
@@ -294,13 +323,15 @@ struct Fetch {
                 break;
         }
         step_run_fifo(takes_word);
+        if (read_masks) mask_step = 0;
+        else if (mask_step != words + 2) ++mask_step;
 
         push2 = push1 && (stage1.raw || stage1.words);
         stage2 = stage1;
         push1 = pushes && (made.raw || made.words >= 0);
         stage1 = made;
         choose(room, run_begins, old_index);
-        if (state != was || pushes || takes_word || run_words_left) steady = 0;
+        if (state != was || pushes || takes_word || run_words_left || mask_step != words + 2) steady = 0;
         return leaves;
     }
 

@@ -16,7 +16,7 @@ struct SerialFetch : Fetch {
     static constexpr int PARTS = 4;     // seg, k, x, y
 
     Step at = S_IDLE;
-    int level = L_M1, part = 0, mask_step = 0;
+    int level = L_M1, part = 0;
     uint16_t left[5] = {};              // of each loop's count
     bool taps = false, last_tap = false;
     // of choose_ring
@@ -57,7 +57,7 @@ struct SerialFetch : Fetch {
     bool step_serial(bool space, uint32_t room, const std::vector<Segment>* directory,
                      const std::vector<uint32_t>* masks, Item& out) {
         coming = 0;
-        taken = false;
+        taken = sent = false;
         bool leaves = false, next_row = false, takes_word = false;
         const int words = config->mask_words(), old_index = index;
         switch (at) {
@@ -103,22 +103,22 @@ struct SerialFetch : Fetch {
                 break;
             case S_START:
                 give(raw_item(Kind::START), leaves, out);
+                taps = true;
+                last_tap = false;
+                level = L_T0;
+                tap_seg = row_seg;
+                tap_k = row_k;
+                tap_x = row_x;
+                tap_y = row_y;
                 at = S_HEADER;
+                if (known()) at = any_wanted() ? S_COUNT : S_END;
                 break;
             case S_HEADER:
                 if (space) {
                     give(raw_item(Kind::HEADER), leaves, out);
                     if (header++ == words) {
-                        bool wanted = false;
-                        for (int n = 0; n < words; ++n) wanted |= row->mask[n] != 0;
-                        at = wanted ? S_COUNT : S_END;
-                        taps = true;
-                        last_tap = false;
-                        level = L_T0;
-                        tap_seg = row_seg;
-                        tap_k = row_k;
-                        tap_x = row_x;
-                        tap_y = row_y;
+                        sent = true;
+                        at = any_wanted() ? S_COUNT : S_END;
                     }
                 }
                 break;

@@ -86,9 +86,14 @@ struct Lane {
     int started = -1;                   // ring whose row has started in the last step
     int* rows_of_bank = nullptr;        // of the whole cluster
     uint32_t ends_sent = 0;             // contexts whose END token has left for the PEs, and drains the row
-    // contexts whose END token has left for the PEs and leaves the row's sums there (psum_in_pe)
-    bool stays[MAX_RINGS] = {};
-    uint8_t stays_bank[MAX_RINGS] = {};
+    // psum_in_pe: rows whose END token has left for the PEs, where their sums stay, by context
+    Row* stays[MAX_RINGS] = {};
+    std::vector<std::pair<Row*, Time>> finished_rows;   // to be drained, and from when on, as a ring by their number
+    unsigned finished_head = 0, finished_end = 0;
+    int undrained = 0;                  // of these, their last word has not left
+    std::vector<uint8_t> owed;          // slots that hold results
+    int drained_slot = -1;              // in this cycle
+    bool start_free = false;            // the START that shows finds its slot free
 
     // ---- weights: masks as skipped, patterns of nonzeros, by bank, k and PE
     std::vector<uint32_t> b_mask, b_nonzero;
@@ -103,7 +108,7 @@ struct Lane {
     Time to_queue = LOOKUP_LATENCY;     // from a token that leaves to the cycle before the queue can show it
 
     // ---- drain (see drain.hpp)
-    enum DrainState : uint8_t { D_SCRUB, D_IDLE, D_ROW, D_REQUEST, D_MASK, D_COLUMNS, D_NEXT };
+    enum DrainState : uint8_t { D_SCRUB, D_IDLE, D_META, D_ROW, D_REQUEST, D_MASK, D_COLUMNS, D_NEXT };
     DrainState drain_state = D_SCRUB;
     bool active = false;                // from ROW to COLUMNS
     int idle_context = 0;               // context looked at in cycle `idle_since`, the next one a cycle later
@@ -138,6 +143,8 @@ struct Lane {
             pes[pe].ring_mask = static_cast<unsigned>(ring - 1);
         }
         kept.resize(static_cast<size_t>(c.psum_rows));
+        owed.assign(kept.size(), 0);
+        finished_rows.resize(kept.size());
         b_mask.assign(static_cast<size_t>(2 * c.k_depth * c.pes), 0);
         b_nonzero = b_mask;
         counting = !c.skip_b && !c.skip_c;
@@ -211,10 +218,10 @@ struct Lane {
                 pe.push({now + to_queue, 1, 1, static_cast<int8_t>(token.context)});
                 remember(pe, true);
             }
-            const Row& row = *context_row[token.context];
-            if (config->psum_in_pe && !row.final) {
-                stays[token.context] = true;
-                stays_bank[token.context] = row.bank;
+            Row& row = *context_row[token.context];
+            if (config->psum_in_pe) {
+                stays[token.context] = &row;
+                if (row.final) owed[row.slot] = 1;
                 times->retire_at = std::min(times->retire_at, now + 1);
                 auto& sums = kept[row.slot];
                 for (int n = 0; n < count; ++n) {
@@ -268,11 +275,19 @@ struct Lane {
                 times->retire_at = std::min(times->retire_at, done);
                 continue;
             }
-            stays[n] = false;
+            Row* row = stays[n];
+            stays[n] = nullptr;
             for (Pe& pe : pes) pe.done[n] = NEVER;
-            --rows_of_bank[stays_bank[n]];
-            totals->finished = true;
+            --rows_of_bank[row->bank];
             times->sleep_until = 0;
+            if (row->final) {
+                // the queue shows it a cycle later, in block RAM two
+                finished_rows[finished_end++ % finished_rows.size()] = {row, now + 1 + block};
+                times->drain_at = std::min(times->drain_at, now + 1 + block);
+                ++undrained;
+            } else {
+                totals->finished = true;
+            }
         }
     }
 
@@ -297,10 +312,9 @@ struct Lane {
         }
     }
 
-    // Whether the token that leaves now is the END of a row whose sums stay.
+    // Whether the token that leaves now is the END of a row whose sums stay in the PEs, so that its context is free.
     bool fires_and_stays(bool space) const {
-        const ExpanderToken& token = tokens[tokens_head % TOKEN_QUEUE];
-        return space && token.end && config->psum_in_pe && !context_row[token.context]->final;
+        return space && config->psum_in_pe && tokens[tokens_head % TOKEN_QUEUE].end;
     }
 
     // One cycle; `release` has a bit for every context that the drain gives free in it.
