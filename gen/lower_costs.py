@@ -26,7 +26,10 @@ RUN_OVERHEAD = 50
 ROW_OVERHEAD = 14
 """Cycles of a lane's front for the words around a row's elements."""
 
-DRAIN_OVERHEAD = 24
+LATER_ROW_OVERHEAD = 7
+"""The same for a K tile that is not a row's first, with sums in the PEs."""
+
+DRAIN_OVERHEAD = 8
 """Cycles of a drain beside its columns."""
 
 POST_OVERHEAD = 10
@@ -141,11 +144,13 @@ class Costs:
         sums = c * self.columns
         drains = final or not config.psum_in_pe
         steals = sums / config.pes_per_lane if drains else 0.0
-        lane = max(products + steals, tokens + 1.5 * chunks + ROW_OVERHEAD, (sums + DRAIN_OVERHEAD) if drains else 0.0)
-        words = 3 + config.mask_words + segments * self.chunk_words(elements / segments)
-        feed = max(words, 4 + config.mask_words + segments)
+        chunk_words = segments * self.chunk_words(elements / segments)
         post = sums + POST_OVERHEAD if final else 0.0
-        return lane, feed, post
+        if config.psum_in_pe:  # drained later, from where the sums are; later K tiles come without masks
+            lane = max(products + steals, tokens + 1.5 * chunks + LATER_ROW_OVERHEAD)
+            return lane, max(2 + chunk_words, 5 + segments), post
+        lane = max(products + steals, tokens + 1.5 * chunks + ROW_OVERHEAD, (sums + DRAIN_OVERHEAD) if drains else 0.0)
+        return lane, max(3 + config.mask_words + chunk_words, 4 + config.mask_words + segments), post
 
     def step(
         self, rows: int, k: float, segments: float, elements: float | None = None, final: bool = True,
