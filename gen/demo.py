@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from maskwork.gen.cli_common import new_table
 from maskwork.gen.config import Config
-from maskwork.gen.demo_train import QuantLayer, integer_forward, load_images, load_network
+from maskwork.gen.demo_net import QuantLayer, integer_forward, load_images, load_network
 from maskwork.gen.errors import DeviceError, MaskworkValueError
 from maskwork.gen.execute import Execution, execute_bound
 from maskwork.gen.generate import Generated, generate, write_files

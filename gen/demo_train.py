@@ -2,47 +2,46 @@
 
 Run as ``python -m maskwork.gen.demo_train``. The script trains a five-layer CNN in NumPy on
 scikit-learn's handwritten digits (1797 images of 8x8 integer pixels 0..16), prunes its weights by
-magnitude, quantises it to integers and writes ``data/digits_cnn.npz`` next to this file.
-
-Tensors are NHWC. Hidden activations are uint8 with zero point 0, so a zero stays a zero. A
-requantised layer computes, per output channel and in exact integer arithmetic::
-
-    q = clamp(round_half_even((acc + bias) * mult / 2**shift), lo, hi)
-
-The last layer (``fc2``) has no requantisation: its int32 ``acc + bias`` are the logits. Its weights
-therefore share one scale over all output channels, so that the logits compare with one another.
+magnitude, quantises it to the integers of :mod:`maskwork.gen.demo_net` and writes
+``data/digits_cnn.npz`` next to this file.
 
 Everything random comes from one seed, and the linear algebra runs on one thread, so that a rerun on
 the same machine with the same library versions writes the same bytes.
 
-Importing this module needs only NumPy; training and `load_images` also need scikit-learn.
+Importing this module needs only NumPy; training also needs scikit-learn.
 """
 
 import argparse
-import json
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import Any, TypeAlias, cast
 
 import numpy as np
+from maskwork.gen.demo_net import (
+    KERNEL,
+    NETWORK,
+    NETWORK_FILE,
+    IntArray,
+    LayerSpec,
+    QuantLayer,
+    fixed_point,
+    integer_forward,
+    left_matrix,
+    load_images,
+    save_network,
+    taps,
+)
 from numpy.typing import NDArray
 
 FloatArray: TypeAlias = NDArray[np.float32]
-IntArray: TypeAlias = NDArray[np.int64]
 Params: TypeAlias = dict[str, FloatArray]
-ScalarT = TypeVar("ScalarT", bound=np.generic)
 
-DEFAULT_OUTPUT = Path(__file__).resolve().parent / "data" / "digits_cnn.npz"
 DEFAULT_SEED = 2024
 
 INPUT_MAX = 16
 WEIGHT_MAX = 127
-ACTIVATION_MAX = 255
-MULT_BITS = 24
-SHIFT_MAX = 47
 
 TEST_FRACTION = 0.2
 CALIBRATION_PERCENTILE = 99.9
@@ -55,72 +54,10 @@ LEARNING_RATE = 2e-3
 FINE_TUNE_RATE = 1e-3
 WEIGHT_DECAY = 1e-4
 MAX_OFFSET = 0.6
-
-
-@dataclass(frozen=True)
-class LayerSpec:
-    """One layer of the network.
-
-    ``in_shape`` and ``out_shape`` leave out the batch: ``(h, w, c)`` for ``conv`` and ``(n,)`` for
-    ``fc``. An ``fc`` layer has stride 1, padding 0 and dilation 1. ``lo`` and ``hi`` are the clamp
-    bounds of the requantised output, or None for a layer with raw int32 outputs.
-    """
-
-    name: str
-    kind: Literal["conv", "fc"]
-    stride: int
-    padding: int
-    dilation: int
-    relu: bool
-    lo: int | None
-    hi: int | None
-    in_shape: tuple[int, ...]
-    out_shape: tuple[int, ...]
-
-
-def _conv(name: str, in_shape: tuple[int, int, int], out_shape: tuple[int, int, int], stride: int) -> LayerSpec:
-    return LayerSpec(name, "conv", stride, 1, 1, True, 0, ACTIVATION_MAX, in_shape, out_shape)
-
-
-KERNEL = 3
-NETWORK: tuple[LayerSpec, ...] = (
-    _conv("conv1", (8, 8, 1), (8, 8, 16), stride=1),
-    _conv("conv2", (8, 8, 16), (4, 4, 32), stride=2),
-    _conv("conv3", (4, 4, 32), (4, 4, 32), stride=1),
-    LayerSpec("fc1", "fc", 1, 0, 1, True, 0, ACTIVATION_MAX, (512,), (64,)),
-    LayerSpec("fc2", "fc", 1, 0, 1, False, None, None, (64,), (10,)),
-)
 KEEP: Mapping[str, float] = {"conv1": 0.8, "conv2": 0.4, "conv3": 0.4, "fc1": 0.2, "fc2": 0.5}
 
 
-@dataclass(frozen=True)
-class QuantLayer:
-    """Integer parameters of one layer.
-
-    Attributes:
-        spec: the layer's shape and clamp bounds.
-        weight: int8 ``(kh, kw, cin, cout)`` for ``conv``, ``(in, out)`` for ``fc``; -127..127.
-        bias: int32 ``(cout,)``, added to the accumulator.
-        mult: uint32 ``(cout,)`` below 2**24, or None for raw int32 outputs.
-        shift: uint8 ``(cout,)`` in 0..47, or None for raw int32 outputs.
-    """
-
-    spec: LayerSpec
-    weight: NDArray[np.int8]
-    bias: NDArray[np.int32]
-    mult: NDArray[np.uint32] | None
-    shift: NDArray[np.uint8] | None
-
-
 # Data
-
-
-def load_images() -> tuple[NDArray[np.uint8], IntArray]:
-    """Return the digits as uint8 ``(1797, 8, 8, 1)`` pixels 0..16 and int64 ``(1797,)`` labels."""
-    from sklearn.datasets import load_digits
-
-    pixels, labels = cast("tuple[NDArray[np.float64], IntArray]", load_digits(return_X_y=True))
-    return pixels.reshape(-1, 8, 8, 1).astype(np.uint8), labels.astype(np.int64)
 
 
 def stratified_split(
@@ -153,33 +90,6 @@ def _translate(images: FloatArray, rng: np.random.Generator) -> FloatArray:
 # Float network
 
 
-def im2col(x: NDArray[ScalarT], kernel: tuple[int, int], spec: LayerSpec) -> NDArray[ScalarT]:
-    """Gather convolution windows, zero-padded.
-
-    Args:
-        x: ``(n, h, w, c)``, any dtype.
-        kernel: ``(kh, kw)``.
-        spec: gives the stride, padding, dilation and output shape.
-
-    Returns:
-        ``(n * oh * ow, kh * kw * c)`` of the same dtype, columns in (kh, kw, c) order.
-    """
-    n, _, _, c = x.shape
-    oh, ow, _ = spec.out_shape
-    p = spec.padding
-    padded = np.pad(x, ((0, 0), (p, p), (p, p), (0, 0)))
-    cols = np.empty((n, oh, ow, *kernel, c), dtype=x.dtype)
-    for i, j in np.ndindex(*kernel):
-        cols[:, :, :, i, j, :] = padded[:, _taps(i, oh, spec), _taps(j, ow, spec), :]
-    return cols.reshape(n * oh * ow, -1)
-
-
-def _taps(position: int, count: int, spec: LayerSpec) -> slice:
-    """Return the padded input rows (or columns) which kernel row ``position`` meets."""
-    start = position * spec.dilation
-    return slice(start, start + (count - 1) * spec.stride + 1, spec.stride)
-
-
 def _col2im(cols: FloatArray, kernel: tuple[int, int], spec: LayerSpec) -> FloatArray:
     """Add windows back into ``(n, h, w, c)``: the transpose of `im2col`."""
     h, w, c = spec.in_shape
@@ -188,13 +98,8 @@ def _col2im(cols: FloatArray, kernel: tuple[int, int], spec: LayerSpec) -> Float
     windows = cols.reshape(-1, oh, ow, *kernel, c)
     padded = np.zeros((len(windows), h + 2 * p, w + 2 * p, c), dtype=cols.dtype)
     for i, j in np.ndindex(*kernel):
-        padded[:, _taps(i, oh, spec), _taps(j, ow, spec), :] += windows[:, :, :, i, j, :]
+        padded[:, taps(i, oh, spec), taps(j, ow, spec), :] += windows[:, :, :, i, j, :]
     return padded[:, p : p + h, p : p + w, :]
-
-
-def _rows(x: NDArray[ScalarT], spec: LayerSpec) -> NDArray[ScalarT]:
-    """Return the left matrix of the layer's product: windows for conv, flat (H, W, C) rows for fc."""
-    return im2col(x, (KERNEL, KERNEL), spec) if spec.kind == "conv" else x.reshape(len(x), -1)
 
 
 def _init_params(rng: np.random.Generator) -> Params:
@@ -226,7 +131,7 @@ def _forward(params: Params, images: FloatArray) -> list[tuple[FloatArray, Float
     trace: list[tuple[FloatArray, FloatArray]] = []
     x = images
     for spec in NETWORK:
-        rows = _rows(x, spec)
+        rows = left_matrix(x, spec)
         weight = params[f"{spec.name}_weight"]
         x = rows @ weight.reshape(-1, weight.shape[-1]) + params[f"{spec.name}_bias"]
         if spec.relu:
@@ -348,75 +253,7 @@ def prune(params: Params, images: FloatArray, labels: IntArray, rng: np.random.G
         train(params, images, labels, epochs=epochs, rate=FINE_TUNE_RATE, masks=masks, rng=rng)
 
 
-# Integer network
-
-
-def requantise(
-    total: IntArray, mult: NDArray[np.uint32], shift: NDArray[np.uint8], lo: int, hi: int
-) -> NDArray[np.uint8]:
-    """Scale accumulators to uint8: ``clamp(round_half_even(total * mult / 2**shift), lo, hi)``.
-
-    Exact: a 33-bit total by a 24-bit multiplier fits int64.
-
-    Args:
-        total: int64 ``(..., cout)``, accumulator plus bias, magnitude at most 2**32.
-        mult: uint32 ``(cout,)`` below 2**24.
-        shift: uint8 ``(cout,)`` in 0..47.
-        lo: lowest result, at least 0.
-        hi: highest result, at most 255.
-    """
-    product = total * mult.astype(np.int64)
-    places = shift.astype(np.int64)
-    unit = np.int64(1) << places
-    floor = product >> places
-    twice = 2 * (product - floor * unit)
-    up = (twice > unit) | ((twice == unit) & (floor & 1 == 1))
-    return np.clip(floor + up, lo, hi).astype(np.uint8)
-
-
-def integer_forward(layers: Sequence[QuantLayer], images: NDArray[np.uint8]) -> list[NDArray[np.integer[Any]]]:
-    """Run the integer network.
-
-    Args:
-        layers: the layers in order.
-        images: uint8 ``(n, 8, 8, 1)`` pixels 0..16.
-
-    Returns:
-        Every layer's output ``(n, *out_shape)``: uint8 where requantised, int32 logits at the end.
-    """
-    outputs: list[NDArray[np.integer[Any]]] = []
-    x: NDArray[np.integer[Any]] = images
-    for layer in layers:
-        rows = _rows(x, layer.spec).astype(np.int64)
-        weight = layer.weight.astype(np.int64)
-        total: IntArray = rows @ weight.reshape(-1, weight.shape[-1]) + layer.bias
-        if layer.mult is None or layer.shift is None or layer.spec.lo is None or layer.spec.hi is None:
-            x = total.astype(np.int32)
-        else:
-            x = requantise(total, layer.mult, layer.shift, layer.spec.lo, layer.spec.hi)
-        x = x.reshape(len(images), *layer.spec.out_shape)
-        outputs.append(x)
-    return outputs
-
-
-def fixed_point(ratio: float) -> tuple[int, int]:
-    """Return ``(mult, shift)`` with ``mult / 2**shift`` nearest to ``ratio``.
-
-    ``mult`` lies in [2**23, 2**24) unless the shift is held at an end of 0..47.
-
-    Raises:
-        ValueError: if ``ratio`` is not positive, or rounds to 0, or needs 2**24 or more.
-    """
-    if ratio <= 0:
-        raise ValueError(f"ratio {ratio} is not positive")
-    shift = MULT_BITS - math.frexp(ratio)[1]
-    if round(math.ldexp(ratio, shift)) >> MULT_BITS:
-        shift -= 1
-    shift = min(max(shift, 0), SHIFT_MAX)
-    mult = round(math.ldexp(ratio, shift))
-    if not 0 < mult < 1 << MULT_BITS:
-        raise ValueError(f"ratio {ratio} is out of the range of a {MULT_BITS}-bit multiplier and shift 0..{SHIFT_MAX}")
-    return mult, shift
+# Quantisation
 
 
 def quantise(params: Params, images: FloatArray) -> list[QuantLayer]:
@@ -454,55 +291,6 @@ def quantise(params: Params, images: FloatArray) -> list[QuantLayer]:
             in_scale = out_scale
         layers.append(QuantLayer(spec, weight_q, bias_q.astype(np.int32), mult, shift))
     return layers
-
-
-# File
-
-
-def save_network(
-    path: Path, layers: Sequence[QuantLayer], test_indices: NDArray[np.int32], accuracy: Mapping[str, Any]
-) -> None:
-    """Write the network as a compressed ``.npz`` without pickles.
-
-    Keys: per layer ``<name>_weight``, ``<name>_bias`` and (where requantised) ``<name>_mult`` and
-    ``<name>_shift``, with the dtypes of `QuantLayer`; ``test_indices`` int32 ``(n,)``; ``layers`` and
-    ``accuracy``, JSON in 0-d unicode arrays (a list of `LayerSpec` fields, and an object of figures).
-    """
-    arrays: dict[str, Any] = {}
-    for layer in layers:
-        name = layer.spec.name
-        arrays[f"{name}_weight"] = layer.weight
-        arrays[f"{name}_bias"] = layer.bias
-        if layer.mult is not None and layer.shift is not None:
-            arrays[f"{name}_mult"] = layer.mult
-            arrays[f"{name}_shift"] = layer.shift
-    arrays["layers"] = np.array(json.dumps([asdict(layer.spec) for layer in layers]))
-    arrays["test_indices"] = test_indices
-    arrays["accuracy"] = np.array(json.dumps(accuracy))
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
-
-
-def load_network(path: Path = DEFAULT_OUTPUT) -> tuple[list[QuantLayer], NDArray[np.int32], dict[str, Any]]:
-    """Read a file of `save_network`: the layers, int32 ``(n,)`` test indices and the accuracy figures."""
-    with np.load(path, allow_pickle=False) as file:
-        layers: list[QuantLayer] = []
-        for fields in json.loads(str(file["layers"])):
-            fields["in_shape"] = tuple(fields["in_shape"])
-            fields["out_shape"] = tuple(fields["out_shape"])
-            spec = LayerSpec(**fields)
-            has_mult = f"{spec.name}_mult" in file.files
-            layers.append(
-                QuantLayer(
-                    spec,
-                    file[f"{spec.name}_weight"],
-                    file[f"{spec.name}_bias"],
-                    file[f"{spec.name}_mult"] if has_mult else None,
-                    file[f"{spec.name}_shift"] if has_mult else None,
-                )
-            )
-        return layers, file["test_indices"], json.loads(str(file["accuracy"]))
 
 
 # Script
@@ -572,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description="Train, prune and quantise the digits CNN.")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
-    parser.add_argument("--output", type=Path, default=DEFAULT_OUTPUT, help="the .npz file to write")
+    parser.add_argument("--output", type=Path, default=NETWORK_FILE, help="the .npz file to write")
     options = parser.parse_args(argv)
     output: Path = options.output
     start = time.monotonic()

@@ -8,7 +8,7 @@ import pytest
 from maskwork.gen import cli_common, demo
 from maskwork.gen.cli import cli
 from maskwork.gen.config import preset
-from maskwork.gen.demo_train import integer_forward, load_images, load_network
+from maskwork.gen.demo_net import integer_forward, load_images, load_network
 from maskwork.gen.errors import DeviceError, MaskworkValueError
 from maskwork.gen.report import REASONS
 from maskwork.sim_tb.device import GoldenDevice
