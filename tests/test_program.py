@@ -1,3 +1,5 @@
+"""Programs: their files, legality, disassembly, and the results that replies give."""
+
 import copy
 import json
 import time
@@ -7,145 +9,15 @@ import pytest
 from maskwork.gen import pack
 from maskwork.gen.check import Legality, check_bound, check_program
 from maskwork.gen.config import Config, preset
-from maskwork.gen.errors import DeviceError, MaskworkTypeError, MaskworkValueError, ProgramError
+from maskwork.gen.errors import DeviceError, ProgramError
 from maskwork.gen.isa import COMMANDS, COUNTERS, REPLIES, Fault, Op, Reply
-from maskwork.gen.lower import Post, conv_output_shape, lower_conv, lower_matmul
-from maskwork.gen.mask import Mask
-from maskwork.gen.overflow import check_overflow
+from maskwork.gen.lower import lower_matmul
 from maskwork.gen.program import Program, bind, disassemble, disassemble_words
 from maskwork.gen.results import ResultAssembler
 
-PRESETS = ("tiny", "small", "dense-small", "ulx3s-85f", "sim-64")
-CRAMPED = {"k_depth": 16, "a_segments": 16, "a_depth": 64, "psum_rows": 2, "c_rows": 16}
+from .programs import golden, parameters, sparse
 
-
-def sparse(rng, shape, density=0.4, high=100):
-    return (rng.integers(-high, high, shape) * (rng.random(shape) < density)).astype(np.int16)
-
-
-def golden(program, operands, masks=None, dense=False):
-    """Output of a program on the golden interpreter, every check on the way."""
-    interpreter = pytest.importorskip("maskwork.sim_tb.golden.interpreter")
-    check_program(program)
-    bound = bind(program, operands, masks, dense)
-    check_bound(program.config, bound.words, bound.last)
-    assembler = ResultAssembler(program)
-    assembler.feed_packets(interpreter.Interpreter(program.config).execute(bound.words, bound.last))
-    assert assembler.synced == [0]
-    return assembler.outputs()["c"]
-
-
-def requantised(sums, bias, mult, shift, low, high):
-    x = (sums.astype(np.int64) + bias) * mult
-    q, half = x >> shift, 1 << (shift - 1)
-    rest = x - (q << shift)
-    return np.clip(q + ((rest > half) | ((rest == half) & (q & 1 == 1))), low, high)
-
-
-def parameters(rng, n):
-    return {"bias": rng.integers(-1000, 1000, n), "mult": rng.integers(1, 1 << 20, n), "shift": rng.integers(10, 30, n)}
-
-
-# ---------------------------------------------------------------------- masks
-
-
-def test_mask_kinds_combine():
-    bits = np.array([[1, 1, 0], [0, 1, 1]], dtype=bool)
-    mask = Mask.element(bits) & Mask.vector("m", [True, False]) & Mask.blocks((2, 3), [(0, 0, 2, 1), (0, 2, 1, 1)])
-    assert mask.kinds == ("element", "vector m", "blocks")
-    assert mask.to_array((2, 3)).tolist() == [[True, False, False], [False, False, False]]
-    assert mask.density((2, 3)) == pytest.approx(1 / 6)
-    assert Mask.absent().to_array((2, 2)).all() and Mask.absent().is_absent
-    assert (mask.axis_keep("m", 2) == [True, False]).all() and mask.axis_keep("k", 5).all()
-    assert not Mask.blocks((2, 2), []).to_array((2, 2)).any()
-    assert Mask.element(np.ones((2, 2, 3))[..., 0].astype(int)).to_array((2, 2)).all()
-
-
-def test_mask_vector_over_k_lies_on_either_side():
-    mask = Mask.vector("k", [1, 0])
-    assert mask.to_array((3, 2)).tolist() == [[True, False]] * 3
-    assert mask.to_array((2, 3)).tolist() == [[True] * 3, [False] * 3]
-    assert mask.to_array((2, 2), "kn").tolist() == [[True, True], [False, False]]
-    with pytest.raises(MaskworkValueError, match='give axes "mk" or "kn"'):
-        mask.to_array((2, 2))
-
-
-@pytest.mark.parametrize(
-    ("make", "error", "message"),
-    [
-        (lambda: Mask.element(np.ones((2, 2))), MaskworkTypeError, "array of bool"),
-        (lambda: Mask.element([[2, 0]]), MaskworkValueError, "only 0 and 1, not 0 to 2"),
-        (lambda: Mask.vector("z", [True]), MaskworkValueError, 'must be "m", "k" or "n", not \'z\''),
-        (lambda: Mask.vector("m", [[True]]), MaskworkValueError, "one axis"),
-        (lambda: Mask.blocks((2, 2), [(1, 1, 2, 1)]), MaskworkValueError, r"must lie within .* \(2, 2\)"),
-        (lambda: Mask.blocks((2, 2), [(1, 1)]), MaskworkTypeError, "four integers"),
-        (lambda: Mask.element([[True]]).to_array((2, 2)), MaskworkValueError, r"shape \(2, 2\) is expected"),
-        (lambda: Mask.vector("m", [True]).to_array((2, 2)), MaskworkValueError, "length 1; 2 is expected"),
-        (lambda: Mask.blocks((1, 2), []).to_array((2, 2)), MaskworkValueError, r"\(2, 2\) is expected"),
-        (lambda: Mask.vector("n", [True]).to_array((1, 1), "mk"), MaskworkValueError, "m or k is expected"),
-        (lambda: Mask.vector("n", [True]).axis_keep("n", 2), MaskworkValueError, "2 is expected"),
-    ],
-)
-def test_mask_errors(make, error, message):
-    with pytest.raises(error, match=message):
-        make()
-
-
-# ---------------------------------------------------------------------- packing
-
-
-@pytest.mark.parametrize("width", [4, 7, 9, 16, 18])
-@pytest.mark.parametrize("stream_words", [1, 2, 8])
-def test_rows_survive_packing(width, stream_words):
-    rng = np.random.default_rng(width)
-    for rows, length, density in ((1, 1, 1.0), (7, 33, 0.3), (5, 64, 0.0), (20, 100, 0.9)):
-        values = rng.integers(-(1 << (width - 1)), 1 << (width - 1), (rows, length))
-        mask = rng.random((rows, length)) < density
-        words = pack.pack_rows(values, mask, width, stream_words)
-        got, got_mask, used = pack.unpack_rows(words, rows, length, width, stream_words)
-        assert used == len(words) and used % stream_words == 0 and words.dtype == np.uint32
-        assert (got == np.where(mask, values, 0)).all() and (got_mask == mask).all()
-        words = pack.pack_rows(values, None, width, stream_words)
-        got, _, used = pack.unpack_rows(words, rows, length, width, stream_words, dense=True)
-        assert used == len(words) and (got == values).all()
-        with pytest.raises(ValueError, match="too few"):
-            pack.unpack_rows(words[:-1], rows, length, width, stream_words, dense=True)
-
-
-def test_wire_format_by_hand():
-    values = np.array([[0, -1, 0, 5, 7, 9]])
-    words = pack.pack_rows(values, values != 0, 9, 1)
-    assert words.tolist() == [0b111010, 0x1FF | 5 << 9 | 7 << 18, 9]
-    assert pack.pack_rows(values, values != 0, 9, 2).tolist() == [0b111010, 0, 0x1FF | 5 << 9 | 7 << 18, 9]
-    assert pack.pack_rows(values * 0, values > 99, 9, 2).tolist() == [0, 0]
-    assert pack.pack_bitmaps(np.ones((2, 33), dtype=bool), 1).tolist() == [[0xFFFFFFFF, 1]] * 2
-
-
-def test_packing_is_fast():
-    values = sparse(np.random.default_rng(0), (512, 576))
-    begin = time.perf_counter()
-    pack.pack_rows(values, values != 0, 9, 1)
-    assert time.perf_counter() - begin < 0.5  # about 0.01 s when nothing else runs
-
-
-def test_storage_words():
-    assert pack.segment_words(16, 4) == 5 and pack.segment_words(17, 4) == 7 and pack.segment_words(35, 2) == 21
-    mask = np.zeros((2, 40), dtype=bool)
-    mask[0, [0, 1, 2, 3, 4, 33]] = True
-    assert pack.bank_words(mask, 4) == 3 + 2
-    assert pack.bank_words(np.ones((3, 35), dtype=bool), 2) == 3 * 21
-
-
-def test_ranges():
-    rng = np.random.default_rng(1)
-    for index in (np.arange(0), np.array([7]), np.arange(5, 50, 3), np.array([9, 5, 1, 2, 3, 40, 41, 50]),
-                  np.flatnonzero(rng.random(200) < 0.5), rng.permutation(30)):  # fmt: skip
-        ranges = pack.to_ranges(index)
-        assert (pack.expand_ranges(ranges) == index).all() and pack.count_ranges(ranges) == len(index)
-    assert pack.to_ranges(np.r_[0:10, 100:110]) == [[0, 10, 1], [100, 10, 1]]
-
-
-# ---------------------------------------------------------------------- program files
+# ---------------------------------------------------------------------- files
 
 
 def small_program():
@@ -318,31 +190,7 @@ def test_check_bound_sees_the_data():
         check_bound(tight, *stream([begin, full]))
 
 
-def test_overflow_and_range_are_refused():
-    a, b = np.full((3, 4), -128), np.array([[127]] * 4)
-    check_overflow(18, a, b)
-    with pytest.raises(MaskworkValueError, match="could reach 65024 in column 0; at most 32767"):
-        check_overflow(16, a, b)
-    program = lower_matmul(preset("icebreaker").replace(acc_width=18, a_width=9, b_width=9), 3, 40, 4)
-    with pytest.raises(MaskworkValueError, match="raise acc_width"):
-        bind(program, {"a": np.full((3, 40), 255), "b": np.full((40, 4), 255)})
-    bind(program, {"a": np.full((3, 40), 255), "b": np.full((40, 4), 255)}, {"a": Mask.vector("m", [False] * 3)})
-
-
-def test_bind_errors():
-    program = lower_matmul(preset("tiny"), 2, 3, 4)
-    a, b = np.ones((2, 3), dtype=int), np.ones((3, 4), dtype=int)
-    for operands, masks, error, message in (
-        ({"a": a}, {}, MaskworkValueError, r"operand 'b' is missing; shape \(3, 4\)"),
-        ({"a": a, "b": b, "x": b}, {}, MaskworkValueError, "unknown operand 'x'; operands: a, b"),
-        ({"a": a.T, "b": b}, {}, MaskworkValueError, r"operand 'a' has shape \(3, 2\); \(2, 3\) is expected"),
-        ({"a": a * 1.0, "b": b}, {}, MaskworkTypeError, "operand 'a' must be an array of integers, not float64"),
-        ({"a": a * 256, "b": b}, {}, MaskworkValueError, r"operand 'a' must lie in -256\.\.255"),
-        ({"a": a, "b": b}, {"a": a[0] > 0}, MaskworkValueError, r"mask of operand 'a' has shape \(3,\)"),
-        ({"a": a, "b": b}, {"a": a * 1.0}, MaskworkTypeError, "mask of operand 'a' must be an array of bool"),
-    ):
-        with pytest.raises(error, match=message):
-            bind(program, operands, masks)
+# ---------------------------------------------------------------------- disassembly
 
 
 def test_disassembly():
@@ -356,147 +204,6 @@ def test_disassembly():
     lines = disassemble_words(program.config, bound.words, bound.last).splitlines()
     assert [line.split()[1] for line in lines] == [c["op"] for c in program.commands]
     assert "words" in lines[1]
-
-
-# ---------------------------------------------------------------------- lowering, on the golden model
-
-
-@pytest.mark.parametrize("name", PRESETS)
-@pytest.mark.parametrize("use_c", [False, True])
-def test_matmul_shapes(name, use_c):
-    rng = np.random.default_rng(5)
-    for m, k, n in ((31, 32, 31), (1, 1, 1), (1, 300, 200), (70, 300, 130), (3, 65, 17)):
-        a, b, wanted = sparse(rng, (m, k)), sparse(rng, (k, n)), rng.random((m, n)) < 0.5
-        program = lower_matmul(preset(name), m, k, n, use_c=use_c)
-        c = golden(program, {"a": a, "b": b, **({"c_mask": wanted} if use_c else {})})
-        assert c.dtype == np.int32
-        assert (c == (a.astype(int) @ b.astype(int)) * (wanted if use_c else 1)).all()
-
-
-@pytest.mark.parametrize("seed", range(60))
-def test_matmul_random(seed):
-    rng = np.random.default_rng(seed)
-    config = preset(PRESETS[seed % 5])
-    if seed % 3 == 0:
-        config = config.replace(**CRAMPED, acc_width=40, post=False)
-    m, k, n = int(rng.integers(1, 100 if seed % 2 else 5)), int(rng.integers(1, 150)), int(rng.integers(1, 200))
-    keep = [rng.random(v) < 0.7 if rng.random() < 0.3 else np.ones(v, dtype=bool) for v in (m, k, n)]
-    keep[1][0] = True
-    use_c = bool(rng.random() < 0.3)
-    post = Post(-60, 100) if config.post and rng.random() < 0.4 else None
-    program = lower_matmul(config, m, k, n, use_c=use_c, m_keep=keep[0], k_keep=keep[1], n_keep=keep[2], post=post)
-    program = Program.from_json(program.to_json())
-    a, b, a_mask, wanted = sparse(rng, (m, k)), sparse(rng, (k, n)), rng.random((m, k)) < 0.7, rng.random((m, n)) < 0.6
-    operands = {"a": a, "b": b, **(parameters(rng, n) if post else {})}
-    expected = (a * a_mask * keep[1]).astype(int) @ b.astype(int)
-    if post:
-        expected = requantised(expected, operands["bias"], operands["mult"], operands["shift"], -60, 100)
-    expected = expected * keep[0][:, None] * keep[2] * (wanted if use_c else 1)
-    masks = {"a": Mask.element(a_mask), **({"c_mask": wanted} if use_c else {})}
-    assert (golden(program, operands, masks, dense=bool(seed % 4 == 1)) == expected).all()
-
-
-@pytest.mark.parametrize("name", ["small", "ulx3s-85f"])
-@pytest.mark.parametrize("cramped", [False, True])
-@pytest.mark.parametrize("mode", ["share", "cluster"])
-def test_matmul_share(name, cramped, mode):
-    rng = np.random.default_rng(8)
-    config = preset(name).replace(**(CRAMPED if cramped else {}))
-    for m, k, n in ((1, 20, 16), (3, 100, 37), (5, 70, 1500 if name == "small" else 1100), (39, 50, 90)):
-        program = lower_matmul(config, m, k, n, mode=mode, post=Post(-50, 50))
-        assert all(c["share"] for c in program.commands if c["op"] == "RUN")
-        a, b, p = sparse(rng, (m, k)), sparse(rng, (k, n)), parameters(rng, n)
-        expected = requantised(a.astype(int) @ b.astype(int), p["bias"], p["mult"], p["shift"], -50, 50)
-        assert (golden(program, {"a": a, "b": b, **p}) == expected).all()
-
-
-def test_removed_rows_are_not_loaded():
-    full, half = (
-        lower_matmul(preset("small"), 64, 64, 64, m_keep=np.arange(64) % f == 0, k_keep=np.arange(64) % f == 0)
-        for f in (1, 2)
-    )
-    load = [c for c in half.commands if c["op"] == "LOAD_A"]
-    assert {c["length"] for c in load} == {32} and sum(c["segments"] for c in load) == 32
-    assert sum(c["segments"] for c in full.commands if c["op"] == "LOAD_A") == 64
-    assert (golden(lower_matmul(preset("tiny"), 2, 2, 2, m_keep=[]),
-                   {"a": np.ones((2, 2), int), "b": np.ones((2, 2), int)}) == 0).all()  # fmt: skip
-
-
-def convolution(a, w, stride, padding, dilation):
-    a = np.pad(a.astype(int), ((0, 0), *padding, (0, 0)))
-    n, oh, ow, cout = conv_output_shape(a.shape, w.shape, stride, 0, dilation)
-    out = np.zeros((n, oh, ow, cout), dtype=int)
-    for i in range(w.shape[0]):
-        for j in range(w.shape[1]):
-            y, x = i * dilation[0], j * dilation[1]
-            part = a[:, y : y + (oh - 1) * stride[0] + 1 : stride[0], x : x + (ow - 1) * stride[1] + 1 : stride[1]]
-            out += part @ w[i, j].astype(int)
-    return out
-
-
-@pytest.mark.parametrize("seed", range(80))
-def test_conv_random(seed):
-    rng = np.random.default_rng(1000 + seed)
-    config = preset(PRESETS[seed % 5])
-    if seed % 3 == 0:
-        config = config.replace(**CRAMPED)
-
-    def pair(low, high):
-        return tuple(int(v) for v in rng.integers(low, high, 2))
-
-    shape = (int(rng.integers(1, 4)), *pair(1, 13), int(rng.integers(1, 41)))
-    weights = (*pair(1, 5), shape[3], int(rng.integers(1, 41)))
-    stride, padding = pair(1, 4), (pair(0, 4), pair(0, 4))
-    dilation = tuple(1 if (weights[i] - 1) * 3 >= shape[1 + i] else int(rng.integers(1, 4)) for i in (0, 1))
-    if any(dilation[i] * (weights[i] - 1) >= shape[1 + i] + sum(padding[i]) for i in (0, 1)):
-        pytest.skip("kernel larger than the input")
-    keep, kept = rng.random(shape[3]) < 0.8, rng.random(weights[3]) < 0.8
-    keep[0] = kept[0] = True
-    use_c, post = bool(rng.random() < 0.5), {"low": -60, "high": 100} if rng.random() < 0.4 else None
-    program = lower_conv(config, shape, weights, stride, padding, dilation, use_c=use_c, post=post, k_keep=keep,
-                         n_keep=kept)  # fmt: skip
-    a, w = sparse(rng, shape), sparse(rng, weights)
-    operands = {"a": a, "b": w, **(parameters(rng, weights[3]) if post else {})}
-    expected = convolution(a * keep, w, stride, padding, dilation)
-    if post:
-        expected = requantised(expected, operands["bias"], operands["mult"], operands["shift"], -60, 100)
-    expected = expected * kept
-    if use_c:
-        operands["c_mask"] = rng.random(expected.shape) < 0.5
-        expected = expected * operands["c_mask"]
-    assert (golden(program, operands) == expected).all()
-
-
-def test_padding_is_not_loaded():
-    program = lower_conv(preset("small"), (1, 8, 8, 16), (3, 3, 16, 8), 1, 1)
-    for command in program.commands:
-        if command["op"] == "LOAD_A":
-            assert command["segments"] <= 64
-    strided = lower_conv(preset("small"), (1, 8, 8, 16), (1, 1, 16, 8), 2)
-    assert sum(c["segments"] for c in strided.commands if c["op"] == "LOAD_A") == 16
-
-
-def test_lowering_errors():
-    config = preset("small")
-    for make, message in (
-        (lambda: lower_matmul(config, 0, 1, 1), "m must be a positive integer, not 0"),
-        (lambda: lower_matmul(config, 2, 2, 2, k_keep=[True]), r"k_keep must have shape \(2,\)"),
-        (lambda: lower_matmul(config, 2, 2, 2, n_keep=[1, 0]), "n_keep must be rising indices from 0 to 1"),
-        (lambda: lower_matmul(config, 2, 2, 2, post=Post(5, 4)), "low <= high must lie in"),
-        (lambda: lower_matmul(config, 2, 2, 2, mode="x"), 'mode must be "auto"'),
-        (lambda: lower_matmul(config, 2, 2, 2, mode="share"), 'mode "share" needs'),
-        (lambda: lower_matmul(config, 2, 2, 9, mode="cluster", use_c=True), "more than one lane a cluster and"),
-        (lambda: lower_matmul(preset("small").replace(post=False), 2, 2, 2, post=Post(0, 1)), "post = true"),
-        (lambda: lower_conv(config, (1, 4, 4, 3), (3, 3, 2, 1)), r"input's 3 channels \(cin\), not 2"),
-        (lambda: lower_conv(config, (1, 2, 4, 3), (3, 3, 3, 1)), "kernel's height 3 .* must fit"),
-        (lambda: lower_conv(config, (1, 4, 4, 3), (3, 3, 3, 1), 0), "stride must be an integer of at least 1"),
-        (lambda: lower_conv(config, (4, 4, 3), (3, 3, 3, 1)), "four positive sizes"),
-    ):
-        with pytest.raises(MaskworkValueError, match=message) as caught:
-            make()
-        assert "\n" not in str(caught.value)
-    with pytest.raises(MaskworkTypeError, match="post must have low and high"):
-        lower_matmul(config, 2, 2, 2, post={"lo": 1})
 
 
 # ---------------------------------------------------------------------- results
