@@ -294,9 +294,9 @@ _preset(
 _preset(Config(name="small"), "16 PEs in one cluster: simulation, first experiments")
 _preset(Config(name="dense-small", skip=""), "small without any skipping: the dense baseline")
 _preset(
-    Config(name="ulx3s-85f", lanes=16, k_depth=64, a_depth=1024, a_segments=256),
-    "64 PEs for a ULX3S: 200 of 208 block RAMs, 80 of 156 multipliers, 46 k of 84 k LUTs of an ECP5-85F",
-)
+    Config(name="ulx3s-85f", lanes=12, k_depth=64, a_depth=1024, a_segments=256, psum_rows=32, psum_in_pe=True),
+    "48 PEs for a ULX3S: 201 of 208 block RAMs, 60 of 156 multipliers, 36 k of 84 k LUTs of an ECP5-85F",
+)  # fmt: skip
 _preset(
     Config(name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,
            k_depth=64, a_depth=256, a_segments=64, c_rows=64, psum_rows=16, fifo_depth=128, run_depth=2,
