@@ -123,9 +123,12 @@ def _plans(problem: Problem, y: Phase, x: Phase, share: str) -> Iterator[Plan]:
         cap = min(config.c_rows if use_c else 32767, 32767)
         if k_tiles > 1:
             cap = min(cap, config.psum_rows * config.lanes_per_cluster // lanes)
+        # blocks that take half of the slots are drained while the next block is summed up in the others
+        caps = [cap, cap // 2] if k_tiles > 1 and config.psum_in_pe else [cap]
         for down in _sizes(len(y.taps), min(len(y.taps), cap // across)):
             low = min(y.pixels, cut.rows + (down - 1) * y.step) * cut.images
-            for size in _sizes(channels, min(channels, cap // (across * down), segments // low)):
+            limits = [min(channels, most // (across * down), segments // low) for most in caps]
+            for size in sorted({size for limit in limits for size in _sizes(channels, limit)}):
                 for tiles in sorted({min(column_units, t) for t in (1, 2, 4, 8, 16, column_units)}):
                     rows = min(y.pixels, cut.rows * (1 if whole else tiles) + (down - 1) * y.step)
                     strip = rows * cut.images * (tiles if whole else 1) * size
@@ -164,9 +167,14 @@ def _priced(costs: Costs, taps: tuple[int, int, int], cut: Cut, channels: int, s
         runs = RUN_OVERHEAD * min(parts, config.clusters, 2)
         load = a_loads + b_loads + runs * steps
         groups = blocks * tiles_n
-        compute = groups * ((k_tiles - 1) * each + last)
+        half = config.psum_rows * config.lanes_per_cluster // lanes // 2
+        if config.psum_in_pe and k_tiles > 1 and rows <= half:
+            compute = groups * max(k_tiles * each, last)
+        else:
+            compute = groups * ((k_tiles - 1) * each + last)
         step_load = b_load + a_loads / steps + runs
-        waits = groups * paced(k_tiles, each, last, step_load, b_loads / b_load / groups) - compute
+        paced_by = paced(k_tiles, each, last, step_load, b_loads / b_load / groups)
+        waits = groups * paced_by - groups * ((k_tiles - 1) * each + last)
         cost = total(load, compute, out, first, last, waits)
         yield Plan(cost, cut, down, size, m_outer, share)
 

@@ -43,6 +43,13 @@ def choose_lane(
     # a ring has partial-sum slots of its own, so that they are used again in the order in which rows drain
     own_slots = config.psum_rows // rings
     used = [Signal(range(own_slots + 1), name=f"used{n}") for n in range(lanes * rings)]
+    # with sums in the PEs slots are taken in turn, also from RUN to RUN: rows are drained from theirs meanwhile
+    next_slot = used
+    if config.psum_in_pe:
+        next_slot = [Signal(range(max(2, own_slots)), name=f"next_slot{n}") for n in range(lanes * rings)]
+        for n in range(lanes * rings):
+            with m.If(fetch.coming[n] & run["first"] & ~run["share"]):
+                m.d.sync += next_slot[n].eq(next_slot[n] + 1)
     m.submodules.table = table = memory.Memory(
         shape=lanes + ring_bits + slot_width, depth=max(2, lanes * config.psum_rows), init=[], attrs=NO_CHECK
     )
@@ -88,7 +95,7 @@ def choose_lane(
         m.d.sync += able_now.eq(pick.any())
         for n in range(lanes * rings):
             with m.If(pick[n]):
-                m.d.sync += [ring.eq(n % rings), slot.eq(Cat(Const(n % rings, ring_bits), used[n]))]
+                m.d.sync += [ring.eq(n % rings), slot.eq(Cat(Const(n % rings, ring_bits), next_slot[n]))]
     with m.Else():
         m.d.sync += [
             lane.eq(kept_lane),
@@ -107,8 +114,7 @@ def choose_lane(
     still = had & ~Mux(wanted, 0, last)
     with m.If(fetch.taken):
         m.d.sync += [had.eq(0), *(count.eq(0) for count in used)]
-    # with sums in the PEs all rows have slots, in turn: a row is drained from its slot while the next one is summed up
-    with m.Elif((run["first"] if config.psum_in_pe else keeps) & ~run["share"]):
+    with m.Elif(keeps & ~run["share"]):
         m.d.sync += [used[n].eq(used[n] + fetch.coming[n]) for n in range(lanes * rings)]
         with m.If(coming.any()):
             m.d.sync += [had.eq(had | coming), last.eq(coming)]

@@ -129,17 +129,17 @@ def test_rtl_cluster(psum_in_pe):
             run_random(device, 6000 + seed, False, "cluster")
 
 
-def test_rows_are_shared_within_clusters_where_feeding_them_is_the_limit():
-    """Sparse gradients of many channels: the clusters have rows of their own, lanes columns of their own."""
-    config = preset("sim-64").replace(psum_in_pe=True, psum_rows=32, a_depth=1024, fifo_depth=256)
-    layers = [(config, (1, 14, 14, 64), (1, 14, 14, n), 3, 1, 1) for n in (128, 256)]
-    for layer, density, share in ((layers[0], (0.3, 0.3), 0), (layers[1], (0.2, 0.04), 1)):
-        program = lower_weight_grad(*layer, density=density, trust=True)
+def test_rows_are_shared_within_clusters():
+    """The clusters have rows of their own, lanes columns of their own; not with C masks, which lanes cannot share."""
+    layer = preset("sim-64"), (1, 14, 14, 128), (1, 14, 14, 256), 3, 1, 1
+    for mode, share in (("rows", 0), ("cluster", 1)):
+        program = lower_weight_grad(*layer, density=(0.2, 0.04), trust=True, mode=mode)
         assert {c.get("share", 0) for c in loads(program, "RUN")} == {share}
     assert {c["lanes"] for c in loads(program, "LOAD_B")} == {1, 2, 4, 8}
     assert {c["clusters"] for c in loads(program, "LOAD_A")} == {1, 2, 4, 8}
-    assert all(c["columns"] == 64 and c["clusters"] == 15 for c in loads(program, "LOAD_B"))
-    masked = lower_weight_grad(*layers[1], density=(0.2, 0.04), trust=True, use_c=True)
+    assert all(c["columns"] == 64 for c in loads(program, "LOAD_B"))
+    assert 15 in {c["clusters"] for c in loads(program, "LOAD_B")}  # all clusters hold the same columns
+    masked = lower_weight_grad(*layer, density=(0.2, 0.04), trust=True, use_c=True)
     assert not any(c.get("share") for c in loads(masked, "RUN"))
 
 

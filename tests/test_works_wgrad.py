@@ -110,15 +110,15 @@ def test_exchanged_pads():
 @pytest.mark.parametrize(("densities", "swapped"), [((0.5, 0.02), True), ((0.02, 0.5), False)])
 def test_the_sparser_operand_is_streamed(densities, swapped):
     config = preset("sim-64")
-    work = layer_work(densities=densities, channels=(64, 64))
+    work = layer_work(densities=densities, channels=(128, 128), size=28)
     first = work.ways(config)[0]
     assert first.a is (work.b if swapped else work.a) and first.b is (work.a if swapped else work.b)
     assert first.cycles(config) == min(work.cycles(config), work.swapped().cycles(config))
     assert first.swapped().ways(config)[0].key == first.key
     # the passes' works are the better way as well
-    layer = Layer(network="n", layer="l", batch=1, in_channels=64, out_channels=64, in_height=16, in_width=16,
+    layer = Layer(network="n", layer="l", batch=1, in_channels=128, out_channels=128, in_height=28, in_width=28,
                   kernel_height=3, kernel_width=3, padding=1)  # fmt: skip
-    masks = LayerMasks(input=work.a, output_grad=work.b, weight=np.random.default_rng(1).random((3, 3, 64, 64)) < 0.5)
+    masks = LayerMasks(input=work.a, output_grad=work.b, weight=np.random.default_rng(1).random((3, 3, 128, 128)) < 0.5)
     (own,) = works(config, layer, "weight_grad", masks)
     assert np.array_equal(own.a, first.a) and np.array_equal(own.b, first.b)
     wanted = back(own.c) if swapped else own.c

@@ -64,7 +64,7 @@ struct Fetch {
     Place place{};
     bool able_now = false;
     int wait = 0;
-    int used[MAX_LANES * MAX_RINGS] = {};
+    int used[MAX_LANES * MAX_RINGS] = {}, next_slot[MAX_LANES * MAX_RINGS] = {};
     uint32_t had = 0, last_lanes = 0;   // lanes that had a row in this round; that the last row went to
     bool sent = false;                  // in this cycle: the last row's masks
 
@@ -148,7 +148,8 @@ struct Fetch {
             if (pick) {
                 const int n = std::countr_zero(pick);
                 place.ring = static_cast<uint8_t>(n & (rings - 1));
-                place.slot = static_cast<uint8_t>((n & (rings - 1)) | used[n] << ring_shift);
+                const int slot = config->psum_in_pe ? next_slot[n] & (own_slots - 1) : used[n];
+                place.slot = static_cast<uint8_t>((n & (rings - 1)) | slot << ring_shift);
             }
         } else {
             place = kept;
@@ -162,10 +163,13 @@ struct Fetch {
         able = own & has_slot;
         lane_free = next_free;
         wait = (coming || run_begins) ? 0 : std::min(wait + 1, SETTLED);
+        if (first && !share) {
+            for (int n = 0; n < lanes * rings; ++n) next_slot[n] += coming >> n & 1;
+        }
         if (taken) {
             std::fill(std::begin(used), std::end(used), 0);
             had = 0;
-        } else if ((config->psum_in_pe ? first : keeps) && !share) {
+        } else if (keeps && !share) {
             if (!coming && sent) end_of_row(lanes, rings, own_slots);
             if (coming) last_lanes = 0;
             for (int n = 0; n < lanes * rings; ++n) {
