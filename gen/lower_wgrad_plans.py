@@ -167,14 +167,15 @@ def _priced(costs: Costs, taps: tuple[int, int, int], cut: Cut, channels: int, s
         runs = RUN_OVERHEAD * min(parts, config.clusters, 2)
         load = a_loads + b_loads + runs * steps
         groups = blocks * tiles_n
+        step_load = b_load + a_loads / steps + runs
+        loads = b_loads / b_load / groups
         half = config.psum_rows * config.lanes_per_cluster // lanes // 2
-        if config.psum_in_pe and k_tiles > 1 and rows <= half:
-            compute = groups * max(k_tiles * each, last)
+        if config.psum_in_pe and k_tiles > 1 and rows <= half:  # results drain while the next block is summed up
+            compute = groups * max(paced(k_tiles, each, each, step_load, loads), last)
+            waits = 0.0
         else:
             compute = groups * ((k_tiles - 1) * each + last)
-        step_load = b_load + a_loads / steps + runs
-        paced_by = paced(k_tiles, each, last, step_load, b_loads / b_load / groups)
-        waits = groups * paced_by - groups * ((k_tiles - 1) * each + last)
+            waits = groups * paced(k_tiles, each, last, step_load, loads) - compute
         cost = total(load, compute, out, first, last, waits)
         yield Plan(cost, cut, down, size, m_outer, share)
 

@@ -1,5 +1,6 @@
 """Accumulators of a PE: a memory that is read, added to and written, one sum a cycle, without hazards."""
 
+import itertools
 from functools import reduce
 from operator import or_
 
@@ -19,22 +20,24 @@ MOST_IN_LUT_RAM = 64
 class Accumulators(wiring.Component):
     """Adds products to ``sum_rows * slots`` sums, or reads and clears one of them (a drain).
 
-    The loop takes two cycles, read and add; a sum that is added to twice in a row comes from the adder's own register,
-    which is known a cycle before: what the adder adds up is then an OR of registers, all but one of them 0.
-    A bit beside each sum says that it holds something: a drain clears that. A drain and an
-    addition to the same sum may not follow each other directly.
+    The loop takes two cycles, read and add, and with block RAM a third behind the memory; a sum that is added to twice
+    in a row comes from the adder's own register, which is known a cycle before: what the adder adds up is then an OR of
+    registers, all but one of them 0.
+    A bit beside each sum says that it holds something: a drain clears that. A drain and an addition to the same sum may
+    not follow each other directly.
 
     Members:
         address: of a sum, row above slot.
         adds, drains: what to do with it; not both.
-        product: 2 cycles after ``adds``; 0 if 2 cycles after ``drains``.
-        sum: 3 cycles after ``drains`` what the accumulator held, else 0.
+        product: ``lead`` cycles after ``adds``; 0 if so many after ``drains``.
+        sum: ``lead`` + 1 cycles after ``drains`` what the accumulator held, else 0.
     """
 
     def __init__(self, config: Config):
         self._config = config
         self._depth = depth = config.sum_rows * config.slots
         self._in_lut = config.lut_ram and not (config.psum_in_pe and depth > MOST_IN_LUT_RAM)
+        self.lead = 2 if self._in_lut else 3
         super().__init__(
             {
                 "address": In(range(depth)),
@@ -52,41 +55,42 @@ class Accumulators(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        width = self._config.acc_width
-        # first stage: read; second: add and write
-        reading, adding = (
-            Signal(data.StructLayout({"address": len(self.address), "adds": 1, "drains": 1}), name=name)
-            for name in ("reading", "adding")
-        )
-        again = Signal()  # added to twice in a row: the sum asked for is the one being read
-        reread = Signal()  # a cycle later: the sum being read is the one being written
-        total = Signal(signed(width))
-        last = Signal(signed(width), reset_less=True)
-        m.d.comb += again.eq(self.adds & reading.adds & (self.address == reading.address))
-        m.d.sync += [
-            reading.address.eq(self.address),
-            reading.adds.eq(self.adds),
-            reading.drains.eq(self.drains),
-            adding.eq(reading),
-            reread.eq(again),
-        ]
-        with m.If(reread):
-            m.d.sync += last.eq(total)
-        with m.Else():
-            m.d.sync += last.eq(0)
-        if self._in_lut:
-            current = self._in_lut_ram(m, reading, adding, total, again)
-        else:
-            current = self._in_block_ram(m, reading, adding, total, reread)
-        m.d.comb += total.eq((current | last).as_signed() + self.product)
-        drained = Signal(signed(width), reset_less=True)
+        stage = data.StructLayout({"address": len(self.address), "adds": 1, "drains": 1})
+        given = Signal(stage)
+        m.d.comb += [given.address.eq(self.address), given.adds.eq(self.adds), given.drains.eq(self.drains)]
+        # last stage: add and write; before it: read, from block RAM in two stages
+        stages = [given, *(Signal(stage, name=f"stage{n}") for n in range(self.lead))]
+        for before, after in itertools.pairwise(stages):
+            m.d.sync += after.eq(before)
+        total = Signal(signed(self._config.acc_width))
+        m.d.comb += total.eq(self._current(m, stages, total) + self.product)
+        drained = Signal(signed(len(total)), reset_less=True)
         m.d.comb += self.sum.eq(drained)
         # a drained sum comes out of the adder too, for its product is 0: no second OR over the banks
-        with m.If(adding.drains):
+        with m.If(stages[-1].drains):
             m.d.sync += drained.eq(total)
         with m.Else():
             m.d.sync += drained.eq(0)
         return m
+
+    def _current(self, m: Module, stages, total) -> Value:
+        """What is added to: the sum read, or the adder's own register if it was added to a cycle before."""
+        last = Signal(signed(len(total)), reset_less=True)
+        again = Signal()  # added to twice in a row: the sum asked for is the one that is added to next
+        reread = Signal()  # later: the sum that is added to next is being added to
+        m.d.comb += again.eq(stages[0].adds & stages[1].adds & (stages[0].address == stages[1].address))
+        m.d.sync += reread.eq(again)
+        if self._in_lut:
+            held = self._in_lut_ram(m, *stages[1:], total, again)
+        else:
+            reread, reread_before = Signal(name="reread_later"), reread
+            m.d.sync += reread.eq(reread_before)
+            held = self._in_block_ram(m, *stages, total, reread)
+        with m.If(reread):
+            m.d.sync += last.eq(total)
+        with m.Else():
+            m.d.sync += last.eq(0)
+        return (held | last).as_signed()
 
     def _in_lut_ram(self, m: Module, reading, adding, total, again) -> Value:
         """The sum that ``reading`` asked for a cycle before; 0 if there is none or if it is being written."""
@@ -119,16 +123,31 @@ class Accumulators(wiring.Component):
             held_in.append(held)
         return reduce(or_, held_in)
 
-    def _in_block_ram(self, m: Module, reading, adding, total, reread) -> Value:
-        """The same, with the flag beside the sum."""
+    def _in_block_ram(self, m: Module, given, reading, waiting, adding, total, again) -> Value:
+        """The same, with the flag beside the sum, and a register behind the memory, which is slow.
+
+        A sum that was written two operations before was read too early: it comes from a register as well.
+        """
         m.submodules.sums = sums = memory.Memory(shape=len(total) + 1, depth=self._depth, init=[], attrs=NO_CHECK)
         write, read = sums.write_port(), sums.read_port()
-        rewritten = Signal()
-        m.d.sync += rewritten.eq(reread)
+        early, written = Signal(), Signal()  # of what is being read, and a cycle later
+        before = Signal(len(total), reset_less=True)  # the sum that was written a cycle before
+        held = Signal(len(total), reset_less=True)
         m.d.comb += [
             read.addr.eq(reading.address),
             write.addr.eq(adding.address),
             write.data.eq(Cat(total, adding.adds)),
             write.en.eq(adding.adds | adding.drains),
         ]
-        return Mux(read.data[-1] & ~rewritten, read.data[:-1], 0)
+        m.d.sync += [
+            early.eq((waiting.adds | waiting.drains) & (given.address == waiting.address)),
+            written.eq(early),
+            before.eq(Mux(adding.adds, total, 0)),
+        ]
+        with m.If(again):
+            m.d.sync += held.eq(0)
+        with m.Elif(written):
+            m.d.sync += held.eq(before)
+        with m.Else():
+            m.d.sync += held.eq(Mux(read.data[-1], read.data[:-1], 0))
+        return held

@@ -297,7 +297,8 @@ class PE(wiring.Component):
             Cat(issue.payload.index, meta.context, meta.upper),
         )
         adds = issued & ~meta.end
-        for stage in range(MULTIPLY_LATENCY - 2):
+        submodule(m, "accumulators", accumulators := Accumulators(config), platform)
+        for stage in range(MULTIPLY_LATENCY - accumulators.lead):
             after = (
                 Signal(len(address), name=f"address{stage}"),
                 Signal(name=f"adds{stage}"),
@@ -305,7 +306,6 @@ class PE(wiring.Component):
             )
             m.d.sync += [b.eq(a) for a, b in zip((address, adds, drains), after, strict=True)]
             address, adds, drains = after
-        submodule(m, "accumulators", accumulators := Accumulators(config), platform)
         m.d.comb += [
             accumulators.address.eq(address),
             accumulators.adds.eq(adds),

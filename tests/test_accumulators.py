@@ -15,7 +15,6 @@ CONFIGS = {
     "more rows of K tiles": {"psum_in_pe": True},  # block RAM
     "32 slots": {"rows_in_flight": 4, "fifo_depth": 128, "slots": 32, "psum_rows": 4, "acc_width": 18},  # eight
 }
-PRODUCT_AFTER, SUM_AFTER = 2, 3
 
 
 def config_of(name, lut_ram):
@@ -47,6 +46,7 @@ def patterns(rng, sums):
 def test_accumulators(name, lut_ram):
     config = config_of(name, lut_ram)
     dut = Accumulators(config)
+    product_after, sum_after = dut.lead, dut.lead + 1
     rng = random.Random(1)
     low = -(1 << (config.a_width + config.b_width - 2))
     extremes = [low, -low, -1, 0, 1]  # -low is the product of the two most negative operands
@@ -57,15 +57,15 @@ def test_accumulators(name, lut_ram):
     async def bench(ctx):
         last = None
         operations = list(patterns(rng, len(held)))
-        for cycle, operation in enumerate([*operations, *[None] * SUM_AFTER]):
+        for cycle, operation in enumerate([*operations, *[None] * sum_after]):
             # neither the operation before nor the one after a drain may be on its sum
             if operation and last and operation[0] == last[0] and (operation[1] or last[1]):
                 operation = None
             where, drains = operation or (rng.randrange(len(held)), False)
             product = rng.choice([*extremes, rng.randint(low, -low)])
-            products[cycle + PRODUCT_AFTER] = 0 if drains else product
+            products[cycle + product_after] = 0 if drains else product
             if operation and drains:
-                drained[cycle + SUM_AFTER] = held[where]
+                drained[cycle + sum_after] = held[where]
                 held[where] = 0
             elif operation:
                 held[where] = wrap(held[where] + product, config.acc_width)
