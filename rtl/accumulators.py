@@ -20,11 +20,13 @@ MOST_IN_LUT_RAM = 64
 class Accumulators(wiring.Component):
     """Adds products to ``sum_rows * slots`` sums, or reads and clears one of them (a drain).
 
-    The loop takes two cycles, read and add, and with block RAM a third behind the memory; a sum that is added to twice
-    in a row comes from the adder's own register, which is known a cycle before: what the adder adds up is then an OR of
-    registers, all but one of them 0.
+    The loop takes two cycles, read and add; a sum that is added to twice in a row comes from the adder's own register,
+    which is known a cycle before: what the adder adds up is then an OR of registers, all but one of them 0.
     A bit beside each sum says that it holds something: a drain clears that. A drain and an addition to the same sum may
     not follow each other directly.
+
+    Many sums (``psum_in_pe``) are in block RAM, with a register behind it and so a third cycle. There a drain leaves 0.
+    With few sums and no LUT RAM the block RAM's output is added to directly: slower, but with fewer registers.
 
     Members:
         address: of a sum, row above slot.
@@ -37,7 +39,9 @@ class Accumulators(wiring.Component):
         self._config = config
         self._depth = depth = config.sum_rows * config.slots
         self._in_lut = config.lut_ram and not (config.psum_in_pe and depth > MOST_IN_LUT_RAM)
-        self.lead = 2 if self._in_lut else 3
+        registered = config.psum_in_pe and not self._in_lut  # a register behind the memory
+        self.lead = 3 if registered else 2
+        self.width = config.acc_width + (not registered)  # of a sum in memory
         super().__init__(
             {
                 "address": In(range(depth)),
@@ -51,7 +55,7 @@ class Accumulators(wiring.Component):
     def hierarchy_key(self):
         """Identity of the emitted module."""
         config = self._config
-        return ("Accumulators", self._depth, config.acc_width, config.a_width, config.b_width, self._in_lut)
+        return ("Accumulators", self._depth, config.acc_width, config.a_width, config.b_width, self._in_lut, self.lead)
 
     def elaborate(self, platform):
         m = Module()
@@ -75,21 +79,21 @@ class Accumulators(wiring.Component):
 
     def _current(self, m: Module, stages, total) -> Value:
         """What is added to: the sum read, or the adder's own register if it was added to a cycle before."""
-        last = Signal(signed(len(total)), reset_less=True)
         again = Signal()  # added to twice in a row: the sum asked for is the one that is added to next
-        reread = Signal()  # later: the sum that is added to next is being added to
+        reread = Signal()  # a cycle later
         m.d.comb += again.eq(stages[0].adds & stages[1].adds & (stages[0].address == stages[1].address))
         m.d.sync += reread.eq(again)
-        if self._in_lut:
-            held = self._in_lut_ram(m, *stages[1:], total, again)
-        else:
-            reread, reread_before = Signal(name="reread_later"), reread
-            m.d.sync += reread.eq(reread_before)
-            held = self._in_block_ram(m, *stages, total, reread)
+        if self.lead == 3:
+            return self._in_block_ram(m, *stages, total, reread)
+        last = Signal(signed(len(total)), reset_less=True)
         with m.If(reread):
             m.d.sync += last.eq(total)
         with m.Else():
             m.d.sync += last.eq(0)
+        if self._in_lut:
+            held = self._in_lut_ram(m, *stages[1:], total, again)
+        else:
+            held = self._without_register(m, *stages[1:], total, reread)
         return (held | last).as_signed()
 
     def _in_lut_ram(self, m: Module, reading, adding, total, again) -> Value:
@@ -123,31 +127,44 @@ class Accumulators(wiring.Component):
             held_in.append(held)
         return reduce(or_, held_in)
 
-    def _in_block_ram(self, m: Module, given, reading, waiting, adding, total, again) -> Value:
-        """The same, with the flag beside the sum, and a register behind the memory, which is slow.
-
-        A sum that was written two operations before was read too early: it comes from a register as well.
-        """
-        m.submodules.sums = sums = memory.Memory(shape=len(total) + 1, depth=self._depth, init=[], attrs=NO_CHECK)
+    def _without_register(self, m: Module, reading, adding, total, reread) -> Value:
+        """The same from block RAM, with the flag beside the sum."""
+        m.submodules.sums = sums = memory.Memory(shape=self.width, depth=self._depth, init=[], attrs=NO_CHECK)
         write, read = sums.write_port(), sums.read_port()
-        early, written = Signal(), Signal()  # of what is being read, and a cycle later
-        before = Signal(len(total), reset_less=True)  # the sum that was written a cycle before
-        held = Signal(len(total), reset_less=True)
+        rewritten = Signal()
+        m.d.sync += rewritten.eq(reread)
         m.d.comb += [
             read.addr.eq(reading.address),
             write.addr.eq(adding.address),
             write.data.eq(Cat(total, adding.adds)),
             write.en.eq(adding.adds | adding.drains),
         ]
+        return Mux(read.data[-1] & ~rewritten, read.data[:-1], 0)
+
+    def _in_block_ram(self, m: Module, given, reading, waiting, adding, total, reread) -> Value:
+        """What is added to, 0 where no sum is held, with a register behind the memory, which is slow.
+
+        A sum that was written two operations before was read too early: it comes from a register as well.
+        """
+        m.submodules.sums = sums = memory.Memory(shape=self.width, depth=self._depth, init=[], attrs=NO_CHECK)
+        write, read = sums.write_port(), sums.read_port()
+        again, early, written = Signal(), Signal(), Signal()
+        before = Signal(len(total), reset_less=True)  # the sum that was written a cycle before
+        held, forwarded = Signal(len(total), reset_less=True), Signal(len(total), reset_less=True)
+        uses_held = Signal()
+        m.d.comb += [
+            read.addr.eq(reading.address),
+            write.addr.eq(adding.address),
+            write.data.eq(Mux(adding.adds, total, 0)),
+            write.en.eq(adding.adds | adding.drains),
+        ]
         m.d.sync += [
+            again.eq(reread),
             early.eq((waiting.adds | waiting.drains) & (given.address == waiting.address)),
             written.eq(early),
-            before.eq(Mux(adding.adds, total, 0)),
+            before.eq(write.data),
+            held.eq(read.data),
+            uses_held.eq(~again & ~written),
+            forwarded.eq(Mux(again, total, Mux(written, before, 0))),
         ]
-        with m.If(again):
-            m.d.sync += held.eq(0)
-        with m.Elif(written):
-            m.d.sync += held.eq(before)
-        with m.Else():
-            m.d.sync += held.eq(Mux(read.data[-1], read.data[:-1], 0))
-        return held
+        return (Mux(uses_held, held, 0) | forwarded).as_signed()
