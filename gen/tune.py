@@ -83,9 +83,9 @@ def trial(program: Program, values: Mapping[str, NDArray[Any]], products: float,
         share *= kept
     try:
         bound = bind(tried, values, check_sums=False)
+        counters = simulate(program.config, bound.words, bound.last)
     except BankOverflow:
         return None
-    counters = simulate(program.config, bound.words, bound.last)
     return Trial(counters["multiply"] / counters["cycles"], counters["cycles"] / share)
 
 

@@ -232,8 +232,10 @@ class ConvWork:
         Raises:
             ProgramError: if the configuration cannot run it.
         """
+        # what the hardware does not skip is there, whatever its mask says
+        density = tuple(d if name in config.skip else 1.0 for name, d in zip("abc", self._density, strict=True))
         return lower_conv(config, self.shape, self.weights, self.stride, self.pads, self.dilation,
-                          use_c=self.c is not None, post=POST if self.post else None, density=self._density,
+                          use_c=self.c is not None, post=POST if self.post else None, density=density,
                           trust=trust, tune=tune, column_work=self._column_work)  # fmt: skip
 
     def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 from maskwork.gen import lower_conv as module
 from maskwork.gen import tune
+from maskwork.gen.bench_sample import run_program
 from maskwork.gen.check import check_program
 from maskwork.gen.config import preset
 from maskwork.gen.conv_tiles import MOST_PLANS, NEAR, Axis, Geometry, plans
@@ -14,6 +15,7 @@ from maskwork.gen.execute import execute
 from maskwork.gen.isa import ISA_VERSION
 from maskwork.gen.lower_conv import lower_conv
 from maskwork.gen.program import Program
+from maskwork.gen.works import ConvWork, operands
 from maskwork.sim_tb.device import open_device
 from maskwork.sim_tb.golden import conv2d
 from maskwork.sim_tb.golden.requantise import requantise_unchecked
@@ -219,3 +221,15 @@ def test_tuned_programs_give_the_same_results(monkeypatch):
     with open_device("golden", config) as device:
         assert np.array_equal(execute(device, program, {"a": a, "b": b}).outputs["c"], conv2d(a, b, padding=1))
     assert len(tried) > 1
+
+
+@pytest.mark.parametrize("skip", ["", "abc"])
+def test_tiles_whose_activations_do_not_fit_are_not_taken(skip):
+    """The density given is far from that of the operand, or nothing is skipped: trials of too large tiles end early."""
+    config = preset("sim-64").replace(skip=skip)
+    rng = np.random.default_rng(1)
+    work = ConvWork((1, 14, 14, 512), (3, 3, 512, 64), a=rng.random((1, 14, 14, 512)) < 0.15, pads=((1, 1), (1, 1)))
+    program = work.lower(config, tune=True)
+    counters = run_program(program, operands(work, program))
+    assert counters["multiply"] >= work.macs()[1]
+    lower_conv(config, work.shape, work.weights, padding=1, density=(0.15, 1.0), trust=True, tune=True)
