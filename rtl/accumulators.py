@@ -84,16 +84,16 @@ class Accumulators(wiring.Component):
         m.d.comb += again.eq(stages[0].adds & stages[1].adds & (stages[0].address == stages[1].address))
         m.d.sync += reread.eq(again)
         if self.lead == 3:
-            return self._in_block_ram(m, *stages, total, reread)
+            return self._in_block_ram(m, stages, total, reread)
         last = Signal(signed(len(total)), reset_less=True)
         with m.If(reread):
             m.d.sync += last.eq(total)
         with m.Else():
             m.d.sync += last.eq(0)
         if self._in_lut:
-            held = self._in_lut_ram(m, *stages[1:], total, again)
+            held = self._in_lut_ram(m, stages[1], stages[2], total, again)
         else:
-            held = self._without_register(m, *stages[1:], total, reread)
+            held = self._without_register(m, stages[1], stages[2], total, reread)
         return (held | last).as_signed()
 
     def _in_lut_ram(self, m: Module, reading, adding, total, again) -> Value:
@@ -141,11 +141,12 @@ class Accumulators(wiring.Component):
         ]
         return Mux(read.data[-1] & ~rewritten, read.data[:-1], 0)
 
-    def _in_block_ram(self, m: Module, given, reading, waiting, adding, total, reread) -> Value:
+    def _in_block_ram(self, m: Module, stages, total, reread) -> Value:
         """What is added to, 0 where no sum is held, with a register behind the memory, which is slow.
 
         A sum that was written two operations before was read too early: it comes from a register as well.
         """
+        given, reading, waiting, adding = stages
         m.submodules.sums = sums = memory.Memory(shape=self.width, depth=self._depth, init=[], attrs=NO_CHECK)
         write, read = sums.write_port(), sums.read_port()
         again, early, written = Signal(), Signal(), Signal()
