@@ -15,7 +15,7 @@ def test_icebreaker_fits():
     cells = ice40_fit(preset("icebreaker"))
     assert cells["ICESTORM_LC"][1] == 5280
     assert all(used <= available for used, available in cells.values())
-    assert cells["ICESTORM_LC"][0] <= 5280 - LINK - 60  # packing varies by some 20 cells
+    assert cells["ICESTORM_LC"][0] <= 5280 - LINK - 80
     assert cells["ICESTORM_DSP"][0] == preset("icebreaker").pes
 
 
