@@ -140,20 +140,25 @@ class Accumulators(wiring.Component):
             held_in.append(held)
         return reduce(or_, held_in)
 
-    def _without_register(self, m: Module, reading, adding, total, reread) -> Value:
-        """The same from block RAM, with the flag beside the sum."""
+    def _block_ram(self, m: Module, reading, adding, left: Value) -> Value:
+        """What the memory shows of the sum that ``reading`` asked for; ``left`` is written for ``adding``."""
         width = sum_width(self._config)
         m.submodules.sums = sums = memory.Memory(shape=width, depth=self._depth, init=[], attrs=NO_CHECK)
         write, read = sums.write_port(), sums.read_port()
-        rewritten = Signal()
-        m.d.sync += rewritten.eq(reread)
         m.d.comb += [
             read.addr.eq(reading.address),
             write.addr.eq(adding.address),
-            write.data.eq(Cat(total, adding.adds)),
+            write.data.eq(left),
             write.en.eq(adding.adds | adding.drains),
         ]
-        return Mux(read.data[-1] & ~rewritten, read.data[:-1], 0)
+        return read.data
+
+    def _without_register(self, m: Module, reading, adding, total, reread) -> Value:
+        """The same from block RAM, with the flag beside the sum."""
+        rewritten = Signal()
+        m.d.sync += rewritten.eq(reread)
+        read = self._block_ram(m, reading, adding, Cat(total, adding.adds))
+        return Mux(read[-1] & ~rewritten, read[:-1], 0)
 
     def _in_block_ram(self, m: Module, stages, total, reread) -> Value:
         """What is added to, 0 where no sum is held, with a register behind the memory, which is slow.
@@ -161,25 +166,19 @@ class Accumulators(wiring.Component):
         A sum that was written two operations before was read too early: it comes from a register as well.
         """
         given, reading, waiting, adding = stages
-        width = sum_width(self._config)
-        m.submodules.sums = sums = memory.Memory(shape=width, depth=self._depth, init=[], attrs=NO_CHECK)
-        write, read = sums.write_port(), sums.read_port()
+        left = Signal(len(total))
+        m.d.comb += left.eq(Mux(adding.adds, total, 0))
+        read = self._block_ram(m, reading, adding, left)
         again, early, written = Signal(), Signal(), Signal()
         before = Signal(len(total), reset_less=True)  # the sum that was written a cycle before
         held, forwarded = Signal(len(total), reset_less=True), Signal(len(total), reset_less=True)
         uses_held = Signal()
-        m.d.comb += [
-            read.addr.eq(reading.address),
-            write.addr.eq(adding.address),
-            write.data.eq(Mux(adding.adds, total, 0)),
-            write.en.eq(adding.adds | adding.drains),
-        ]
         m.d.sync += [
             again.eq(reread),
             early.eq((waiting.adds | waiting.drains) & (given.address == waiting.address)),
             written.eq(early),
-            before.eq(write.data),
-            held.eq(read.data),
+            before.eq(left),
+            held.eq(read),
             uses_held.eq(~again & ~written),
             forwarded.eq(Mux(again, total, Mux(written, before, 0))),
         ]

@@ -167,12 +167,12 @@ class Expander(wiring.Component):
             self.header_upper.eq(uppers[self.reading]),
             self.in_row.eq(rows.any()),
         ]
-        # a START that needs a slot whose results are not drained waits; looked at in the cycle before
-        waits = Signal()
+        # a START whose slot holds results that are not drained has to wait; looked at in the cycle before
+        slot_owed = Signal()
         if config.psum_in_pe:
             free = Signal()
             m.d.sync += free.eq(self.i.valid & (head.kind == WordKind.START) & ~self.owed.bit_select(start.slot, 1))
-            m.d.comb += waits.eq((head.kind == WordKind.START) & start.first & ~free)
+            m.d.comb += slot_owed.eq((head.kind == WordKind.START) & start.first & ~free)
         m.d.sync += self.busy.eq((self.busy | started) & ~self.release)
 
         with m.FSM():
@@ -184,8 +184,11 @@ class Expander(wiring.Component):
                     m.d.sync += turn_left.eq(TURN_CHUNKS - 1)
                     m.next = "HEAD"
             with m.State("HEAD"):
-                m.d.comb += [self.i.ready.eq(room & ~waits), self.go.eq(~self.i.valid | (head.kind != WordKind.END))]
-                with m.If(self.i.valid & room & ~waits):
+                m.d.comb += [
+                    self.i.ready.eq(room & ~slot_owed),
+                    self.go.eq(~self.i.valid | (head.kind != WordKind.END)),
+                ]
+                with m.If(self.i.valid & self.i.ready):
                     with m.Switch(head.kind):
                         with m.Case(WordKind.START):
                             m.d.comb += [

@@ -202,7 +202,7 @@ class Lane(wiring.Component):
             return leaves, kept, retired, retired_bank
         token = expander.o.payload
         banks, finals = Signal(contexts), Signal(contexts)
-        slots = Array([Signal(drain.row.shape(), name=f"slot{n}") for n in range(contexts)])
+        uppers = Array([Signal(upper_width(config), name=f"upper{n}") for n in range(contexts)])
         slot = Cat(token.context, token.upper)
         final = expander.final.bit_select(token.context, 1)
         owed = Signal(config.psum_rows)
@@ -218,12 +218,12 @@ class Lane(wiring.Component):
             ),
             expander.owed.eq(owed),
             drain.finish.eq((retired & finals).any()),
-            drain.finish_row.eq(slots[which]),
+            drain.finish_row.eq(Cat(which, uppers[which])),
         ]
         m.d.sync += kept.eq((kept & ~retired) | leaves)
         for n in range(contexts):
             with m.If(leaves[n]):
-                m.d.sync += [banks[n].eq(token.k[-1]), finals[n].eq(final), slots[n].eq(slot)]
+                m.d.sync += [banks[n].eq(token.k[-1]), finals[n].eq(final), uppers[n].eq(token.upper)]
         with m.If(drain.drained):
             m.d.sync += owed.bit_select(drain.row, 1).eq(0)
         with m.If(leaves.any() & final):

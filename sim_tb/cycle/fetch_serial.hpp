@@ -106,10 +106,7 @@ struct SerialFetch : Fetch {
                 taps = true;
                 last_tap = false;
                 level = L_T0;
-                tap_seg = row_seg;
-                tap_k = row_k;
-                tap_x = row_x;
-                tap_y = row_y;
+                begin_taps();
                 at = S_HEADER;
                 if (known()) at = any_wanted() ? S_COUNT : S_END;
                 break;
