@@ -14,6 +14,7 @@ from maskwork.rtl.lane_fifo import LaneFifo
 from maskwork.rtl.layouts import b_write_layout, counts_layout, ring_pointers, word_width
 from maskwork.rtl.pe import LOOKUP_LATENCY, PE, context_width, token_layout, upper_width
 from maskwork.rtl.post import PostWord
+from maskwork.rtl.weight_masks import WeightMasks
 
 
 class Lane(wiring.Component):
@@ -130,9 +131,17 @@ class Lane(wiring.Component):
         m.d.sync += write.eq(self.write)
         selected = Signal()
         m.d.sync += selected.eq(self.selected)
+        if "b" in config.skip:
+            submodule(m, "masks", masks := WeightMasks(config), platform)
+            m.d.comb += [
+                masks.k.eq(expander.o.payload.k),
+                masks.we.eq(write.mask_we & selected),
+                masks.write_k.eq(write.k),
+                masks.mask.eq(write.mask),
+                *(pe.mask.eq(masks.masks[number]) for number, pe in enumerate(pes)),
+            ]
         for number, pe in enumerate(pes):
             m.d.comb += [
-                pe.k.eq(expander.o.payload.k),
                 *(pe.early[name].eq(early[name]) for name in ("context", "upper", "end")),
                 *(pe.ahead[name].eq(ahead[name]) for name in ("context", "upper", "end")),
                 pe.token.eq(token),
@@ -145,11 +154,6 @@ class Lane(wiring.Component):
                 pe.drain.valid.eq(drain.select[number]),
                 pe.done_clear.eq(drain.done_clear | retired),
             ]
-            if "b" in config.skip:
-                m.d.comb += [
-                    pe.write.mask_we.eq(write.mask_we & selected),
-                    pe.write.mask.eq(Cat(write.mask[slot * len(pes) + number] for slot in range(config.slots))),
-                ]
             if not set("bc") & set(config.skip):
                 m.d.comb += [
                     pe.write.columns_we.eq(write.columns_we & selected),

@@ -52,8 +52,8 @@ def token_layout(config: Config) -> data.StructLayout:
 
 
 def weight_write_layout(config: Config) -> data.StructLayout:
-    """Write to one PE's weights (``we``: of each of ``load_slots`` slots), masks (``mask_we``) or number of
-    slots (``columns_we``; appended loads only make it ``columns_grow``).
+    """Write to one PE's weights (``we``: of each of ``load_slots`` slots) or number of slots (``columns_we``; appended
+    loads only make it ``columns_grow``).
     """
     members = {
         "we": config.load_slots,
@@ -61,8 +61,6 @@ def weight_write_layout(config: Config) -> data.StructLayout:
         "slot": range(config.slots // config.load_slots),
         "value": data.ArrayLayout(signed(config.b_width), config.load_slots),
     }
-    if "b" in config.skip:
-        members |= {"mask_we": 1, "mask": config.slots}
     if not set("bc") & set(config.skip):
         members |= {"columns_we": 1, "columns_grow": 1, "last_slot": range(config.slots)}
     return data.StructLayout(members)
@@ -99,19 +97,19 @@ def early_layout(config: Config) -> data.StructLayout:
 
 
 class PE(wiring.Component):
-    """One multiplier with its masks, weights and accumulators.
+    """One multiplier with its C masks, weights and accumulators.
 
-    A token's k is looked up LOOKUP_LATENCY cycles before its ``meta`` arrives; wanted slots (B mask AND C mask) are
+    A token's k is looked up LOOKUP_LATENCY cycles before the token arrives; wanted slots (B mask AND C mask) are
     queued, iterated one a cycle, and added to the row's accumulator MULTIPLY_LATENCY cycles after their issue.
     A drain takes the place of an issue and goes the same way: it finds every sum that was issued before it.
 
     Members:
-        k: k of the token in the lane's register.
-        ahead, early: row and end of that token, LOOKUP_LATENCY - 2 and LOOKUP_LATENCY - 1 cycles later.
-        token: that token, LOOKUP_LATENCY cycles later.
+        ahead, early: row and end of a token, 2 cycles and a cycle before it is at ``token``.
+        mask: slots of its k that are present, together with ``ahead`` and a cycle later in a register of the PE's own.
+        token: that token.
         token_valid: it exists.
         column_mask: C mask of a row that starts.
-        write: weights and masks from the loader.
+        write: weights from the loader.
         drain: accumulator to read and clear.
         sum: drained value DRAIN_READ_LATENCY cycles later, else 0.
         done: per context, the end of the row has been issued.
@@ -126,7 +124,6 @@ class PE(wiring.Component):
         self._config = config
         contexts = config.rows_in_flight
         members = {
-            "k": In(config.k_width + 1),
             "ahead": In(early_layout(config)),
             "early": In(early_layout(config)),
             "token": In(token_layout(config)),
@@ -141,6 +138,8 @@ class PE(wiring.Component):
             "multiply": Out(1),
             "stolen": Out(1),
         }
+        if "b" in config.skip:
+            members["mask"] = In(config.slots)
         if "c" in config.skip:
             members["column_mask"] = In(column_mask_layout(config))
         super().__init__(members)
@@ -197,19 +196,8 @@ class PE(wiring.Component):
         config = self._config
         wanted = None
         if "b" in config.skip:
-            m.submodules.masks = masks = memory.Memory(
-                shape=config.slots, depth=2 * config.k_depth, init=[], attrs=NO_CHECK
-            )
-            write = masks.write_port()
-            read = masks.read_port()
             looked_up = Signal(config.slots, reset_less=True)
-            m.d.comb += [
-                write.addr.eq(self.write.k),
-                write.data.eq(self.write.mask),
-                write.en.eq(self.write.mask_we),
-                read.addr.eq(self.k),
-            ]
-            m.d.sync += looked_up.eq(read.data)
+            m.d.sync += looked_up.eq(self.mask)
             wanted = looked_up
         if "c" in config.skip:
             column = self._column_mask_memory(m) if config.psum_in_pe else self._column_mask_registers(m)

@@ -20,7 +20,7 @@ from maskwork.rtl.pe import (
 )
 from maskwork.sim_tb.benches.stream import configuration, packed, start
 
-IDLE = {"k": 0, "ahead": 0, "early": 0, "token": 0, "token_valid": 0, "write": 0, "drain": 0, "done_clear": 0}
+IDLE = {"ahead": 0, "early": 0, "token": 0, "token_valid": 0, "write": 0, "drain": 0, "done_clear": 0}
 
 
 class Bench:
@@ -54,7 +54,7 @@ class Bench:
         self._drained: dict[int, int] = {}
 
     async def open(self) -> None:
-        """Reset, write weights and masks, and empty the accumulators."""
+        """Reset, write weights, and empty the accumulators."""
         config, dut = self.config, self.dut
         idle = IDLE | ({"column_mask": 0} if "c" in config.skip else {})
         await start(dut, **idle)
@@ -62,8 +62,6 @@ class Bench:
         for k in range(2 * config.k_depth):
             for slot in range(config.slots):
                 fields = {"k": k, "slot": slot, "we": int(self.present[k, slot]), "value": int(self.weights[k, slot])}
-                if slot == 0 and "b" in config.skip:
-                    fields |= {"mask_we": 1, "mask": sum(int(bit) << n for n, bit in enumerate(self.present[k]))}
                 if slot == 0 and not set("bc") & set(config.skip):
                     fields |= {"columns_we": 1, "last_slot": config.slots - 1}
                 dut.write.value = packed(layout, **fields)
@@ -102,7 +100,6 @@ class Bench:
         goes = token is not None and bool(dut.space.value)
         for name, value in ({"done_clear": 0} | ({"column_mask": 0} if "c" in config.skip else {}) | inputs).items():
             getattr(dut, name).value = value
-        dut.k.value = token["k"] if token is not None and goes else 0
         if token is not None and goes:
             self._tokens[self._cycle + LOOKUP_LATENCY] = token
             self._add(token)
@@ -110,6 +107,10 @@ class Bench:
             following = self._tokens.get(self._cycle + cycles, {"context": 0, "end": 0})
             fields = {field: following[field] for field in ("context", "end")}
             getattr(dut, name).value = packed(early_layout(config), **fields)
+        if "b" in config.skip:
+            looked_up = self._tokens.get(self._cycle + 2)
+            present = self.present[looked_up["k"]] if looked_up else []
+            dut.mask.value = sum(int(bit) << n for n, bit in enumerate(present))
         arriving = self._tokens.pop(self._cycle, None)
         dut.token_valid.value = int(arriving is not None)
         dut.token.value = packed(token_layout(config), **arriving) if arriving else 0
