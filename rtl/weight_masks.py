@@ -14,7 +14,7 @@ class WeightMasks(wiring.Component):
     Members:
         k: row of B, its top bit the weight bank.
         masks: a cycle later, the mask of that row for each PE.
-        we, write_k, mask: a row's mask from the loader, columns in their order (all PEs' first slot, their second, ...).
+        we, write_k, mask: a row's mask from the loader, in column order (all PEs' first slot, then their second ...).
     """
 
     def __init__(self, config: Config):
