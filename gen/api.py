@@ -13,8 +13,7 @@ from maskwork.gen.matmul import Result, as_config, matmul
 if TYPE_CHECKING:
     from maskwork.gen.generate import Generated
     from maskwork.gen.workload import Layer
-    from maskwork.sim_tb.cycle import CycleDevice
-    from maskwork.sim_tb.device import GoldenDevice, RtlDevice
+    from maskwork.sim_tb.device import Device
 
 __all__ = ["Result", "bench", "generate", "matmul", "open"]
 
@@ -90,13 +89,13 @@ def generate(
 
 def open(
     target: str, config: Config | str | None = None, **options: Any
-) -> AbstractContextManager[GoldenDevice | CycleDevice | RtlDevice]:
+) -> AbstractContextManager[Device]:
     """Open a device that executes command words; use it in a ``with`` statement.
 
     Args:
-        target: "golden" (NumPy model), "cycle" (its results, with the netlist's exact cycles) or "rtl" (the generated
-            netlist, simulated).
-        config: a configuration, a preset's name, or None for "small".
+        target: "golden" (NumPy model), "cycle" (its results, with the netlist's exact cycles), "rtl" (the generated
+            netlist, simulated) or "serial:PORT" (a board on that port).
+        config: a configuration, a preset's name, or None for "small"; a board must hold it.
         **options: of target "rtl": ``simulator`` ("verilator" or "icarus"), ``trace`` (file for waveforms, VCD),
             ``in_stall`` and ``out_stall`` (probabilities of back-pressure), ``seed``. Others take none.
 

@@ -98,8 +98,8 @@ def target_options(function: Callable[..., Any]) -> Callable[..., Any]:
     )(function)
     return click.option(
         "--target", metavar="T", default="rtl", show_default=True,
-        help="golden (NumPy model), cycle (its results, with the netlist's exact cycles, fast) or rtl (the generated "
-        "netlist, simulated).",
+        help="golden (NumPy model), cycle (its results, with the netlist's exact cycles, fast), rtl (the generated "
+        "netlist, simulated) or serial:PORT (a board, see `maskwork devices`).",
     )(function)  # fmt: skip
 
 
@@ -109,12 +109,10 @@ def device_options(target: str, simulator: str | None, trace: os.PathLike[str] |
     Raises:
         MaskworkValueError: for an unknown target or simulator, or options that the target does not have.
     """
-    from maskwork.sim_tb.device import SIMULATORS, TARGETS
+    from maskwork.sim_tb.device import SIMULATORS, is_target, target_names
 
-    if target not in TARGETS:
-        later = target.startswith("serial:")
-        problem = f"--target {target} is not in this version" if later else f"--target: unknown target {target!r}"
-        raise MaskworkValueError(f"{problem}; targets: {', '.join(TARGETS)}")
+    if not is_target(target):
+        raise MaskworkValueError(f"--target: unknown target {target!r}; targets: {', '.join(target_names())}")
     if simulator is not None and simulator not in SIMULATORS:
         raise MaskworkValueError(f"--simulator: unknown simulator {simulator!r}; simulators: {', '.join(SIMULATORS)}")
     if target == "rtl":

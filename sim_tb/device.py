@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from importlib.metadata import entry_points
+from typing import Any, Protocol, runtime_checkable
 
 import numpy as np
 from maskwork.gen.config import Config
@@ -14,11 +15,11 @@ from maskwork.sim_tb.cache import Cache
 from maskwork.sim_tb.run import RunLimits, RunResult, TraceWindow, limits_for
 from numpy.typing import ArrayLike
 
-if TYPE_CHECKING:
-    from maskwork.sim_tb.cycle import CycleDevice
-
 TARGETS = ("golden", "cycle", "rtl")
-"""What :func:`open_device` opens."""
+"""What :func:`open_device` opens by itself."""
+
+TARGET_GROUP = "maskwork.targets"
+"""Entry points of further targets, ``KIND:REST``."""
 
 SIMULATORS = ("verilator", "icarus")
 """Simulators of target ``rtl``."""
@@ -164,27 +165,44 @@ class RtlDevice:
         self.model.close()
 
 
+def target_names() -> tuple[str, ...]:
+    """:data:`TARGETS`, and the kinds that other packages bring (``serial:PORT``)."""
+    return (*TARGETS, *(f"{entry.name}:PORT" for entry in entry_points(group=TARGET_GROUP)))
+
+
+def is_target(target: str) -> bool:
+    """Whether :func:`open_device` knows this target, or its kind (what comes before the colon)."""
+    kind, colon, _ = target.partition(":")
+    return target in TARGETS or bool(colon and entry_points(group=TARGET_GROUP, name=kind))
+
+
 @contextmanager
-def open_device(target: str, config: Config, **options: Any) -> Iterator[GoldenDevice | CycleDevice | RtlDevice]:
+def open_device(target: str, config: Config, **options: Any) -> Iterator[Any]:
     """Open a target and close it afterwards.
 
     Args:
-        target: one of :data:`TARGETS`.
+        target: one of :data:`TARGETS`, or ``KIND:REST`` with a kind that an entry point of group
+            :data:`TARGET_GROUP` brings: a function of ``REST``, the configuration and the options.
         config: the accelerator's configuration.
-        **options: of :class:`RtlDevice`; other targets take none.
+        **options: of :class:`RtlDevice`, or of that function; other targets take none.
+
+    Yields:
+        A :class:`Device`.
 
     Raises:
         MaskworkValueError: for an unknown target, or options that it does not have; the message lists what there is.
         MaskworkError: if the device cannot be opened.
     """
-    if target not in TARGETS:
-        later = target.startswith("serial:")
-        text = f"target {target!r} is not in this version" if later else f"unknown target {target!r}"
-        raise MaskworkValueError(f"{text}; targets: {', '.join(TARGETS)}")
-    if options and target != "rtl":
+    if not is_target(target):
+        raise MaskworkValueError(f"unknown target {target!r}; targets: {', '.join(target_names())}")
+    kind, colon, rest = target.partition(":")
+    if options and target != "rtl" and not colon:
         raise MaskworkValueError(f"option {next(iter(options))} needs target 'rtl', not {target!r}")
-    device: GoldenDevice | CycleDevice | RtlDevice
-    if target == "golden":
+    device: Device
+    if colon:
+        (entry, *_) = entry_points(group=TARGET_GROUP, name=kind)
+        device = entry.load()(rest, config, **options)
+    elif target == "golden":
         device = GoldenDevice(config)
     elif target == "cycle":
         from maskwork.sim_tb.cycle import CycleDevice

@@ -74,15 +74,25 @@ class _Window(ctypes.Structure):
     _fields_ = [(name, ctypes.c_uint64) for name in ("first_in", "last_out", "after")]
 
 
-def build(text: str, name: str, stream_words: int, *, trace: bool = False, cache: Cache | None = None) -> Path:
+def build(
+    text: str,
+    name: str,
+    stream_words: int,
+    *,
+    trace: bool = False,
+    cache: Cache | None = None,
+    harness: Path = _HARNESS,
+) -> Path:
     """Build the shared library of a netlist, or find it in the cache.
 
     Args:
-        text: SystemVerilog or Verilog-2005; the top module has ports ``clk``, ``rst`` and the two streams.
+        text: SystemVerilog or Verilog-2005; the top module has ports ``clk``, ``rst`` and those that the harness
+            drives: the two streams, with the accelerator's own harness.
         name: the top module's name.
         stream_words: 32-bit words of a beat.
         trace: able to write waveforms (slower).
         cache: where built libraries are kept.
+        harness: C++ source that drives the model, ``Vmodel``.
 
     Returns:
         Path of the library.
@@ -94,16 +104,16 @@ def build(text: str, name: str, stream_words: int, *, trace: bool = False, cache
     cache = cache or Cache()
     flags = (*_COMPILE, f"-DVM_TRACE={int(trace)}", f"-DVM_TRACE_VCD={int(trace)}", *(("-DMW_TRACE",) if trace else ()))
     tools = (verilator.version, verilator.compiler, str(verilator.root))
-    harness = _HARNESS.read_bytes()
+    driver = harness.read_bytes()
     key = content_key(
-        "verilator", *tools, *_VERILATE, *flags, _HOT, _COLD, *_LINK, str(stream_words), name, harness, text
+        "verilator", *tools, *_VERILATE, *flags, _HOT, _COLD, *_LINK, str(stream_words), name, driver, text
     )
 
     runtime_key = content_key("verilated", *tools, *flags)
     runtime = cache.entry(runtime_key, lambda folder: _build_runtime(folder, verilator, flags, trace))
 
     def build_model(folder: Path) -> None:
-        _build_model(folder, verilator, flags, runtime, text, name, stream_words, trace)
+        _build_model(folder, verilator, flags, runtime, text, name, stream_words, trace, harness)
 
     return cache.entry(key, build_model) / "model.so"
 
@@ -128,12 +138,13 @@ def _build_model(
     name: str,
     stream_words: int,
     trace: bool,
+    harness: Path,
 ) -> None:
     (folder / "model.sv").write_text(text, encoding="utf-8")
     work = folder / "work"
     options = [*_VERILATE, name, *(["--trace-vcd"] if trace else [])]
     run_tool([verilator.command, *options, "--Mdir", "work", "model.sv"], folder, verilator.environment)
-    shutil.copy(_HARNESS, work / "harness.cpp")
+    shutil.copy(harness, work / "harness.cpp")
     sources = sorted(work.glob("*.cpp"), key=lambda path: -path.stat().st_size)
     commands = [
         [verilator.compiler, *flags, f"-DMW_STREAM_WORDS={stream_words}", f"-DMW_ERROR={int(Reply.ERROR)}",

@@ -85,7 +85,7 @@ def test_vector_masks_skip_the_load(operands):
         ({"c_mask": mw.Mask.vector("m", [1, 0, 1])}, ValueError, r"c_mask: vector mask over m has length 3; 2"),
         ({"config": "big"}, ValueError, r"unknown preset 'big'"),
         ({"config": 5}, TypeError, r"config must be a Config or a preset's name, not int"),
-        ({"target": "serial:COM1"}, ValueError, r"'serial:COM1' is not in this version; targets: golden, cycle, rtl"),
+        ({"target": "port:COM1"}, ValueError, r"unknown target 'port:COM1'; targets: golden, cycle, rtl, serial:PORT"),
         ({"target": "cycle", "trace": "w.vcd"}, ValueError, r"trace needs target 'rtl', not 'cycle'"),
         ({"target": "cycle", "simulator": "icarus"}, ValueError, r"simulator needs target 'rtl', not 'cycle'"),
         ({"target": "rtl", "simulator": "vcs"}, ValueError, r"unknown simulator 'vcs'"),
@@ -111,7 +111,7 @@ def test_devices():
         words = np.array(COMMANDS[Op.ECHO].encode({"token": 77}), dtype=np.uint32)
         replies, last = device.execute(words, [False, True])
         assert list(replies) == [Reply.ECHOED, 77] and list(last) == [False, True]
-    with pytest.raises(mw.MaskworkValueError, match="targets: golden, cycle, rtl"), mw.open("serial:COM1"):
+    with pytest.raises(mw.MaskworkValueError, match="targets: golden, cycle, rtl"), mw.open("port:COM1"):
         pass
 
 

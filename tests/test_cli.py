@@ -181,7 +181,7 @@ BAD = {
     "two": ((*AB, "--config", "good.toml", "--preset", "tiny"), r"exclude each other"),
     "cycle trace": ((*AB, "--target", "cycle", "--trace", "w.vcd"), r"--trace needs --target rtl, not cycle"),
     "cycle sim": ((*AB, "--target", "cycle", "--simulator", "icarus"), r"--simulator needs --target rtl, not cycle"),
-    "serial": ((*AB, "--target", "serial:/dev/x"), r"/dev/x is not in this version; targets: golden, cycle, rtl"),
+    "serial": ((*AB, "--target", "serial:/dev/x"), r"/dev/x: no such port"),
     "target": ((*AB, "--target", "fpga"), r"unknown target 'fpga'; targets: golden, cycle, rtl"),
     "simulator": ((*AB, "--simulator", "x"), r"unknown simulator 'x'; simulators: verilator, icarus"),
     "trace": ((*AB, "--target", "golden", "--trace", "w.vcd"), r"--trace needs --target rtl"),

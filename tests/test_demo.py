@@ -58,7 +58,7 @@ def test_products_of_the_layers():
         (("--images", "0"), "--images must be from 1 to 359, the held-back ones, not 0"),
         (("--images", "360"), "--images must be from 1 to 359"),
         (("--set", "post=false"), "post = true"),
-        (("--target", "serial:x"), "--target serial:x is not in this version; targets: golden, cycle, rtl"),
+        (("--target", "serials"), "unknown target 'serials'; targets: golden, cycle, rtl, serial:PORT"),
         (("--set", "a_width=8"), "a_width"),
     ],
 )
