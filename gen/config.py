@@ -71,6 +71,11 @@ class Config:
     run_depth: int = _doc("RUN commands that wait in a cluster", 8)
     load_slots: int = _doc("slots of a PE's weights that a load writes in one cycle", 1)
     lut_ram: bool = _doc("the device has LUT RAM; without it, small memories and fetch's state go to block RAM", True)
+    a_spram: bool = _doc(
+        "each activation bank is a single-port memory of its own, for devices with big single-port RAM (iCE40 "
+        "UltraPlus)",
+        False,
+    )
     post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
     counters: bool = _doc("performance counters are built; without them READ_COUNTERS answers zeros", True)
 
@@ -300,13 +305,28 @@ _preset(
 _preset(
     Config(name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,
            k_depth=64, a_depth=256, a_segments=32, c_rows=32, psum_rows=16, fifo_depth=128, run_depth=2,
-           fetch_width=2, a_width=8, b_width=8, lut_ram=False, post=False, counters=False),
+           fetch_width=2, a_width=8, b_width=8, lut_ram=False, a_spram=True, post=False, counters=False),
     "2 PEs for an iCE40UP5K: raw sums only, no counters",
 )  # fmt: skip
 _preset(
     Config(name="sim-64", lanes=16, stream_words=4, k_depth=64, a_depth=1024, fifo_depth=256, psum_rows=32,
            psum_in_pe=True, load_slots=4),
     "64 PEs with 128-bit streams, partial sums in the PEs, under 400 KB of buffers, for studies in simulation",
+)  # fmt: skip
+_preset(
+    Config(name="ecp5-25f", lanes=4, k_depth=64, a_depth=1024, a_segments=256),
+    "16 PEs for boards with an ECP5-25F or -12F",
+)
+_preset(
+    Config(name="icebreaker-link", lanes=1, lanes_per_cluster=1, pes_per_lane=1, slots=4, queue_depth=8, acc_width=24,
+           k_depth=64, a_depth=256, a_segments=16, c_rows=16, psum_rows=8, fifo_depth=128, run_depth=2,
+           fetch_width=2, a_width=8, b_width=8, lut_ram=False, a_spram=True, post=False, counters=False),
+    "1 PE for an iCEBreaker, whose FPGA then has room for the link to the host",
+)  # fmt: skip
+_preset(
+    Config(name="tang-nano-9k", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=8, queue_depth=8, k_depth=64,
+           a_depth=512, a_segments=64, c_rows=64, psum_rows=16, fifo_depth=128, run_depth=2),
+    "2 PEs for a Tang Nano 9K (GW1NR-9C)",
 )  # fmt: skip
 
 

@@ -6,11 +6,16 @@ from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
 from maskwork.rtl.layouts import NO_CHECK, a_write_layout, clog2, directory_layout, record_width
 
+SPRAM = {**NO_CHECK, "ram_style": "huge"}
+"""Memory attributes of a bank with ``a_spram``: Yosys' name for the iCE40's single-port RAM."""
+
 
 class ABuffer(wiring.Component):
     """Takes segments as the loader makes them, in order; reads by address and by segment number.
 
-    Reads answer 2 cycles after their address (memory, then register).
+    Reads answer 2 cycles after their address (memory, then register). With ``a_spram`` each bank is a memory with one
+    port, for reads and writes: a read of the bank that is written in the same cycle answers anything. No RUN reads a
+    bank that is being loaded, so that results and cycles are the same.
 
     Members:
         write, selected: from the loader.
@@ -43,13 +48,9 @@ class ABuffer(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        m.submodules.words = words = memory.Memory(
-            shape=record_width(config), depth=2 * config.a_depth, init=[], attrs=NO_CHECK
-        )
         m.submodules.directory = directory = memory.Memory(
             shape=self.directory.shape().size, depth=2 * config.a_segments, init=[], attrs=NO_CHECK
         )
-        write, read = words.write_port(), words.read_port()
         directory_write, directory_read = directory.write_port(), directory.read_port()
         filled = Array([Signal(range(config.a_depth + 1), name=f"filled{bank}") for bank in range(2)])
         begin = Signal(range(config.a_depth + 1))
@@ -60,17 +61,15 @@ class ABuffer(wiring.Component):
         m.d.comb += [
             used.eq(filled[bank]),
             count.eq(segments[bank]),
-            write.addr.eq(Cat(used[: clog2(config.a_depth)], bank)),
-            write.data.eq(self.write.word),
-            write.en.eq(self.write.we & self.selected & ~used[-1]),
-            read.addr.eq(self.address),
             directory_write.addr.eq(Cat(count[: clog2(config.a_segments)], bank)),
             directory_write.data.eq(Cat(begin[: clog2(config.a_depth)], (used - begin)[: len(self.directory.words)])),
             directory_write.en.eq(self.write.end & self.selected & ~count[-1]),
             directory_read.addr.eq(self.directory_address),
             *(self.segments[n].eq(segments[n]) for n in range(2)),
         ]
-        m.d.sync += [self.word.eq(read.data), self.directory.eq(directory_read.data)]
+        m.d.sync += self.directory.eq(directory_read.data)
+        write_enable = self.write.we & self.selected & ~used[-1]
+        self._add_words(m, write_enable, Cat(used[: clog2(config.a_depth)], bank))
         with m.If(self.selected & self.write.start):
             m.d.sync += [self.full.eq(0), begin.eq(used)]
             with m.If(~self.write.append):
@@ -84,3 +83,37 @@ class ABuffer(wiring.Component):
             with m.If(count[-1]):
                 m.d.sync += self.full.eq(1)
         return m
+
+    def _add_words(self, m, write_enable, write_address):
+        config = self._config
+        if not config.a_spram:
+            m.submodules.words = words = memory.Memory(
+                shape=record_width(config), depth=2 * config.a_depth, init=[], attrs=NO_CHECK
+            )
+            write, read = words.write_port(), words.read_port()
+            m.d.comb += [
+                write.addr.eq(write_address),
+                write.data.eq(self.write.word),
+                write.en.eq(write_enable),
+                read.addr.eq(self.address),
+            ]
+            m.d.sync += self.word.eq(read.data)
+            return
+        outputs = []
+        for bank in range(2):
+            words = memory.Memory(shape=record_width(config), depth=config.a_depth, init=[], attrs=SPRAM)
+            m.submodules[f"spram{bank}"] = words
+            write, read = words.write_port(), words.read_port()
+            address = Signal(len(write.addr), name=f"address{bank}")
+            # one port: both addresses are the same, and it reads when it does not write
+            m.d.comb += [
+                address.eq(Mux(write.en, write_address, self.address)),
+                write.addr.eq(address),
+                write.data.eq(self.write.word),
+                write.en.eq(write_enable & (write_address[-1] == bank)),
+                read.addr.eq(address),
+                read.en.eq(~write.en),
+            ]
+            outputs.append(read.data)
+        read_bank = Signal()
+        m.d.sync += [read_bank.eq(self.address[-1]), self.word.eq(Mux(read_bank, outputs[1], outputs[0]))]

@@ -27,11 +27,14 @@ from .variants import TWO
 SMALL, TINY = preset("small"), preset("tiny")
 WIDE = TWO.replace(skip="ac", load_slots=2, stream_words=8)
 CONFIGS: dict[str, tuple[Config, int]] = {
-    "tiny": (TINY, 60),
+    "tiny": (TINY, 44),
     "small": (SMALL, 12),
     "dense-small": (preset("dense-small"), 8),
     "ulx3s-85f": (preset("ulx3s-85f"), 4),
     "sim-64": (preset("sim-64"), 4),
+    "ecp5-25f": (preset("ecp5-25f"), 4),
+    "icebreaker-link": (preset("icebreaker-link").replace(counters=True), 6),
+    "tang-nano-9k": (preset("tang-nano-9k"), 6),
     **{name: (config, 12) for name, config in VARIANTS.items()},
     "ac, 8 words": (WIDE, 10),
     "small buffers": (TINY.replace(lanes=2, lanes_per_cluster=2, queue_depth=64, fifo_depth=64, slots=32, skip="bc",

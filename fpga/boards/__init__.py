@@ -1,0 +1,1 @@
+"""FPGA boards: pins, clocks, builds and flashing."""

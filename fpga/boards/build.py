@@ -1,0 +1,241 @@
+"""From a configuration to a board's bitstream and its report."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+from amaranth.lib import wiring
+from maskwork.fpga.boards import top
+from maskwork.fpga.boards.boards import Board, Pin
+from maskwork.fpga.boards.names import Components, count, critical_path
+from maskwork.fpga.boards.pll import MEGA, best
+from maskwork.fpga.boards.tools import CELLS, Tools, bitstream, nextpnr_options, pack_options, place_and_route
+from maskwork.fpga.synthesis import COMMANDS, synthesise_text
+from maskwork.gen.config import Config
+from maskwork.gen.errors import MaskworkError
+from maskwork.gen.generate import emit
+from maskwork.sim_tb.cache import Cache, content_key
+
+AUTO_PASSES = 3
+"""Most builds for `--clock auto`: each but the first at the clock that the one before it reached."""
+
+_RESULT = "board bitstream 2"
+"""Part of the cache's keys: to be changed with what is kept of a routed design."""
+
+Design = Callable[[Config, int, int, str], wiring.Component]
+"""Makes what the board holds from configuration, clock and baud rate in Hz, and the board's name."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Built:
+    """A bitstream and its report (docs: report of `maskwork build`)."""
+
+    bitstream: bytes
+    report: dict[str, Any]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Pass:
+    clock_hz: int
+    baud: int
+    best: dict[str, Any]
+    fmax_by_seed: dict[str, float]
+    bitstream: bytes
+    seconds: dict[str, float]
+    cached: bool
+
+
+def system(config: Config, clock_hz: int, baud: int, board: str) -> wiring.Component:
+    """The accelerator and its link."""
+    from maskwork.fpga.system import System
+
+    return System(config, clock_hz, baud, board)
+
+
+def build(
+    board: Board,
+    config: Config,
+    *,
+    clock_mhz: float | None = None,
+    auto: bool = False,
+    baud: int | None = None,
+    seed: int = 1,
+    seeds: int = 1,
+    allow_timing_failure: bool = False,
+    design: Design = system,
+    cache: Cache | None = None,
+    progress: Callable[[str], None] = lambda _: None,
+) -> Built:
+    """Build a bitstream.
+
+    Args:
+        board: the board.
+        config: the accelerator.
+        clock_mhz: clock, the board's by default; the PLL makes the nearest one that is not above it.
+        auto: take it for a first aim, and then the clock that the routed design reaches. The UART's divider and the
+            identity depend on the clock, so that this routes twice, or three times.
+        baud: of the UART.
+        seed: first seed of the placer.
+        seeds: how many seeds; the one with the highest clock counts.
+        allow_timing_failure: do not fail when the clock is not reached.
+        design: what goes onto the board.
+        cache: of what was built before.
+        progress: told each step.
+
+    Raises:
+        MaskworkError: if a tool is missing or fails, the design does not fit or the clock is not reached.
+    """
+    start = time.monotonic()
+    tools = Tools.find(board.family)
+    pins = board.pins()
+    run = _Run(board, config, tools, pins, baud or board.baud, seed, seeds, design, cache or Cache(), progress)
+    done = run.at(clock_mhz or board.clock_mhz, aim=auto)
+    for _ in range(AUTO_PASSES - 1 if auto else 0):
+        reached = done.best["fmax_mhz"]
+        if reached * MEGA >= done.clock_hz and done.clock_hz < (clock_mhz or board.clock_mhz) * MEGA * 0.99:
+            break
+        done = run.at(reached)
+    met = done.best["fmax_mhz"] * MEGA >= done.clock_hz
+    if not met and not allow_timing_failure:
+        raise MaskworkError(
+            f"{board.name}: timing is not met: {done.clock_hz / MEGA:g} MHz asked for, {done.best['fmax_mhz']:g} MHz "
+            f"reached after routing; build with --clock {int(done.best['fmax_mhz'] * 0.95)} or --clock auto, try "
+            "--seeds 4, or pass --allow-timing-failure"
+        )
+    return Built(done.bitstream, _report(board, config, tools, done, met, round(time.monotonic() - start, 1)))
+
+
+@dataclasses.dataclass(frozen=True)
+class _Run:
+    board: Board
+    config: Config
+    tools: Tools
+    pins: list[Pin]
+    baud: int
+    seed: int
+    seeds: int
+    design: Design
+    cache: Cache
+    progress: Callable[[str], None]
+
+    def at(self, mhz: float, aim: bool = False) -> _Pass:
+        """Build for a clock."""
+        board = self.board
+        pll = best(board.family, self.pins[0].clock_hz, round(mhz * MEGA))
+        clock_hz = round(pll.output_hz)
+        what = f"{board.name} at {clock_hz / MEGA:g} MHz"
+        self.progress(f"emitting {what}")
+        text, _ = emit(self.design(self.config, clock_hz, self.baud, board.name), top.SYSTEM)
+        text += top.verilog(self.pins, pll)
+        constraints = top.constraints(board, self.pins)
+        key = content_key("board netlist 2", text, COMMANDS[board.family], self.tools.yosys.version)
+        self.progress(f"synthesising {what}")
+        built = False
+
+        def synthesis(folder: Path) -> None:
+            nonlocal built
+            built = True
+            start = time.monotonic()
+            cost = synthesise_text(text, top.TOP, folder, board.family)
+            _write(folder / "cost.json", {**dataclasses.asdict(cost), "seconds": round(time.monotonic() - start, 1)})
+
+        netlist = self.cache.entry(key, synthesis)
+        cost = _read(netlist / "cost.json")
+        tried: dict[int, dict[str, Any]] = {}
+        images: dict[int, bytes] = {}
+        for seed in range(self.seed, self.seed + self.seeds):
+            self.progress(f"placing and routing {what}, seed {seed}")
+            options = [*nextpnr_options(board, clock_hz / MEGA, seed), *pack_options(board)]
+            tools = [self.tools.nextpnr.version, self.tools.pack.version]
+            routed_key = content_key(_RESULT, key, constraints, *options, *tools)
+
+            def route(folder: Path, seed: int = seed) -> None:
+                nonlocal built
+                built = True
+                self._route(folder, netlist, constraints, text, clock_hz, seed)
+
+            entry = self.cache.entry(routed_key, route)
+            tried[seed] = _read(entry / "result.json")
+            images[seed] = (entry / board.bitstream).read_bytes()
+        first = max(tried, key=lambda seed: tried[seed]["fmax_mhz"])
+        seconds = {"synthesis": cost["seconds"], "place_and_route": sum(one["seconds"] for one in tried.values())}
+        used = {"ffs": cost["ffs"], **tried[first]["used"]}
+        chosen = {**tried[first], "used": used, "seed": first}
+        fmax = {str(seed): one["fmax_mhz"] for seed, one in tried.items()}
+        return _Pass(clock_hz, self.baud, chosen, fmax, images[first], seconds, not built)
+
+    def _route(self, folder: Path, netlist: Path, constraints: str, text: str, clock_hz: int, seed: int) -> None:
+        board = self.board
+        start = time.monotonic()
+        with tempfile.TemporaryDirectory(prefix="maskwork-") as scratch:  # big files that nobody needs afterwards
+            build = Path(scratch)
+            # a copy: WebAssembly tools see nothing outside their folder, not even through a link
+            shutil.copyfile(netlist / f"{top.TOP}.json", build / f"{top.TOP}.json")
+            (build / top.CONSTRAINT_FILE[board.family]).write_text(constraints, encoding="utf-8")
+            timing = place_and_route(self.tools, board, build, clock_hz / MEGA, seed)
+            image = bitstream(self.tools, board, build)
+            modules = _read(build / "routed.json")["modules"]
+            log = (build / "nextpnr.log").read_text(encoding="utf-8", errors="replace")
+        names = CELLS[board.family]
+        cells = next(iter(modules.values()))["cells"]
+        components = Components.of(text, top.TOP)
+        luts = [name for name, cell in cells.items() if cell["type"] in names["luts"]]
+        utilization = {cell: value["used"] for cell, value in timing["utilization"].items()}
+        used = {what: sum(utilization.get(cell, 0) for cell in kinds) for what, kinds in names.items()}
+        result = {
+            "fmax_mhz": round(min(clock["achieved"] for clock in timing["fmax"].values()), 2),
+            "used": used,
+            "cells": {cell: value for cell, value in timing["utilization"].items() if value["used"]},
+            "critical_path": critical_path(components, timing["critical_paths"]),
+            "luts_by_component": count(components, luts),
+            "seconds": round(time.monotonic() - start, 1),
+        }
+        (folder / board.bitstream).write_bytes(image)
+        (folder / "nextpnr.log").write_text(log, encoding="utf-8")
+        _write(folder / "result.json", result)
+
+
+def _report(board: Board, config: Config, tools: Tools, done: _Pass, met: bool, seconds: float) -> dict[str, Any]:
+    result = done.best
+    totals = {}
+    for key, total in board.totals.items():
+        used = result["used"][key]
+        totals[key] = {"used": used, "available": total, "percent": round(100 * used / total, 1)}
+    return {
+        "board": board.name,
+        "device": board.device,
+        "bitstream": board.bitstream,
+        "config": config.to_dict(),
+        "config_hash": config.hash,
+        "pes": config.pes,
+        "clock_mhz": round(done.clock_hz / MEGA, 4),
+        "clock_hz": done.clock_hz,
+        "fmax_mhz": result["fmax_mhz"],
+        "timing_met": met,
+        "baud": done.baud,
+        **totals,
+        "cells": result["cells"],
+        "luts_by_component": result["luts_by_component"],
+        "critical_path": result["critical_path"],
+        "seed": result["seed"],
+        "fmax_by_seed": done.fmax_by_seed,
+        "tools": tools.versions,
+        "seconds": seconds,
+        "tool_seconds": done.seconds,
+        "cached": done.cached,
+    }
+
+
+def _write(path: Path, values: Any) -> None:
+    path.write_text(json.dumps(values), encoding="utf-8")
+
+
+def _read(path: Path) -> Any:
+    return json.loads(path.read_text(encoding="utf-8"))

