@@ -148,7 +148,8 @@ def generate(
         config: the configuration.
         output_dir: directory for ``NAME.sv`` (``NAME.v``) and ``NAME.json``, made if missing; ``None`` writes nothing.
         verilog: Verilog-2005 instead of SystemVerilog.
-        top: another component than the accelerator, with the same ports (for tests).
+        top: another component than the accelerator: a wrapper around it, or one for tests. Its ``port_docs`` describe
+            its ports, and its ``registers`` go into the manifest.
 
     Returns:
         The netlist and its manifest; equal configurations give equal bytes.
@@ -190,6 +191,7 @@ def _manifest(
         "config_hash": config.hash,
         "config": config.to_dict(),
         "ports": _ports(top),
+        **({"registers": top.registers} if hasattr(top, "registers") else {}),  # type: ignore[attr-defined]
         "latencies": dict(getattr(top, "latencies", {})),
         "counters": list(COUNTERS) if config.counters else [],
         "modules": modules,
@@ -200,7 +202,7 @@ def _manifest(
 
 def _ports(top: wiring.Component) -> list[dict[str, Any]]:
     docs: Mapping[str, str] = {**_PORT_DOCS, **getattr(top, "port_docs", {})}
-    ports = [("clk", 1, "input"), ("rst", 1, "input")]
+    ports = [] if hasattr(top, "clock_ports") else [("clk", 1, "input"), ("rst", 1, "input")]
     for path, member, value in top.signature.flatten(top):
         width = len(value.as_value() if hasattr(value, "as_value") else value)  # type: ignore[union-attr]
         direction = "input" if member.flow == wiring.In else "output"
