@@ -8,7 +8,10 @@ from typing import Any
 import click
 from maskwork.gen import cli_common as common
 from maskwork.gen.cli_bench import bench
+from maskwork.gen.cli_build import build, flash
+from maskwork.gen.cli_compare import compare
 from maskwork.gen.cli_cost import cost, sizes
+from maskwork.gen.cli_serial import devices, serve
 from maskwork.gen.config import Config, preset_doc, presets
 from maskwork.gen.errors import MaskworkValueError
 
@@ -84,18 +87,26 @@ def presets_command(as_json: bool) -> None:
     epilog=common.examples(
         "maskwork generate --preset ulx3s-85f -o build",
         "maskwork generate --preset small --set skip=ab --set name=ab -o build --verilog",
+        "maskwork generate --preset small --bus axi -o build",
     ),
 )
 @common.config_options()
 @click.option("-o", "--output", metavar="DIR", required=True, help="Directory, made if missing.")
 @click.option("--verilog", is_flag=True, help="Plain Verilog-2005 instead of SystemVerilog.")
+@click.option("--bus", default="stream", show_default=True,
+              help="stream (the bare streams), axi (AXI4-Stream, AXI4-Lite), wishbone, wishbone-pipelined.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
-def generate(config: Config, output: str, verilog: bool, as_json: bool) -> None:
+def generate(config: Config, output: str, verilog: bool, bus: str, as_json: bool) -> None:
     """Write the accelerator (NAME.sv or NAME.v) and its manifest (NAME.json)."""
     from maskwork.gen.generate import generate as generate_netlist
 
+    top = None
+    if bus != "stream":
+        from maskwork.fpga.wrap import wrapped
+
+        top = wrapped(config, bus)
     with common.progress(f"generating {config.name}", 1):
-        result = generate_netlist(config, output, verilog=verilog)
+        result = generate_netlist(config, output, verilog=verilog, top=top)
     manifest = result.manifest
     if as_json:
         common.print_json({**manifest, "paths": [str(path) for path in result.paths]})
@@ -343,6 +354,5 @@ def utilization(
         show_utilization(result, common.console())
 
 
-cli.add_command(bench)
-cli.add_command(cost)
-cli.add_command(sizes)
+for _command in (bench, build, flash, devices, serve, compare, cost, sizes):
+    cli.add_command(_command)
