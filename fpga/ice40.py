@@ -35,33 +35,6 @@ def with_dsp_registers(verilog: str) -> str:
     return _MODULE.sub(_replace, verilog)
 
 
-HIDDEN = "maskwork_mac16"
-"""What SB_MAC16 is called during synthesis."""
-
-_INPUTS = (
-    "CLK", "CE", "A", "B", "C", "D", "AHOLD", "BHOLD", "CHOLD", "DHOLD", "IRSTTOP", "IRSTBOT", "ORSTTOP", "ORSTBOT",
-    "OLOADTOP", "OLOADBOT", "ADDSUBTOP", "ADDSUBBOT", "OHOLDTOP", "OHOLDBOT", "CI", "ACCUMCI", "SIGNEXTIN",
-)  # fmt: skip
-_PARAMETERS = (
-    "A_REG", "B_REG", "A_SIGNED", "B_SIGNED", "PIPELINE_16x16_MULT_REG2", "TOPOUTPUT_SELECT", "BOTOUTPUT_SELECT",
-)  # fmt: skip
-
-
-def hidden(verilog: str) -> str:
-    """Give the blocks of :func:`with_dsp_registers` another name, a black box's, until synthesis is over.
-
-    Yosys' pass ice40_dsp takes an SB_MAC16 for one of its own: it moves the adder behind it into the block, and leaves
-    the block's registers out.
-    """
-    if "SB_MAC16 #(" not in verilog:
-        return verilog
-    wide = {"A", "B", "C", "D"}
-    ports = ", ".join(f"input {'[15:0] ' if name in wide else ''}{name}" for name in _INPUTS)
-    parameters = ", ".join(f"parameter {name} = 0" for name in _PARAMETERS)
-    box = f"(* blackbox *)\nmodule {HIDDEN} #({parameters}) ({ports}, output [31:0] O);\nendmodule\n"
-    return verilog.replace("SB_MAC16 #(", f"{HIDDEN} #(").rstrip() + "\n" + box
-
-
 def _replace(found: re.Match[str]) -> str:
     name, ports, body = found.groups()
     widths = {port: int(high) + 1 for high, port in _PORT.findall(body)}

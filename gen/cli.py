@@ -94,7 +94,7 @@ def presets_command(as_json: bool) -> None:
 @click.option("-o", "--output", metavar="DIR", required=True, help="Directory, made if missing.")
 @click.option("--verilog", is_flag=True, help="Plain Verilog-2005 instead of SystemVerilog.")
 @click.option("--bus", default="stream", show_default=True,
-              help="stream (the bare streams), axi (AXI4-Stream, AXI4-Lite), wishbone, wishbone-pipelined.")  # fmt: skip
+              help="stream (bare), axi (AXI4-Stream, AXI4-Lite), wishbone, wishbone-pipelined.")  # fmt: skip
 @click.option("--json", "as_json", is_flag=True, help="Print the manifest as JSON.")
 def generate(config: Config, output: str, verilog: bool, bus: str, as_json: bool) -> None:
     """Write the accelerator (NAME.sv or NAME.v) and its manifest (NAME.json)."""

@@ -46,7 +46,7 @@ def test_banks_become_spram(tmp_path):
 
 @pytest.mark.skipif(not importlib.util.find_spec("pyosys"), reason="pyosys is missing")
 def test_multiplier_takes_the_blocks_registers(tmp_path):
-    cost = synthesise(Multiplier(8, 8), "multiplier", tmp_path, "ice40")
+    cost = synthesise(Multiplier(8, 8), "unit_multiplier", tmp_path, "ice40")
     assert cost.dsps == 1 and cost.luts == cost.ffs == 0
 
 
@@ -70,7 +70,7 @@ class Sum(wiring.Component):
 
 @pytest.mark.skipif(not importlib.util.find_spec("pyosys"), reason="pyosys is missing")
 def test_synthesis_leaves_the_block_as_it_is(tmp_path):
-    """Yosys' own pass would move the adder into it, and forget its registers."""
+    """Yosys' own pass for multipliers would move the adder into it, and forget its registers."""
     synthesise(Sum(), "sum", tmp_path, "ice40")
     cells = json.loads((tmp_path / "sum.json").read_text())["modules"]["sum"]["cells"]
     (block,) = (cell for cell in cells.values() if cell["type"] == "SB_MAC16")

@@ -209,6 +209,7 @@ def test_pyright(wheel):
         # members of a component come from the signature that its constructor computes: no type checker sees them
         "executionEnvironments": [
             {"root": "maskwork/rtl", "extraPaths": ["."], "reportAttributeAccessIssue": False},
+            {"root": "maskwork/fpga", "extraPaths": ["."], "reportAttributeAccessIssue": False},
             {"root": "."},
         ],
     }
