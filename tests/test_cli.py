@@ -226,7 +226,8 @@ def test_bad_matmul(folder, capsys, case):
         (("utilization", "--skips", "x"), r"skip must hold"),
         (("utilization", "--skips", "abc", "--rows", "64", "--inner", "1040"), r"k \+ rows must be at most k_depth"),
         (("utilization", "--skips", "abc", "--rows", "500"), r"the rows of A take 22500 words of a bank; at most"),
-        (("build", "--board", "ulx3s"), r"No such command 'build'"),
+        (("build", "--board", "ulx3s", "-o", "x"), r"--board: unknown board 'ulx3s'; boards: ulx3s-85f, "),
+        (("built",), r"No such command 'built'"),
         ((), r"Missing command"),
     ],
 )
@@ -322,7 +323,7 @@ def test_presets(capsys):
 def test_memories_are_those_of_the_netlist(changes):
     config = mw.preset("tiny").replace(**changes)
     text = generate(config).text
-    names = ("pe", "accumulators", "drain", "lane_fifo", "c_buffer", "a_buffer", "post_process")
+    names = ("pe", "weight_masks", "accumulators", "drain", "lane_fifo", "c_buffer", "a_buffer", "post_process")
     found = {"tiny_" + name: 0 for name in names}
     for module in re.split(r"^module ", text, flags=re.MULTILINE)[1:]:
         name = module.split("(")[0].strip()
@@ -330,7 +331,8 @@ def test_memories_are_those_of_the_netlist(changes):
             if name in found and memory != "headers":
                 found[name] += (int(width) + 1) * (int(depth) + 1)
     bits = memory_bits(config)
-    assert config.pes * found["tiny_pe"] == bits["weights"] + bits["weight_masks"]
+    assert config.pes * found["tiny_pe"] == bits["weights"]
+    assert config.lanes * found["tiny_weight_masks"] == bits["weight_masks"]
     assert config.pes * found["tiny_accumulators"] == bits["accumulators"]
     assert found["tiny_drain"] == bits["partial_sums"] and found["tiny_lane_fifo"] == bits["lane_fifos"]
     assert found["tiny_c_buffer"] == bits["c_masks"] and found["tiny_post_process"] == bits["parameters"]
