@@ -189,12 +189,15 @@ class _Run:
         luts = [name for name, cell in cells.items() if cell["type"] in names["luts"]]
         utilization = {cell: value["used"] for cell, value in timing["utilization"].items()}
         used = {what: sum(utilization.get(cell, 0) for cell in kinds) for what, kinds in names.items()}
+        by_component = count(components, luts)
+        if used["luts"] > len(luts):  # nextpnr's own, without a name in the netlist it writes
+            by_component["nextpnr"] = used["luts"] - len(luts)
         result = {
             "fmax_mhz": round(min(clock["achieved"] for clock in timing["fmax"].values()), 2),
             "used": used,
             "cells": {cell: value for cell, value in timing["utilization"].items() if value["used"]},
             "critical_path": critical_path(components, timing["critical_paths"]),
-            "luts_by_component": count(components, luts),
+            "luts_by_component": by_component,
             "seconds": round(time.monotonic() - start, 1),
         }
         (folder / board.bitstream).write_bytes(image)
