@@ -37,7 +37,8 @@ class System(wiring.Component):
         self.baud = baud
         self.identity = identity_words(config, board, clock_hz, baud)
         Rate.find(clock_hz, baud)
-        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "activity": Out(1)})
+        line = {"rx": In(1, init=1), "tx": Out(1, init=1)}  # pyright: ignore[reportCallIssue]
+        super().__init__({**line, "activity": Out(1)})
 
     def hierarchy_key(self):
         """Identity of the emitted module."""

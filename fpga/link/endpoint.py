@@ -92,7 +92,8 @@ class Link(wiring.Component):
         self._stream_words = stream_words
         self._identity = checked_identity(identity)
         beat = stream.Signature(beat_shape(stream_words))
-        super().__init__({"rx": In(1, init=1), "tx": Out(1, init=1), "o": Out(beat), "i": In(beat), "reset": Out(1)})
+        line = {"rx": In(1, init=1), "tx": Out(1, init=1)}  # pyright: ignore[reportCallIssue]
+        super().__init__({**line, "o": Out(beat), "i": In(beat), "reset": Out(1)})
 
     def hierarchy_key(self):
         """Identity of the emitted module."""

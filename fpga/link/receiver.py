@@ -51,7 +51,7 @@ class FrameReceiver(wiring.Component):
                 "control": Out(CONTROL),
                 "done": Out(1),
                 "begins": Out(1),
-                "reset": Out(1, init=1),
+                "reset": Out(1, init=1),  # pyright: ignore[reportCallIssue]
                 "expected": Out(10),
                 "free": Out(9),
                 "dropped": Out(8),

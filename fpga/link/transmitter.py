@@ -1,6 +1,7 @@
 """Frames to the host: words wait until the host has them, and travel when it asks."""
 
 from amaranth import *
+from amaranth.hdl import ShapeLike
 from amaranth.lib import enum, memory, stream, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.fpga.link.crc import SerialCrc
@@ -77,7 +78,7 @@ class FrameTransmitter(wiring.Component):
 
         # ---- words: sent and not yet confirmed from `oldest` on, to be sent from `fresh` on, free from `head` on.
         # `fresh` stays what it is during a frame; for answers other than DATA it is what `seq` is to be.
-        def register(name, shape=1):
+        def register(name: str, shape: ShapeLike = 1) -> Signal:
             return Signal(shape, name=name, reset_less=True)
 
         oldest, fresh, head = register("oldest", 10), register("fresh", 10), register("head", 9)

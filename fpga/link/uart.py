@@ -80,7 +80,7 @@ class UartReceiver(wiring.Component):
 
     def __init__(self, rate: Rate):
         self._rate = rate
-        super().__init__({"rx": In(1, init=1), "o": Out(stream.Signature(BYTE))})
+        super().__init__({"rx": In(1, init=1), "o": Out(stream.Signature(BYTE))})  # pyright: ignore[reportCallIssue]
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
@@ -131,7 +131,7 @@ class UartTransmitter(wiring.Component):
 
     def __init__(self, rate: Rate):
         self._rate = rate
-        super().__init__({"i": In(stream.Signature(8)), "tx": Out(1, init=1)})
+        super().__init__({"i": In(stream.Signature(8)), "tx": Out(1, init=1)})  # pyright: ignore[reportCallIssue]
 
     def hierarchy_key(self):
         """Identity of the emitted module."""

@@ -61,7 +61,8 @@ class Bench:
 
     def pause(self) -> None:
         """Draw anew how often each channel pauses."""
-        write, read = self.bus.write_if, self.bus.read_if
+        write: Any = self.bus.write_if
+        read: Any = self.bus.read_if
         for channel in (self.source, self.sink, write.aw_channel, write.w_channel, write.b_channel, read.ar_channel,
                         read.r_channel):  # fmt: skip
             channel.set_pause_generator(pauses(self.chance, self.chance.choice((0.0, 0.3, 0.8))))
