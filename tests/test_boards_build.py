@@ -111,7 +111,7 @@ def test_report(make, fakes):
     assert report["config"] == preset("tiny").to_dict() and report["config_hash"] == preset("tiny").hash
     assert report["luts"] == {"used": 528, "available": 5280, "percent": 10.0}
     assert report["ffs"]["used"] == 1
-    assert report["luts_by_component"] == {"link": 1, "top": 1}
+    assert report["luts_by_component"] == {"link": 1, "top": 1, "nextpnr": report["luts"]["used"] - 2}
     assert report["critical_path"]["steps"] == [{"component": "link", "delay_ns": 2.0}]
     assert report["tools"] == {"yosys": "Yosys fake", "nextpnr-ice40": "nextpnr fake", "icepack": "icepack fake"}
     assert report["clock_mhz"] == 24 and report["fmax_mhz"] == 100.0 and report["timing_met"]
