@@ -4,13 +4,12 @@ from __future__ import annotations
 
 import argparse
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from maskwork.fpga.synthesis import _nextpnr, scratch, synthesise
+from maskwork.fpga.synthesis import find_nextpnr, scratch, synthesise
 from maskwork.gen.config import Config, preset, presets
 from maskwork.gen.errors import MaskworkError
 from maskwork.rtl.accelerator import Accelerator
@@ -37,10 +36,8 @@ def ice40_fit(config: Config, folder: str | None = None) -> dict[str, tuple[int,
     """
     with scratch(folder) as build:
         synthesise(Accelerator(config), "accelerator", Path(build), family="ice40")
-        program = shutil.which("nextpnr-ice40")
-        arguments = [program] if program else [sys.executable, "-c", _nextpnr("ice40")]
         options = [*UP5K, "--json", "accelerator.json", "--pack-only", "--pcf-allow-unconstrained"]
-        done = subprocess.run([*arguments, *options], cwd=build, capture_output=True, text=True)
+        done = subprocess.run([*find_nextpnr("ice40").command, *options], cwd=build, capture_output=True, text=True)
     used = {cell: (int(count), int(available)) for cell, count, available in _USED.findall(done.stderr)}
     if done.returncode or not used.keys() >= CELLS.keys():
         raise MaskworkError(f"nextpnr-ice40 failed: {(done.stderr or done.stdout).strip()[-400:]}")

@@ -16,12 +16,11 @@ import tempfile
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from maskwork.fpga.synthesis import synthesise
+from maskwork.fpga.synthesis import find_yosys, synthesise
 from maskwork.gen.config import Config, preset, presets
 from maskwork.gen.errors import MaskworkError, MaskworkValueError
 from maskwork.gen.generate import module_name
@@ -94,7 +93,7 @@ def gate_netlist(config: Config, family: str = "ice40", cache: Cache | None = No
 
     # what prepares the netlist for Yosys lies beside this file
     synthesis = "".join(path.read_text(encoding="utf-8") for path in sorted(Path(__file__).parent.glob("*.py")))
-    key = content_key("gates", family, _yosys_version(), synthesis, rtl)
+    key = content_key("gates", family, find_yosys().version, synthesis, rtl)
     text = ((cache or Cache()).entry(key, build) / "netlist.v").read_text(encoding="utf-8")
     cells: dict[str, int] = {}
     for cell in _CELL.findall(text):
@@ -238,10 +237,7 @@ def _counters(config: Config, packets: Sequence[np.ndarray]) -> list[dict[str, i
 
 def _yosys(script: str, folder: Path) -> None:
     (folder / "script.ys").write_text(script, encoding="utf-8")
-    native = shutil.which("yosys")
-    worker = "from pyosys import libyosys as ys; ys.run_pass('script script.ys', ys.Design())"
-    command = [native, "-q", "script.ys"] if native else [sys.executable, "-c", worker]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([*find_yosys().command, "script.ys"], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise MaskworkError(f"Yosys failed: {(done.stderr or done.stdout).strip()[-400:]}")
 
@@ -259,13 +255,6 @@ def _yosys_share() -> Path:
     if not share.is_dir():
         raise MaskworkError(f"{share}: Yosys's cell models are not there; pip install 'maskwork[synth]' brings both")
     return share
-
-
-def _yosys_version() -> str:
-    native = shutil.which("yosys")
-    if native:
-        return subprocess.run([native, "--version"], capture_output=True, text=True).stdout.strip()
-    return f"pyosys {metadata.version('pyosys')}"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -189,6 +189,17 @@ def _cost(netlist: Path, name: str) -> Cost:
     )
 
 
+def find_nextpnr(family: str) -> Tool:
+    """Find nextpnr for "ecp5" or "ice40": the one on PATH, else PyPI's.
+
+    Raises:
+        MaskworkError: if there is none.
+    """
+    return find_tool(
+        f"nextpnr-{family}", f"yowasp-nextpnr-{family}", f"yowasp_nextpnr_{family}:run_nextpnr_{family}", "synth"
+    )
+
+
 @dataclasses.dataclass(frozen=True)
 class Routed:
     """A placed and routed design.
@@ -222,8 +233,7 @@ def route(folder: Path, name: str, device: list[str], *, family: str = "ecp5", f
     Raises:
         MaskworkError: if nextpnr is missing, or the design does not fit.
     """
-    program = shutil.which(f"nextpnr-{family}")
-    arguments = [program] if program else [sys.executable, "-c", _nextpnr(family)]
+    tool = find_nextpnr(family)
     options = ["--json", f"{name}.json", "--report", "report.json", "--write", "routed.json", "--freq", str(freq)]
     options += ["--seed", str(seed), "--log", "nextpnr.log", "--quiet", "--timing-allow-fail"]
     if family == "ecp5":
@@ -232,7 +242,7 @@ def route(folder: Path, name: str, device: list[str], *, family: str = "ecp5", f
         options += ["--lpf-allow-unconstrained", "--textcfg", "routed.config"]
     else:
         options += ["--pcf-allow-unconstrained", "--asc", "routed.asc"]
-    done = subprocess.run([*arguments, *device, *options], cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([*tool.command, *device, *options], cwd=folder, capture_output=True, text=True)
     if done.returncode:
         raise MaskworkError(f"nextpnr-{family} failed on {name}: {(done.stderr or done.stdout).strip()[-400:]}")
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
@@ -243,15 +253,7 @@ def route(folder: Path, name: str, device: list[str], *, family: str = "ecp5", f
     cells = next(iter(modules.values()))["cells"]  # nextpnr's module has a name of its own
     names = [cell for cell, value in cells.items() if value["type"] == luts]
     counts = {prefix: sum(1 for cell in names if re.match(prefix, cell)) for prefix in prefixes}
-    version = subprocess.run([*arguments, "--version"], capture_output=True, text=True)
-    return Routed(round(clock, 1), used, counts, (version.stderr or version.stdout).strip().splitlines()[-1])
-
-
-def _nextpnr(family: str) -> str:
-    package = f"yowasp_nextpnr_{family}"
-    if not importlib.util.find_spec(package):
-        raise MaskworkError(f"nextpnr-{family} is missing: pip install 'maskwork[synth]' brings it")
-    return f"import sys, {package} as n; sys.exit(n.run_nextpnr_{family}(sys.argv[1:]))"
+    return Routed(round(clock, 1), used, counts, f"{tool.name}: {tool.version}")
 
 
 def scratch(folder: str | None = None) -> Any:

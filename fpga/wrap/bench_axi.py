@@ -13,11 +13,11 @@ from cocotb.clock import Clock
 from cocotb.triggers import ClockCycles, RisingEdge, SimTimeoutError, with_timeout
 from cocotbext.axi import AxiLiteBus, AxiLiteMaster, AxiStreamBus, AxiStreamFrame, AxiStreamSink, AxiStreamSource
 from maskwork.fpga.wrap import registers as regs
+from maskwork.fpga.wrap.bench_common import ProgramBench
 from maskwork.gen.isa import ISA_VERSION, Op, Reply
-from maskwork.sim_tb.benches.bench_accelerator import Replies, _check_counters, _unordered
+from maskwork.sim_tb.benches.bench_accelerator import Replies
 from maskwork.sim_tb.benches.stream import check_contract, configuration, parameters
-from maskwork.sim_tb.golden import Interpreter
-from maskwork.sim_tb.packets import Packet, Packets, decode, joined
+from maskwork.sim_tb.packets import Packet, Packets, decode
 from maskwork.sim_tb.random_programs import RandomProgram
 
 LIMIT = 20_000
@@ -31,7 +31,7 @@ def pauses(chance: random.Random, share: float) -> Iterator[int]:
         yield int(own.random() < share)
 
 
-class Bench:
+class Bench(ProgramBench):
     """The bus models on the component."""
 
     def __init__(self, dut: Any, chance: random.Random) -> None:
@@ -95,16 +95,6 @@ class Bench:
         self.pause()
         self.offer(packets)
         return await self.replies(count)
-
-    async def check_program(self) -> int:
-        """A random program must answer what the golden model does. Returns the number of its reply packets."""
-        program = RandomProgram(self.config, self.chance, runs=2)
-        golden = Interpreter(self.config).execute(*joined(self.config, program.packets))
-        ours = await self.send(program.packets, len(golden))
-        assert _unordered(self.config, ours, program.shared) == _unordered(self.config, golden, program.shared)
-        if self.config.counters:
-            _check_counters(self.config, ours[-1])
-        return len(ours)
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")

@@ -11,11 +11,11 @@ import numpy as np
 from cocotb.triggers import ClockCycles
 from cocotbext.wishbone.driver import WBOp, WishboneMaster
 from maskwork.fpga.wrap import registers as regs
+from maskwork.fpga.wrap.bench_common import ProgramBench
 from maskwork.gen.isa import ISA_VERSION, Op, Reply
-from maskwork.sim_tb.benches.bench_accelerator import Replies, _check_counters, _unordered
+from maskwork.sim_tb.benches.bench_accelerator import Replies
 from maskwork.sim_tb.benches.stream import configuration, parameters, start
-from maskwork.sim_tb.golden import Interpreter
-from maskwork.sim_tb.packets import Packet, Packets, decode, joined
+from maskwork.sim_tb.packets import Packet, Packets, decode
 from maskwork.sim_tb.random_programs import RandomProgram
 
 ACK_LIMIT = 3
@@ -30,7 +30,7 @@ def fields(register: regs.Register, value: int) -> dict[str, int]:
     return {field.name: value >> field.low & ((1 << field.width) - 1) for field in register.fields}
 
 
-class Bench:
+class Bench(ProgramBench):
     """Software with a bus."""
 
     def __init__(self, dut: Any, chance: random.Random) -> None:
@@ -90,16 +90,6 @@ class Bench:
             assert quiet < LIMIT, f"stuck: {len(got)} packets came, {replies} are expected"
         assert upto or not words
         return got
-
-    async def check_program(self) -> int:
-        """A random program must answer what the golden model does. Returns the number of its reply packets."""
-        program = RandomProgram(self.config, self.chance, runs=2)
-        golden = Interpreter(self.config).execute(*joined(self.config, program.packets))
-        ours = await self.send(program.packets, len(golden))
-        assert _unordered(self.config, ours, program.shared) == _unordered(self.config, golden, program.shared)
-        if self.config.counters:
-            _check_counters(self.config, ours[-1])
-        return len(ours)
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
