@@ -64,7 +64,8 @@ def register_outputs(netlist: dict[str, Any]) -> int:
             outputs = {port: users[bits[0]] for port, bits in wires.items()
                        if port.startswith("DO") and bits and users[bits[0]]}  # fmt: skip
             registers = {port: cells[own[0][0]] for port, own in outputs.items() if len(own) == 1 and own[0][1] == "DI"}
-            if {parameters["REGMODE_A"], parameters["REGMODE_B"]} != {"NOREG"} or len(registers) < len(outputs):
+            modes = {parameters.get(mode, "NOREG") for mode in ("REGMODE_A", "REGMODE_B")}
+            if modes != {"NOREG"} or len(registers) < len(outputs):
                 continue
             always = wires.get("CEB") == ["1"]  # a memory that is not read in every cycle keeps its register outside
             if not always or not all(_plain(register, wires["CLKB"]) for register in registers.values()):

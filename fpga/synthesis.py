@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from amaranth.lib import wiring
-from maskwork.fpga import ice40
+from maskwork.fpga import floorplan, ice40
 from maskwork.fpga.ecp5 import with_dsp_registers
 from maskwork.fpga.ecp5_netlist import register_outputs, trim_carries
 from maskwork.gen.errors import MaskworkError
@@ -69,7 +69,7 @@ def synthesise(component: wiring.Component, name: str, folder: Path, family: str
 
 COMMANDS = {
     "ecp5": """hierarchy -top {top}
-setattr -mod -set keep_hierarchy 1 *_lane *_cluster
+setattr -mod -set keep_hierarchy 1 {kept}
 synth_ecp5 -top {top} -nowidelut
 setattr -mod -unset keep_hierarchy *
 flatten
@@ -83,6 +83,10 @@ that takes an eighth of the time for 96 PEs, and 2 to 3 % more LUTs. On iCE40 wi
 of the requantisation's products is wrong in simulation, and it forgets the registers of the blocks that
 `fpga/ice40.py` puts in; those are all the multipliers that are worth a block."""
 
+KEPT = ("*_lane *_cluster", "*_lane", "none")
+"""Modules that are synthesised once each on ECP5, by Yosys' pattern; the next is tried if Yosys 0.70 fails, which its
+`abc9_ops -reintegrate` does on an assertion for an accelerator with a single cluster."""
+
 
 def synthesise_text(text: str, name: str, folder: Path, family: str = "ecp5") -> Cost:
     """As :func:`synthesise`, for SystemVerilog whose top module is ``name``; also for family "gowin"."""
@@ -91,13 +95,17 @@ def synthesise_text(text: str, name: str, folder: Path, family: str = "ecp5") ->
     elif family == "ice40":
         text = ice40.with_dsp_registers(ice40.without_spram_contents(text))
     (folder / f"{name}.sv").write_text(text, encoding="utf-8")
-    command = COMMANDS[family].format(top=name)
-    script = f"read_verilog -sv {name}.sv\n{command}\ntee -q -o {name}.stat stat -json -top {name}\n"
-    (folder / f"{name}.ys").write_text(script, encoding="utf-8")
-    done = subprocess.run([*find_yosys().command, f"{name}.ys"], cwd=folder, capture_output=True, text=True)
-    if done.returncode or not (folder / f"{name}.json").exists():
-        raise MaskworkError(f"Yosys failed on {name}: {(done.stderr or done.stdout).strip()[-400:]}")
     netlist = folder / f"{name}.json"
+    netlist.unlink(missing_ok=True)
+    for kept in KEPT if family == "ecp5" else ("",):
+        command = COMMANDS[family].format(top=name, kept=kept)
+        script = f"read_verilog -sv {name}.sv\n{command}\ntee -q -o {name}.stat stat -json -top {name}\n"
+        (folder / f"{name}.ys").write_text(script, encoding="utf-8")
+        done = subprocess.run([*find_yosys().command, f"{name}.ys"], cwd=folder, capture_output=True, text=True)
+        if not done.returncode and netlist.exists():
+            break
+    else:
+        raise MaskworkError(f"Yosys failed on {name}: {(done.stderr or done.stdout).strip()[-400:]}")
     if family == "ecp5":
         _finish(netlist)
     return _cost(netlist, name)
@@ -234,6 +242,7 @@ def route(folder: Path, name: str, device: list[str], *, family: str = "ecp5", f
         MaskworkError: if nextpnr is missing, or the design does not fit.
     """
     tool = find_nextpnr(family)
+    floorplan.apply(folder / f"{name}.json", device)
     options = ["--json", f"{name}.json", "--report", "report.json", "--write", "routed.json", "--freq", str(freq)]
     options += ["--seed", str(seed), "--log", "nextpnr.log", "--quiet", "--timing-allow-fail"]
     if family == "ecp5":

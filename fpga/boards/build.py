@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from amaranth.lib import wiring
+from maskwork.fpga import floorplan
 from maskwork.fpga.boards import top
 from maskwork.fpga.boards.boards import Board, Pin
 from maskwork.fpga.boards.names import Components, count, critical_path
@@ -26,7 +27,7 @@ from maskwork.sim_tb.cache import Cache, content_key
 AUTO_PASSES = 3
 """Most builds for `--clock auto`: each but the first at the clock that the one before it reached."""
 
-_RESULT = "board bitstream 2"
+_RESULT = "board bitstream 3"
 """Part of the cache's keys: to be changed with what is kept of a routed design."""
 
 Design = Callable[[Config, int, int, str], wiring.Component]
@@ -178,6 +179,7 @@ class _Run:
             build = Path(scratch)
             # a copy: WebAssembly tools see nothing outside their folder, not even through a link
             shutil.copyfile(netlist / f"{top.TOP}.json", build / f"{top.TOP}.json")
+            floorplan.apply(build / f"{top.TOP}.json", board.nextpnr)
             (build / top.CONSTRAINT_FILE[board.family]).write_text(constraints, encoding="utf-8")
             timing = place_and_route(self.tools, board, build, clock_hz / MEGA, seed)
             image = bitstream(self.tools, board, build)
