@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from maskwork.gen import pack
 from maskwork.gen.chains import Chains
+from maskwork.gen.check_vector import check_vectors, vector_data, vector_fields
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError, ProgramError
 from maskwork.gen.isa import COMMANDS, ISA_VERSION, Fault, Op
@@ -76,12 +77,16 @@ class Legality:
             return None
         if op < Op.LOAD_A:
             return None
+        if op == Op.VECTOR and not self.config.vector:
+            return Fault.UNKNOWN_OPCODE, "VECTOR needs a configuration with vector = true"
         if not self.begun:
             return Fault.NOT_BEGUN, "BEGIN must come first"
         f = {field.name: fields.get(field.name, 0) for field in COMMANDS[op].fields}
-        message = self._fields(op, f)
+        message = vector_fields(f) if op == Op.VECTOR else self._fields(op, f)
         if message:
             return Fault.BAD_FIELD, message
+        if op == Op.VECTOR:
+            return None
         clusters = [c for c in range(self.config.clusters) if f["clusters"] >> c & 1]
         if op == Op.RUN:
             return self._run(f, clusters)
@@ -228,7 +233,8 @@ def check_program(program: Program) -> None:
     if program.commands[-1].get("op") != "SYNC":
         raise ProgramError("program must end with SYNC")
     legality = Legality(config)
-    finals = []
+    finals: list[dict[str, int]] = []
+    vectors: list[Mapping[str, int]] = []
     for number, command in enumerate(program.commands):
         where = f"command {number} ({command.get('op')})"
         try:
@@ -253,6 +259,9 @@ def check_program(program: Program) -> None:
                 message = f"row_words must be from 1 to fifo_depth = {config.fifo_depth}, not {words}"
             if fields.get("final"):
                 finals.append(fields)
+        elif message is None and op == Op.VECTOR:
+            message = vector_data(program, fields, command.get("data"))
+            vectors.append(fields)
         elif message is None and op in (Op.LOAD_A, Op.LOAD_B, Op.LOAD_C, Op.LOAD_P):
             message = _data(program, op, fields, command.get("data"))
         if message:
@@ -261,6 +270,7 @@ def check_program(program: Program) -> None:
         _results(program, finals)
     except (KeyError, TypeError, AttributeError):
         raise ProgramError("results: each entry needs tag, row, output and parts (lanes, rows, columns)") from None
+    check_vectors(program, vectors)
 
 
 def _matrix_shape(shape: list[int]) -> tuple[int, int]:

@@ -208,7 +208,8 @@ def _print_product(result: Any, written: dict[str, str]) -> None:
 @click.argument("program", metavar="PROGRAM.mwp")
 def disasm(program: str) -> None:
     """Print a readable listing of a program file, after checking that it is legal."""
-    from maskwork.gen.program import Program, disassemble
+    from maskwork.gen.listing import disassemble
+    from maskwork.gen.program import Program
 
     click.echo(disassemble(Program.load(program)), nl=False)
 

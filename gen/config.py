@@ -78,6 +78,7 @@ class Config:
     )
     post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
     counters: bool = _doc("performance counters are built; without them READ_COUNTERS answers zeros", True)
+    vector: bool = _doc("the vector unit is built: pooling and residual addition, command VECTOR", False)
 
     # ------------------------------------------------------------------ checks
 
@@ -296,11 +297,12 @@ _preset(
            a_depth=256, a_segments=64, c_rows=32, psum_rows=16, fifo_depth=64, run_depth=2),
     "2 PEs, for tests and for reading the Verilog",
 )  # fmt: skip
-_preset(Config(name="small"), "16 PEs in one cluster: simulation, first experiments")
-_preset(Config(name="dense-small", skip=""), "small without any skipping: the dense baseline")
+_preset(Config(name="small", vector=True), "16 PEs in one cluster: simulation, first experiments")
+_preset(Config(name="dense-small", skip="", vector=True), "small without any skipping: the dense baseline")
 _preset(
-    Config(name="ulx3s-85f", lanes=12, k_depth=64, a_depth=1024, a_segments=256, psum_rows=32, psum_in_pe=True),
-    "48 PEs for a ULX3S: 201 of 208 block RAMs, 60 of 156 multipliers, 40 k of 84 k LUTs of an ECP5-85F",
+    Config(name="ulx3s-85f", lanes=12, k_depth=64, a_depth=1024, a_segments=256, psum_rows=32, psum_in_pe=True,
+           vector=True),
+    "48 PEs for a ULX3S: 201 of 208 block RAMs, 62 of 156 multipliers, 40 k of 84 k LUTs of an ECP5-85F",
 )  # fmt: skip
 _preset(
     Config(name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,
@@ -310,11 +312,11 @@ _preset(
 )  # fmt: skip
 _preset(
     Config(name="sim-64", lanes=16, stream_words=4, k_depth=64, a_depth=1024, fifo_depth=256, psum_rows=32,
-           psum_in_pe=True, load_slots=4),
+           psum_in_pe=True, load_slots=4, vector=True),
     "64 PEs with 128-bit streams, partial sums in the PEs, under 400 KB of buffers, for studies in simulation",
 )  # fmt: skip
 _preset(
-    Config(name="ecp5-25f", lanes=4, k_depth=64, a_depth=1024, a_segments=256),
+    Config(name="ecp5-25f", lanes=4, k_depth=64, a_depth=1024, a_segments=256, vector=True),
     "16 PEs for boards with an ECP5-25F or -12F",
 )
 _preset(

@@ -11,7 +11,7 @@ import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-ISA_VERSION = 1
+ISA_VERSION = 2
 """Version of the instruction set; BEGIN refuses a program made for another."""
 
 
@@ -29,6 +29,7 @@ class Op(enum.IntEnum):
     LOAD_C = 0x12
     LOAD_P = 0x13
     RUN = 0x20
+    VECTOR = 0x30
 
 
 class Reply(enum.IntEnum):
@@ -40,7 +41,19 @@ class Reply(enum.IntEnum):
     ABORTED = 0x85
     COUNTERS = 0x86
     RESULT = 0x90
+    VECTOR = 0x91
     ERROR = 0xEE
+
+
+class VectorKind(enum.IntEnum):
+    """What VECTOR makes of the products of a window."""
+
+    SUM = 0
+    MAX = 1
+
+
+MAX_WINDOW = 1 << 14
+"""Most values of a window of VECTOR."""
 
 
 class Fault(enum.IntEnum):
@@ -59,7 +72,7 @@ class Fault(enum.IntEnum):
 
 
 FAULT_DOCS: dict[Fault, str] = {
-    Fault.UNKNOWN_OPCODE: "no such command; the packet was dropped to its last word",
+    Fault.UNKNOWN_OPCODE: "no such command, or VECTOR without a vector unit; the packet was dropped to its last word",
     Fault.SHORT_PACKET: "the packet ended before its header or its data were complete; a bank it was loading is empty",
     Fault.LONG_PACKET: "the packet went on after its data were complete; it was dropped, and a bank it was loading is "
     "empty",
@@ -260,6 +273,18 @@ COMMANDS: dict[Op, Packet] = {
        doc="loads post-processing parameters, kept with the weight bank"),
     Op.RUN: Packet(Op.RUN, "RUN", 19, _run_fields(),
                    doc="computes rows of C from the banks named; later packets are taken meanwhile"),
+    Op.VECTOR: Packet(Op.VECTOR, "VECTOR", 5, (
+        Field("tag", 0, 8, 8, doc="returned in the reply"),
+        Field("shift", 0, 16, 6, doc="right shift, 0 to 47"),
+        Field("kind", 0, 24, 4, doc="0: sum, 1: maximum"),
+        *_pair(1, "window", "count", (f"values of an output, 1 to {MAX_WINDOW}", "outputs, 1 or more")),
+        Field("mult0", 2, 0, 24, doc="multiplier of values 0, 2, 4, ... of a window"),
+        Field("mult1", 3, 0, 24, doc="multiplier of values 1, 3, 5, ..."),
+        *_pair(4, "low", "high", ("clamp: smallest result", "clamp: largest result"), True),
+    ), payload="`count` x `window` packed values of a_width bits, the windows one after the other without gaps; the "
+               "whole padded to a beat",
+       doc="pools or adds, where the configuration has the `vector` unit; answers one VECTOR reply while the data "
+           "come, and the next command waits until that has left; RUNs go on meanwhile"),
 }  # fmt: skip
 
 REPLIES: dict[Reply, Packet] = {
@@ -281,6 +306,11 @@ REPLIES: dict[Reply, Packet] = {
         *_pair(1, "row", "values", ("row number", "nonzero values in the packet")),
     ), payload="bitmap of the tile's nonzero results (tile_columns bits, padded to a beat), then the packed values "
                "(raw sums: one word each, two when acc_width > 32), padded to a beat"),
+    Reply.VECTOR: Packet(Reply.VECTOR, "VECTOR", 1, (
+        Field("tag", 0, 8, 8, doc="tag of the command"),
+        Field("count", 0, 16, 16, doc="outputs that the command asked for"),
+    ), payload="packed outputs of a_width bits, zeros included; the whole padded to a beat. After a command whose data "
+               "end too early: the outputs whose windows are complete, then one that is 0; an ERROR follows"),
     Reply.ERROR: Packet(Reply.ERROR, "ERROR", 1, (
         Field("fault", 0, 8, 8, doc="what was wrong"),
         Field("opcode", 0, 16, 8, doc="opcode of the packet at fault"),

@@ -47,6 +47,19 @@ loop inside it. A row without wanted columns fetches nothing and still answers i
 `first`, else at what the same row of the RUN before left; it leaves with `final`, else it stays in the lane.
 """
 
+_VECTOR_MEANING = """### What VECTOR computes
+
+```
+for j in 0 .. count - 1:
+    for i in 0 .. window - 1:
+        p[i] = v[j * window + i] * (mult0 if i is even else mult1)
+    s = sum of all p[i] (kind 0), or their maximum (kind 1)
+    output[j] = min(max(round_half_even(s / 2**shift), low), high)
+```
+
+`low` and `high` are first brought into the range of `a_width` bits, as those of LOAD_P are. Nothing overflows.
+"""
+
 _FAULTS = """## Faults
 
 Codes of ERROR replies. The packet at fault is dropped to its last beat; the accelerator stays usable.
@@ -96,6 +109,7 @@ def isa_markdown() -> str:
     for packet in COMMANDS.values():
         lines += _packet(packet)
     lines += [f"Loop levels of RUN, outermost first: {', '.join(f'`{level}`' for level in LEVELS)}.", "", _RUN_MEANING]
+    lines += [_VECTOR_MEANING]
     lines += ["## Replies", ""]
     for packet in REPLIES.values():
         lines += _packet(packet)

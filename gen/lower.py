@@ -1,10 +1,13 @@
-"""Lowering of products to programs: matrix products, convolutions (implicit GEMM) and their weight gradients."""
+"""Lowering of products to programs: matrix products, convolutions (implicit GEMM) and their weight gradients; and of
+pooling and addition, gathered to windows.
+"""
 
 from __future__ import annotations
 
 from maskwork.gen.lower_conv import conv_output_shape, lower_conv
 from maskwork.gen.lower_matmul import lower_matmul
 from maskwork.gen.lower_schedule import Post
+from maskwork.gen.lower_vector import lower_vector
 from maskwork.gen.lower_wgrad import by_channel, exchanged_pads, lower_weight_grad
 
 __all__ = [
@@ -14,5 +17,6 @@ __all__ = [
     "exchanged_pads",
     "lower_conv",
     "lower_matmul",
+    "lower_vector",
     "lower_weight_grad",
 ]

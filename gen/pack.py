@@ -298,6 +298,8 @@ def payload_words(config: Config, op: Op, fields: Mapping[str, int], payload: Wo
         return fields["rows"] * bitmap_words(fields["columns"], sw), 0
     if op == Op.LOAD_P:
         return pad_words(2 * fields["columns"], sw), 0
+    if op == Op.VECTOR:
+        return value_words(fields["count"] * fields["window"], config.a_width, sw), 0
     if op not in (Op.LOAD_A, Op.LOAD_B):
         return 0, 0
     is_a = op == Op.LOAD_A

@@ -43,6 +43,9 @@ class Program:
             "rows": ranges, "columns": ranges}]}. Result row ``row + i`` of a lane of a part is output row rows[i],
             and comes once from each part.
         outputs: name -> {"shape", "dtype"}.
+        vectors: one for each VECTOR, in order: {"tag", "output", "elements": ranges}. Its j-th output is element
+            elements[j] of the output, whose axes are all flattened. VECTOR's data are an operand of role a, of which
+            ``rows`` are the outputs and ``columns`` their windows' values; elements that a mask removes are sent as 0.
         products: {"a", "b", "k", "window"}: operands that check_overflow looks at (for matrix products with the k,
             for weight gradients with the window of :func:`~maskwork.gen.overflow.window_maxima`).
     """
@@ -53,6 +56,7 @@ class Program:
     results: list[dict[str, Any]] = field(default_factory=list)
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     products: list[dict[str, Any]] = field(default_factory=list)
+    vectors: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """The program file's text."""
@@ -65,6 +69,7 @@ class Program:
             "operands": self.operands,
             "outputs": self.outputs,
             "products": self.products,
+            "vectors": self.vectors,
         }
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
         for key, rows in (("commands", self.commands), ("results", self.results)):
@@ -94,8 +99,9 @@ class Program:
         for key in ("config", "operands", "outputs"):
             if not isinstance(values[key], dict):
                 raise ProgramError(f"{where}: {key} must be an object, not {type(values[key]).__name__}")
-        for key in ("commands", "results"):
-            if not isinstance(values[key], list) or not all(isinstance(v, dict) for v in values[key]):
+        for key in ("commands", "results", "vectors"):
+            rows = values.get(key, [])
+            if not isinstance(rows, list) or not all(isinstance(v, dict) for v in rows):
                 raise ProgramError(f"{where}: {key} must be a list of objects")
         try:
             config = Config.from_dict(values["config"], where=f"{where}: config")
@@ -106,7 +112,7 @@ class Program:
                 f"{where}: config_hash must be {config.hash}, that of its config, not {values['config_hash']!r}"
             )
         program = cls(config, values["operands"], values["commands"], values["results"], values["outputs"],
-                      values.get("products", []))  # fmt: skip
+                      values.get("products", []), values.get("vectors", []))  # fmt: skip
         program._check_names(where)
         return program
 
@@ -270,6 +276,11 @@ class _Operands:
         chosen = mask[pack.index_of(data["rows"], data["columns"])]
         return pack.pack_bitmaps(chosen, self.config.stream_words).reshape(-1)
 
+    def vector(self, data: Mapping[str, Any]) -> NDArray[np.uint32]:
+        """Payload words of VECTOR."""
+        windows = self.values[data["operand"]][pack.index_of(data["rows"], data["columns"])]
+        return pack.pack_rows(windows.reshape(1, -1), None, self.config.a_width, self.config.stream_words)
+
     def parameters(self, data: Mapping[str, Any]) -> NDArray[np.uint32]:
         """Payload words of LOAD_P."""
         columns = pack.expand_ranges(data["columns"])
@@ -320,13 +331,15 @@ def bind(
         op = Op[command["op"]]
         fields = {key: value for key, value in command.items() if key not in ("op", "data")}
         payload = np.zeros(0, dtype=np.uint32)
-        if op in (Op.LOAD_A, Op.LOAD_B, Op.LOAD_C, Op.LOAD_P):
+        if op in (Op.LOAD_A, Op.LOAD_B, Op.LOAD_C, Op.LOAD_P, Op.VECTOR):
             data = command["data"]
             if (key := f"{op.name}{data}") not in cache:
                 if op == Op.LOAD_C:
                     cache[key] = state.c_rows(data)
                 elif op == Op.LOAD_P:
                     cache[key] = state.parameters(data)
+                elif op == Op.VECTOR:
+                    cache[key] = state.vector(data)
                 else:
                     cache[key] = state.packed(data, "a" if op == Op.LOAD_A else "b")
             payload = cache[key]
@@ -341,57 +354,3 @@ def bind(
     last = np.zeros(int(starts[-1]) // sw, dtype=np.bool_)
     last[starts[1:] // sw - 1] = True
     return Bound(config, np.concatenate(pieces), last, starts, state.effective)
-
-
-# ---------------------------------------------------------------------- listing
-
-
-def _text_ranges(ranges: pack.Ranges) -> str:
-    parts = []
-    for start, count, step in ranges[:3]:
-        end = start + step * (count - 1)
-        parts.append(str(start) if count == 1 else f"{start}..{end}" + (f"/{step}" if step != 1 else ""))
-    return ",".join(parts) + (f",+{len(ranges) - 3} more" if len(ranges) > 3 else "")
-
-
-def _line(op: Op, fields: Mapping[str, int], data: Mapping[str, Any] | None = None) -> str:
-    parts = []
-    for f in COMMANDS[op].fields:
-        value = fields.get(f.name, 0)
-        if value == 0 and f.name not in ("bank", "a_bank", "b_bank", "tag", "k"):
-            continue
-        text = f"{value:#x}" if f.name in ("clusters", "lanes", "config", "token") else str(value)
-        parts.append(f"{f.name}={text}")
-    if data:
-        if "operand" in data:
-            parts.append(f"<- {data['operand']}[{_text_ranges(data['rows'])}; {_text_ranges(data['columns'])}]")
-        else:
-            parts.append(f"<- {data['bias']}, {data['mult']}, {data['shift']}[{_text_ranges(data['columns'])}]")
-    return f"{op.name:<13} {' '.join(parts)}".rstrip()
-
-
-def disassemble(program: Program) -> str:
-    """A readable listing of a program: fields that are 0 are left out (banks, tags and k excepted)."""
-    name, number = program.config.name, program.config.hash
-    lines = [f"; maskwork program, instruction set {ISA_VERSION}, configuration {name} ({number:#010x})"]
-    for name, spec in program.operands.items():
-        lines.append(f"; operand {name}: {spec['role']} {tuple(spec['shape'])}")
-    for name, spec in program.outputs.items():
-        lines.append(f"; output {name}: {spec['dtype']} {tuple(spec['shape'])}")
-    for number, command in enumerate(program.commands):
-        lines.append(f"{number:5d}  {_line(Op[command['op']], command, command.get('data'))}")
-    return "\n".join(lines) + "\n"
-
-
-def disassemble_words(config: Config, words: NDArray[np.uint32], last: NDArray[np.bool_]) -> str:
-    """A readable listing of a bound stream, a packet a line, with the number of its data words.
-
-    Raises:
-        ProgramError: if the stream is not whole packets, or a packet cannot be decoded.
-    """
-    lines = []
-    for number, packet in enumerate(pack.split_packets(words, last, config.stream_words)):
-        op, fields, payload = pack.decode_packet(config, packet)
-        data = f" ; {len(payload)} words" if len(payload) else ""
-        lines.append(f"{number:5d}  {_line(op, fields)}{data}")
-    return "\n".join(lines) + "\n"

@@ -46,7 +46,7 @@ class ResultAssembler:
     Members:
         synced: tags of the SYNCED replies so far.
         counters: the last COUNTERS reply, or None.
-        packets: result packets so far.
+        packets: packets of results (RESULT, VECTOR) so far.
     """
 
     def __init__(self, program: Program) -> None:
@@ -93,6 +93,7 @@ class ResultAssembler:
         self._offset = np.cumsum(self._rows_of) - self._rows_of
         self._rows = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
         self._seen = np.zeros(len(self._rows), dtype=np.bool_)
+        self._vectors_seen = 0
         tags = np.array([run["tag"] for run in runs], dtype=np.int64)
         for tag in np.unique(tags):
             self._by_tag[int(tag)] = np.flatnonzero(tags == tag)
@@ -149,8 +150,35 @@ class ResultAssembler:
             raise DeviceError(f"the accelerator sent an unknown reply {kind:#04x}")
         if kind == Reply.SYNCED:
             self.synced.append(REPLIES[Reply.SYNCED].decode([int(packet[0])])["tag"])
+        elif kind == Reply.VECTOR:
+            self._vector(packet)
         elif kind == Reply.COUNTERS:
             self.counters = parse_counters(packet, self.config.stream_words)
+
+    def _vector(self, packet: NDArray[np.uint32]) -> None:
+        """Store the outputs of the next VECTOR: their replies come in its program's order."""
+        config, layout = self.config, REPLIES[Reply.VECTOR]
+        reply = layout.decode([int(packet[0])])
+        if self._vectors_seen == len(self.program.vectors):
+            raise DeviceError(f"there are more VECTOR replies than the program's {self._vectors_seen}")
+        entry = self.program.vectors[self._vectors_seen]
+        elements = pack.expand_ranges(entry["elements"])
+        if (reply["tag"], reply["count"]) != (entry["tag"], len(elements)):
+            raise DeviceError(
+                f"a VECTOR reply does not belong to the program: tag {reply['tag']} with {reply['count']} outputs "
+                f"instead of tag {entry['tag']} with {len(elements)}"
+            )
+        head = layout.beats(config.stream_words) * config.stream_words
+        expected = head + pack.value_words(len(elements), config.a_width, config.stream_words)
+        if len(packet) != expected:
+            raise DeviceError(
+                f"a VECTOR reply with {len(elements)} outputs must have {expected} words, not {len(packet)}"
+                + (" (its command was cut short)" if len(packet) < expected else "")
+            )
+        values = pack.unpack_values(packet[None, head:], len(elements), config.a_width)[0]
+        self._arrays[entry["output"]].reshape(-1)[elements] = values
+        self._vectors_seen += 1
+        self.packets += 1
 
     def _results(self, words: NDArray[np.uint32], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
         config = self.config
@@ -260,7 +288,7 @@ class ResultAssembler:
     @property
     def complete(self) -> bool:
         """Whether every result has come."""
-        return bool(self._seen.all())
+        return bool(self._seen.all()) and self._vectors_seen == len(self.program.vectors)
 
     def outputs(self) -> dict[str, NDArray[Any]]:
         """Output arrays by name (int32, or int64 where acc_width > 32); what was masked out is 0.
@@ -268,6 +296,9 @@ class ResultAssembler:
         Raises:
             DeviceError: if results are missing.
         """
+        if self._vectors_seen < len(self.program.vectors):
+            raise DeviceError(f"{len(self.program.vectors) - self._vectors_seen} of {len(self.program.vectors)} VECTOR "
+                              "replies are missing")  # fmt: skip
         if not self.complete:
             missing = np.flatnonzero(~self._seen)
             part = int(np.searchsorted(self._offset, missing[0], side="right")) - 1

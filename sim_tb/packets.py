@@ -101,6 +101,14 @@ class Packets:
                   "y_limit": 1, "first": 1, "final": 1, **fields}  # fmt: skip
         return self.command(Op.RUN, **values)
 
+    def vector(self, windows: Any, **fields: int) -> Packet:
+        """VECTOR of the windows, shape (count, window); by default their sums, with multipliers 1."""
+        values = np.asarray(windows)
+        limits = {"low": -(1 << 15), "high": (1 << 15) - 1}
+        header = {"count": len(values), "window": values.shape[1], "mult0": 1, "mult1": 1, **limits, **fields}
+        data = packed(values.reshape(-1), self.config.a_width)
+        return self.command(Op.VECTOR, **header) + padded(data, self.config.stream_words)
+
 
 def joined(config: Config, packets: Sequence[Packet]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
     """Words and ``last`` (one a beat) of packets in order."""
@@ -111,7 +119,8 @@ def joined(config: Config, packets: Sequence[Packet]) -> tuple[NDArray[np.uint32
 
 
 def decode(config: Config, words: NDArray[np.uint32]) -> dict[str, Any]:
-    """A reply packet: ``reply`` (its kind), its fields, counters by name, and a result's values as ``columns``.
+    """A reply packet: ``reply`` (its kind), its fields, counters by name, and a result's values as ``columns``,
+    those of a VECTOR as ``outputs``.
 
     Raises:
         AssertionError: if the packet is not exactly what its header announces.
@@ -143,6 +152,12 @@ def decode(config: Config, words: NDArray[np.uint32]) -> dict[str, Any]:
             reply["columns"][column] = value
         total = 2 * len(kept) if width == 64 else -(-len(kept) // per_word)
         at += len(padded([0] * total, beat))
+    if kind == Reply.VECTOR:  # one that was cut short has fewer
+        per_word = 32 // config.a_width
+        fields = [word >> config.a_width * n for word in data[at:] for n in range(per_word)]
+        fields = [value & ((1 << config.a_width) - 1) for value in fields[: reply["count"]]]
+        reply["outputs"] = [value - (value >> (config.a_width - 1) << config.a_width) for value in fields]
+        at += len(padded([0] * -(-len(fields) // per_word), beat))
     assert len(data) == at, (kind.name, len(data), at)
     return reply
 

@@ -12,7 +12,7 @@ from maskwork.gen import demo
 from maskwork.gen.config import Config, preset
 from maskwork.gen.errors import BankOverflow, DeviceError, MaskworkValueError
 from maskwork.gen.execute import execute_bound, read_counters
-from maskwork.gen.isa import COUNTERS, Op, Reply
+from maskwork.gen.isa import COUNTERS, ISA_VERSION, Op, Reply
 from maskwork.gen.lower import lower_matmul
 from maskwork.gen.program import bind
 from maskwork.sim_tb.cycle import CycleDevice, engine, simulate, simulate_program
@@ -281,7 +281,7 @@ SHORT = Packets(TINY).load_a(np.ones((2, 8), int))[:-1]
     ([*commands(Op.BEGIN), SHORT, *commands(Op.SYNC)], DeviceError, "only: .* LOAD_A with SHORT_PACKET"),
     ([*commands(Op.BEGIN), [0x7F], *commands(Op.SYNC)], DeviceError, "legal programs only: .* UNKNOWN_OPCODE"),
     ([*commands(Op.BEGIN, Op.RUN, Op.SYNC)], DeviceError, "legal programs only: .* RUN with BAD_FIELD"),
-    ([[Op.BEGIN, 1, 5], *commands(Op.SYNC)], DeviceError, "legal programs only: .* BEGIN with WRONG_CONFIG"),
+    ([[Op.BEGIN, ISA_VERSION, 5], *commands(Op.SYNC)], DeviceError, "legal programs only: .* BEGIN with WRONG_CONFIG"),
 ])  # fmt: skip
 def test_illegal_streams(packets, error, message):
     device = CycleDevice(TINY)

@@ -68,6 +68,8 @@ def cases(make):
     unknown = [0x77, *more[1:]], [0x00] * 3 * beat
     yield "unknown opcodes", unknown, [(Fault.UNKNOWN_OPCODE, 0x77), (Fault.UNKNOWN_OPCODE, 0)]
     for op, layout in COMMANDS.items():
+        if op == Op.VECTOR and not config.vector:
+            continue
         whole = make.command(op)
         if len(whole) > beat:
             yield f"short header of {op.name}", [begin, whole[:-beat]], [(Fault.SHORT_PACKET, op)]

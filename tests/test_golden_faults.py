@@ -61,6 +61,8 @@ def test_lengths_of_packets(config):
     for op, packet in ((0, [0] * beat), (0x77, [0x77] * beat * 3)):
         assert faults(machine.send(packet)) == [(Fault.UNKNOWN_OPCODE, op)]
     for op, layout in COMMANDS.items():
+        if op == Op.VECTOR:  # this configuration has none: tests/test_vector.py
+            continue
         whole = padded(layout.encode({}), beat)
         if len(whole) > beat:
             assert faults(machine.send(whole[:-beat])) == [(Fault.SHORT_PACKET, op)]

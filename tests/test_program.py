@@ -10,9 +10,10 @@ from maskwork.gen import pack
 from maskwork.gen.check import Legality, check_bound, check_program
 from maskwork.gen.config import Config, preset
 from maskwork.gen.errors import DeviceError, ProgramError
-from maskwork.gen.isa import COMMANDS, COUNTERS, REPLIES, Fault, Op, Reply
+from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, REPLIES, Fault, Op, Reply
+from maskwork.gen.listing import disassemble, disassemble_words
 from maskwork.gen.lower import lower_matmul
-from maskwork.gen.program import Program, bind, disassemble, disassemble_words
+from maskwork.gen.program import Program, bind
 from maskwork.gen.results import ResultAssembler
 
 from .programs import golden, parameters, sparse
@@ -40,7 +41,7 @@ def test_program_survives_a_file(tmp_path):
     [
         (lambda v: v.update(format="x"), '"format" must be "maskwork-program"'),
         (lambda v: v.update(version=99), "version must be 1, not 99"),
-        (lambda v: v.update(isa=7), "isa must be 1, not 7"),
+        (lambda v: v.update(isa=7), f"isa must be {ISA_VERSION}, not 7"),
         (lambda v: v.pop("outputs"), "'outputs' is missing"),
         (lambda v: v.update(config_hash=1), "config_hash must be"),
         (lambda v: v["config"].update(lanes=0), "lanes must be"),
@@ -88,7 +89,7 @@ def first(program, op):
         (lambda p: p.commands.pop(0), "must start with BEGIN"),
         (lambda p: p.commands.pop(), "must end with SYNC"),
         (lambda p: p.commands[0].update(config=1), "WRONG_CONFIG"),
-        (lambda p: p.commands[0].update(version=2), "WRONG_VERSION"),
+        (lambda p: p.commands[0].update(version=ISA_VERSION + 1), "WRONG_VERSION"),
         (lambda p: p.commands[1].update(op="JUMP"), r"command 1 \(JUMP\): unknown command"),
         (lambda p: p.commands[1].update(colour=1), "unknown field 'colour'"),
         (lambda p: p.commands[1].update(bank="x"), "bank must be an integer"),
@@ -129,7 +130,7 @@ def test_legality_names_faults_as_the_hardware_does():
     legality = Legality(config)
     load = {"clusters": 1, "segments": 200, "length": 16}
     assert legality.step(Op.LOAD_A, load) is not None and legality.step(Op.ECHO, {}) is None
-    assert legality.step(Op.BEGIN, {"version": 1, "config": config.hash}) is None
+    assert legality.step(Op.BEGIN, {"version": ISA_VERSION, "config": config.hash}) is None
     faults = [
         (Op.LOAD_A, load, None),
         (Op.LOAD_A, load, Fault.BANK_IN_USE),
@@ -143,13 +144,13 @@ def test_legality_names_faults_as_the_hardware_does():
         (Op.LOAD_B, {"clusters": 1, "rows": 1, "lanes": 15, "columns": 64}, None),
         (Op.RUN, {"clusters": 1, "rows": 1, "first": 1, "final": 1}, None),
         (Op.LOAD_A, load, None),
-        (Op.BEGIN, {"version": 1, "config": 0}, Fault.WRONG_CONFIG),
+        (Op.BEGIN, {"version": ISA_VERSION, "config": 0}, Fault.WRONG_CONFIG),
         (Op.LOAD_A, load, Fault.NOT_BEGUN),
     ]
     for op, fields, fault in faults:
         violation = legality.step(op, fields)
         assert (violation and violation[0]) == fault, (op, fields, violation)
-    legality.step(Op.BEGIN, {"version": 1, "config": config.hash})
+    legality.step(Op.BEGIN, {"version": ISA_VERSION, "config": config.hash})
     violation = legality.step(Op.LOAD_A, load, a_words=config.a_depth + 1)
     assert violation is not None and violation[0] == Fault.BUFFER_FULL
     assert legality.step(Op.LOAD_A, load) is None
@@ -182,7 +183,7 @@ def test_check_bound_sees_the_data():
         with pytest.raises(ProgramError, match=message):
             check_bound(program.config, *stream([*packets[:load], changed, *packets[load + 1 :]]))
     tight = preset("tiny").replace(a_depth=64, k_depth=32)
-    begin = np.array(COMMANDS[Op.BEGIN].encode({"version": 1, "config": tight.hash}), dtype=np.uint32)
+    begin = np.array(COMMANDS[Op.BEGIN].encode({"version": ISA_VERSION, "config": tight.hash}), dtype=np.uint32)
     head = COMMANDS[Op.LOAD_A].encode({"clusters": 1, "segments": 8, "length": 32})
     values = np.ones((8, 32), dtype=np.int64)
     full = np.concatenate([np.array(head, dtype=np.uint32), pack.pack_rows(values, values > 0, 9, 1)])

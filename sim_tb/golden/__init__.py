@@ -7,5 +7,6 @@
 from maskwork.sim_tb.golden.interpreter import Interpreter
 from maskwork.sim_tb.golden.product import conv2d, conv2d_macs, macs, masked_matmul
 from maskwork.sim_tb.golden.requantise import requantise
+from maskwork.sim_tb.golden.vector import vector
 
-__all__ = ["Interpreter", "conv2d", "conv2d_macs", "macs", "masked_matmul", "requantise"]
+__all__ = ["Interpreter", "conv2d", "conv2d_macs", "macs", "masked_matmul", "requantise", "vector"]

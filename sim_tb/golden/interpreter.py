@@ -9,18 +9,19 @@ from __future__ import annotations
 from collections.abc import Sequence
 
 import numpy as np
-from maskwork.gen.config import CHUNK, Config
+from maskwork.gen.config import CHUNK, POST_MAX_SHIFT, Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
-from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, REPLIES, Fault, Op, Reply
-from maskwork.sim_tb.golden.payload import Payload, RefusedError, require
+from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, MAX_WINDOW, REPLIES, Fault, Op, Reply, VectorKind
+from maskwork.sim_tb.golden.payload import Payload, RefusedError, packed_values, packed_words, require
 from maskwork.sim_tb.golden.rows import ABank, BBank, CBank, Cluster, Parameters, fold, run_cluster
+from maskwork.sim_tb.golden.vector import vector
 from numpy.typing import ArrayLike, NDArray
 
 BoolArray = NDArray[np.bool_]
 Words = NDArray[np.uint32]
 Fields = dict[str, int]
 
-_NEEDS_BEGIN = frozenset({Op.LOAD_A, Op.LOAD_B, Op.LOAD_C, Op.LOAD_P, Op.RUN})
+_NEEDS_BEGIN = frozenset({Op.LOAD_A, Op.LOAD_B, Op.LOAD_C, Op.LOAD_P, Op.RUN, Op.VECTOR})
 
 
 class Interpreter:
@@ -106,6 +107,7 @@ class Interpreter:
             op = Op(code)
         except ValueError:
             raise RefusedError(Fault.UNKNOWN_OPCODE) from None
+        require(op != Op.VECTOR or self.config.vector, Fault.UNKNOWN_OPCODE)
         if op == Op.BEGIN:  # by its first word, whatever becomes of the packet
             self._counting, self._multiplies = True, 0
         layout = COMMANDS[op]
@@ -140,6 +142,8 @@ class Interpreter:
                 self._load_p(fields, payload)
             case Op.RUN:
                 return self._run(fields)
+            case Op.VECTOR:
+                return self._vector(fields, payload)
         return []
 
     # ------------------------------------------------------------------ replies and state
@@ -329,3 +333,31 @@ class Interpreter:
             replies += packets
             self._multiplies = (self._multiplies + multiplies) & ((1 << 48) - 1)
         return replies
+
+    # ------------------------------------------------------------------ VECTOR
+
+    def _vector(self, fields: Fields, payload: Words) -> list[Words]:
+        """The VECTOR reply, and an ERROR behind it where the data are too short or too long."""
+        config = self.config
+        window, count = fields["window"], fields["count"]
+        require(1 <= window <= MAX_WINDOW and count >= 1, Fault.BAD_FIELD)
+        require(fields["kind"] in VectorKind.__members__.values(), Fault.BAD_FIELD)
+        require(fields["shift"] <= POST_MAX_SHIFT, Fault.BAD_FIELD)
+        values = packed_values(payload, config.a_width)
+        complete = min(count, len(values) // window)
+        windows = values[: complete * window].reshape(complete, window)
+        smallest, largest = -(1 << (config.a_width - 1)), (1 << (config.a_width - 1)) - 1
+        low, high = (min(max(fields[name], smallest), largest) for name in ("low", "high"))
+        parameters = (fields[name] for name in ("kind", "mult0", "mult1", "shift"))
+        outputs = vector(windows, *parameters, low, high)
+        used = -(-count * window // (32 // config.a_width * config.stream_words)) * config.stream_words
+        fault = None
+        if len(payload) < used:
+            fault = Fault.SHORT_PACKET
+            outputs = np.append(outputs, 0)  # in the place of the one that is not complete
+        elif len(payload) > used:
+            fault = Fault.LONG_PACKET
+        header = self._padded(REPLIES[Reply.VECTOR].encode({"tag": fields["tag"], "count": count}))
+        reply = np.array(header + self._padded(packed_words(outputs, config.a_width).tolist()), np.uint32)
+        errors = [] if fault is None else [self._reply(Reply.ERROR, fault=fault, opcode=Op.VECTOR)]
+        return [reply, *errors]

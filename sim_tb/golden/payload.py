@@ -106,3 +106,16 @@ def _fields(words: Words, width: int) -> Int64Array:
     fields = words.astype(np.int64)[:, :, None] >> (width * np.arange(per_word)) & ((1 << width) - 1)
     sign = 1 << (width - 1)
     return ((fields ^ sign) - sign).reshape(len(words), words.shape[1] * per_word)
+
+
+def packed_values(words: Words, width: int) -> Int64Array:
+    """All packed values of ``width`` bits, signed, of the words, one after the other."""
+    return _fields(words.reshape(1, -1), width).reshape(-1)
+
+
+def packed_words(values: Int64Array, width: int) -> Words:
+    """Words of packed values: as many fields of ``width`` bits as fit in each."""
+    per_word = max(1, 32 // width)
+    fields = np.zeros(-(-len(values) // per_word) * per_word, np.int64)
+    fields[: len(values)] = values & ((1 << width) - 1)
+    return (fields.reshape(-1, per_word) << (width * np.arange(per_word))).sum(axis=1).astype(np.uint32)

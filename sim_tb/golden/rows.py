@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from maskwork.gen.config import Config
 from maskwork.gen.isa import REPLIES, Reply
+from maskwork.sim_tb.golden.payload import packed_words
 from maskwork.sim_tb.golden.requantise import requantise_unchecked
 from numpy.typing import NDArray
 
@@ -282,7 +283,7 @@ def _result_packets(config: Config, values: Int64Array, run: Mapping[str, int], 
     packets = []
     for r, count in enumerate(counts):
         row = values[r][kept[r]]
-        packed = _pack(row, config.a_width) if run["post"] else _raw(row, config.acc_width)
+        packed = packed_words(row, config.a_width) if run["post"] else _raw(row, config.acc_width)
         packet = np.zeros(payload + -(-len(packed) // beat) * beat, np.uint32)
         packet[: header.words] = header.encode(
             {"tag": run["tag"], "lane": lane, "post": run["post"], "row": (run["row"] + r) & 0xFFFF, "values": count}
@@ -296,11 +297,3 @@ def _result_packets(config: Config, values: Int64Array, run: Mapping[str, int], 
 def _raw(values: Int64Array, acc_width: int) -> Words:
     words = np.ascontiguousarray(values).astype("<i8").view("<u4").astype(np.uint32)
     return words if acc_width > 32 else words[::2]
-
-
-def _pack(values: Int64Array, width: int) -> Words:
-    """Signed fields of ``width`` bits, as many as fit in a word."""
-    per_word = max(1, 32 // width)
-    fields = np.zeros(-(-len(values) // per_word) * per_word, np.int64)
-    fields[: len(values)] = values & ((1 << width) - 1)
-    return (fields.reshape(-1, per_word) << (width * np.arange(per_word))).sum(axis=1).astype(np.uint32)
