@@ -3,8 +3,8 @@
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
-from maskwork.gen.config import Config
-from maskwork.gen.isa import COMMANDS, Op
+from maskwork.gen.config import POST_MAX_SHIFT, Config
+from maskwork.gen.isa import COMMANDS, MAX_WINDOW, Op, VectorKind
 from maskwork.rtl.banks import bank_flags
 from maskwork.rtl.load_common import Load, load_layout
 
@@ -16,7 +16,7 @@ class CommandCheck(wiring.Component):
 
     Members:
         header: the words.
-        is_load, is_run: kind of command.
+        is_load, is_run, is_vector: kind of command.
         bad: a field lies outside what the configuration has.
         append, has_fresh: the load adds to its bank; its buffer has the rule that loaded data must be used.
         clusters: those selected.
@@ -31,6 +31,7 @@ class CommandCheck(wiring.Component):
                 "header": In(data.ArrayLayout(32, 4)),
                 "is_load": Out(1),
                 "is_run": Out(1),
+                "is_vector": Out(1),
                 "bad": Out(1),
                 "append": Out(1),
                 "has_fresh": Out(1),
@@ -83,6 +84,7 @@ class CommandCheck(wiring.Component):
         m.d.sync += [
             self.is_load.eq(0),
             self.is_run.eq(opcode == Op.RUN),
+            self.is_vector.eq((opcode == Op.VECTOR) if config.vector else 0),
             self.clusters.eq(clusters),
             self.bad.eq(0),
             self.bank.eq(0),
@@ -128,6 +130,14 @@ class CommandCheck(wiring.Component):
                     self.needed.c.eq(get(Op.RUN, "use_c") << get(Op.RUN, "c_bank")),
                     self.needed.p.eq(get(Op.RUN, "post") << get(Op.RUN, "b_bank")),
                 ]
+            if config.vector:
+                with m.Case(Op.VECTOR):
+                    m.d.sync += self.bad.eq(
+                        self._outside(get(Op.VECTOR, "window"), MAX_WINDOW)
+                        | (get(Op.VECTOR, "count") == 0)
+                        | (get(Op.VECTOR, "kind") >= len(VectorKind))
+                        | (get(Op.VECTOR, "shift") > POST_MAX_SHIFT)
+                    )
         return m
 
     @staticmethod

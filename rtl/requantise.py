@@ -7,7 +7,7 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import POST_MULT_WIDTH, Config
 
-__all__ = ["BIAS_WIDTH", "LIMIT_WIDTH", "SHIFT_WIDTH", "Requantise", "register", "saturate"]
+__all__ = ["BIAS_WIDTH", "LIMIT_WIDTH", "SHIFT_WIDTH", "Requantise", "register", "saturate", "shift_and_clamp"]
 
 BIAS_WIDTH = 32
 """Bits of a bias, signed."""
@@ -42,6 +42,67 @@ def _choose(options: list[Value], select: Value) -> Value:
     for bit in select:
         options = [Mux(bit, high, low) for low, high in zip(options[0::2], options[1::2], strict=True)]
     return options[0]
+
+
+def shift_and_clamp(
+    m: Module, value: Value, shift: Value, width: int, lower: Value, upper: Value, inverted: Value
+) -> Value:
+    """clamp(round_half_even(value / 2**shift), lower, upper) as ``width`` signed bits, 6 cycles after ``value``.
+
+    ``shift`` belongs to the cycle of ``value``; the limits and ``inverted`` (``lower`` > ``upper``: the result is
+    ``upper``) to the fourth cycle after it. Shifts by 16, 4 and 1 times two bits; the shifter narrows as it goes,
+    keeping one guard bit (bit 0 of each stage), a sticky bit for everything below and one overflow flag for everything
+    above.
+    """
+    number, sticky, overflow = Cat(C(0, 1), value).as_signed(), C(0, 1), C(0, 1)
+    sign = value[-1]
+    for step in (16, 4, 1):
+        kept = register(signed(width + step), name=f"kept_{step}")
+        next_sticky = register(name=f"sticky_{step}")
+        next_overflow = register(name=f"overflow_{step}")
+        next_sign = register(name=f"sign_{step}")
+        next_shift = register(max(1, step.bit_length() - 1), name=f"shift_by_{step}")
+        select = shift[step.bit_length() - 1 :][:2]
+        slices, dropped, excess = [], [], []
+        for part in range(4):
+            shifted = number >> (part * step)
+            slices.append(shifted[: len(kept)] if len(shifted) >= len(kept) else shifted)
+            dropped.append(number[: part * step].any() if part else C(0, 1))
+            top = shifted[len(kept) - 1 :]
+            excess.append(top.any() & ~top.all() if len(top) > 1 else C(0, 1))
+        m.d.sync += [
+            kept.eq(_choose([s.as_signed() for s in slices], select)),
+            next_sticky.eq(sticky | _choose(dropped, select)),
+            next_overflow.eq(overflow | _choose(excess, select)),
+            next_sign.eq(sign),
+            next_shift.eq(shift),
+        ]
+        number, sticky, overflow, sign, shift = kept, next_sticky, next_overflow, next_sign, next_shift
+
+    # round half to even; number holds width bits above its guard bit
+    rounded = register(signed(width + 1))
+    round_sign, round_overflow = register(name="round_sign"), register(name="round_overflow")
+    m.d.sync += [
+        rounded.eq(number[1:].as_signed() + (number[0] & (sticky | number[1]))),
+        round_sign.eq(sign),
+        round_overflow.eq(overflow),
+    ]
+
+    # compare. What overflowed lies beyond the limit of its sign, rounded or not.
+    above, below = register(name="above"), register(name="below")
+    low, high, inside = (register(signed(width), name=f"choice_{n}") for n in range(3))
+    m.d.sync += [
+        above.eq(inverted | Mux(round_overflow, ~round_sign, rounded > upper)),
+        below.eq(Mux(round_overflow, round_sign, rounded < lower)),
+        low.eq(lower),
+        high.eq(upper),
+        inside.eq(rounded),
+    ]
+
+    # clamp
+    result = register(signed(width))
+    m.d.sync += result.eq(Mux(above, high, Mux(below, low, inside)))
+    return result
 
 
 class Requantise(wiring.Component):
@@ -129,59 +190,12 @@ class Requantise(wiring.Component):
         product = register(signed(len(outer)))
         m.d.sync += product.eq(Cat(outer[:_SPLIT], (outer[_SPLIT:].as_signed() + middle)[: len(outer) - _SPLIT]))
 
-        # 5 to 7: shift by 16, 4 and 1 times two bits. Bit 0 of each stage is the guard bit.
+        # 5 to 10: shift, round, clamp
         shift = self.shift
         for stage in range(4):
             delayed = register(SHIFT_WIDTH, name=f"shift_{stage + 1}")
             m.d.sync += delayed.eq(shift)
             shift = delayed
-        number, sticky, overflow = Cat(C(0, 1), product).as_signed(), C(0, 1), C(0, 1)
-        sign = product[-1]
-        for step in (16, 4, 1):
-            kept = register(signed(width + step), name=f"kept_{step}")
-            next_sticky = register(name=f"sticky_{step}")
-            next_overflow = register(name=f"overflow_{step}")
-            next_sign = register(name=f"sign_{step}")
-            next_shift = register(max(1, step.bit_length() - 1), name=f"shift_by_{step}")
-            select = shift[step.bit_length() - 1 :][:2]
-            slices, dropped, excess = [], [], []
-            for part in range(4):
-                shifted = number >> (part * step)
-                slices.append(shifted[: len(kept)] if len(shifted) >= len(kept) else shifted)
-                dropped.append(number[: part * step].any() if part else C(0, 1))
-                top = shifted[len(kept) - 1 :]
-                excess.append(top.any() & ~top.all() if len(top) > 1 else C(0, 1))
-            m.d.sync += [
-                kept.eq(_choose([s.as_signed() for s in slices], select)),
-                next_sticky.eq(sticky | _choose(dropped, select)),
-                next_overflow.eq(overflow | _choose(excess, select)),
-                next_sign.eq(sign),
-                next_shift.eq(shift),
-            ]
-            number, sticky, overflow, sign, shift = kept, next_sticky, next_overflow, next_sign, next_shift
-
-        # 8: round half to even; number holds width bits above its guard bit
-        rounded = register(signed(width + 1))
-        round_sign, round_overflow = register(name="round_sign"), register(name="round_overflow")
-        m.d.sync += [
-            rounded.eq(number[1:].as_signed() + (number[0] & (sticky | number[1]))),
-            round_sign.eq(sign),
-            round_overflow.eq(overflow),
-        ]
-
-        # 9: compare. What overflowed lies beyond the limit of its sign, rounded or not.
-        above, below = register(name="above"), register(name="below")
-        low, high, inside = (register(signed(width), name=f"choice_{n}") for n in range(3))
-        m.d.sync += [
-            above.eq(self.inverted | Mux(round_overflow, ~round_sign, rounded > self.high)),
-            below.eq(Mux(round_overflow, round_sign, rounded < self.low)),
-            low.eq(self.low),
-            high.eq(self.high),
-            inside.eq(rounded),
-        ]
-
-        # 10: clamp
-        result = register(signed(width))
-        m.d.sync += result.eq(Mux(above, high, Mux(below, low, inside)))
+        result = shift_and_clamp(m, product, shift, width, self.low, self.high, self.inverted)
         m.d.comb += self.result.eq(result)
         return m

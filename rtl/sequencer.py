@@ -14,9 +14,10 @@ from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import clog2
 from maskwork.rtl.load_common import LoadEnd, load_layout
 from maskwork.rtl.stream import beat_layout
+from maskwork.rtl.vector import vector_fields, vector_layout
 
 HEADER_WORDS = 4
-"""Header words that the sequencer keeps; the further ones of RUN go straight to the clusters."""
+"""Header words that the sequencer keeps (with a vector unit, one more); RUN's others go straight to the clusters."""
 
 SETTLE = 7
 """Cycles until what a command changed in the clusters shows in their registered state."""
@@ -32,6 +33,7 @@ class Sequencer(wiring.Component):
         o: replies, one word a cycle, ``last`` with a packet's last word.
         payload: the stream handed to the loader during a load; load, load_start, load_ended, load_done, load_end: to
             and from the loader.
+        vector, vector_start, vector_ended, vector_i, vector_o, vector_end: to and from the vector unit.
         selected: clusters that the load in progress, or a RUN, is for.
         run_word, run_we, run_commit, run_cancel, run_space: RUN words to the clusters.
         run: banks of the RUN that is committed.
@@ -57,6 +59,12 @@ class Sequencer(wiring.Component):
                 "load_ended": Out(1),
                 "load_done": In(1),
                 "load_end": In(LoadEnd),
+                "vector": Out(vector_layout()),
+                "vector_start": Out(1),
+                "vector_ended": Out(1),
+                "vector_i": Out(stream.Signature(beat_layout(config))),
+                "vector_o": In(stream.Signature(data.StructLayout({"word": 32, "last": 1}))),
+                "vector_end": In(LoadEnd),
                 "selected": Out(clusters),
                 "run_word": Out(32),
                 "run_we": Out(1),
@@ -92,14 +100,15 @@ class Sequencer(wiring.Component):
         config = self._config
         words = config.stream_words
         run = COMMANDS[Op.RUN]
-        header = [Signal(32, name=f"header{n}") for n in range(HEADER_WORDS)]
+        header_words = HEADER_WORDS + config.vector
+        header = [Signal(32, name=f"header{n}") for n in range(header_words)]
         submodule(m, "check", check := CommandCheck(config), platform)
         m.d.comb += [check.header[n].eq(header[n]) for n in range(HEADER_WORDS)]
         m.d.comb += [self.load.eq(check.load), self.selected.eq(check.clusters), self.run.eq(check.run)]
 
         beat = self.i.payload
         position = Signal(range(max(2, words)))  # of the word in its beat
-        number = Signal(range(HEADER_WORDS + 1))  # of the word in the header, as far as words are kept
+        number = Signal(range(header_words + 1))  # of the word in the header, as far as words are kept
         left = Signal(range(run.words + 1))  # header words after this one
         header_ends = Signal()
         is_run, known = Signal(), Signal()
@@ -113,8 +122,9 @@ class Sequencer(wiring.Component):
         ]
         with m.Switch(word[:8]):
             for code, packet in COMMANDS.items():
-                with m.Case(code):
-                    m.d.comb += length.eq(packet.words)
+                if code != Op.VECTOR or config.vector:
+                    with m.Case(code):
+                        m.d.comb += length.eq(packet.words)
 
         begun = Signal()
         ended = Signal()  # the packet's last beat was taken
@@ -125,6 +135,9 @@ class Sequencer(wiring.Component):
         reply = Signal(8)
         reply_word = Signal(range(2 * len(COUNTERS) + words))
         all_idle, run_space = Signal(), Signal()
+        vectoring = Signal()
+        if config.vector:
+            m.d.comb += [self.vector.eq(vector_fields(header)), self.vector_i.payload.eq(beat)]
         m.d.comb += settled.eq(settle == SETTLE)
         m.d.sync += [settle.eq(0), all_idle.eq(self.idle.all()), run_space.eq(self.run_space.all())]
         stopping = Signal()  # SYNCED was answered and has not left
@@ -173,10 +186,10 @@ class Sequencer(wiring.Component):
                     self.run_we.eq(takes & is_run),
                 ]
                 with m.If(takes):
-                    for n in range(HEADER_WORDS):
+                    for n in range(header_words):
                         with m.If(number == n):
                             m.d.sync += header[n].eq(word)
-                    with m.If(number != HEADER_WORDS):
+                    with m.If(number != header_words):
                         m.d.sync += number.eq(number + 1)
                     m.d.sync += [
                         left.eq(left - 1),
@@ -195,9 +208,9 @@ class Sequencer(wiring.Component):
                 m.d.sync += number.eq(0)
                 wait()
                 with m.If(settled):
-                    with m.If(~check.is_load & ~ended):
+                    with m.If(~check.is_load & ~check.is_vector & ~ended):
                         wrong(Fault.LONG_PACKET)
-                    with m.Elif((check.is_load | check.is_run) & ~begun):
+                    with m.Elif((check.is_load | check.is_run | check.is_vector) & ~begun):
                         wrong(Fault.NOT_BEGUN)
                     with m.Elif(check.bad):
                         wrong(Fault.BAD_FIELD)
@@ -241,6 +254,10 @@ class Sequencer(wiring.Component):
                                 answer(Reply.ECHOED)
                             with m.Case(Op.READ_COUNTERS):
                                 m.next = "COUNTERS"
+                            if config.vector:
+                                with m.Case(Op.VECTOR):
+                                    m.d.comb += [self.vector_start.eq(1), self.vector_ended.eq(ended)]
+                                    answer(Reply.VECTOR)
                             with m.Default():
                                 answer(Reply.IDENTITY)
             with m.State("LOAD"):
@@ -298,7 +315,28 @@ class Sequencer(wiring.Component):
                     with m.If(self.o.payload.last):
                         m.d.sync += reply_word.eq(0)
                         m.next = "HEADER"
+                    if config.vector:
+                        with m.Elif((reply == Reply.VECTOR) & (reply_word == words - 1)):
+                            m.next = "VECTOR"
+            if config.vector:
+                with m.State("VECTOR"):
+                    m.d.comb += [
+                        vectoring.eq(1),
+                        self.vector_i.valid.eq(self.i.valid),
+                        self.i.ready.eq(self.vector_i.ready),
+                        self.o.valid.eq(self.vector_o.valid),
+                        self.vector_o.ready.eq(self.o.ready),
+                    ]
+                    with m.If(self.o.valid & self.o.ready & self.vector_o.payload.last):
+                        m.d.sync += ended.eq(self.vector_end != LoadEnd.LONG)
+                        m.next = "HEADER"
+                        with m.If(self.vector_end == LoadEnd.SHORT):
+                            wrong(Fault.SHORT_PACKET)
+                        with m.Elif(self.vector_end == LoadEnd.LONG):
+                            wrong(Fault.LONG_PACKET)
         self._reply(m, reply, reply_word, header, fault)
+        with m.If(vectoring):
+            m.d.comb += self.o.payload.eq(self.vector_o.payload)
         return m
 
     def _bank_state(self, m, check):
@@ -344,6 +382,11 @@ class Sequencer(wiring.Component):
                     m.d.comb += out.word.eq(header[1])
             with m.Case(Reply.SYNCED):
                 m.d.comb += out.word.eq(Cat(reply, header[0][8:]))
+            if config.vector:
+                with m.Case(Reply.VECTOR):
+                    m.d.comb += [out.word.eq(0), out.last.eq(0)]
+                    with m.If(index == 0):
+                        m.d.comb += out.word.eq(Cat(reply, header[0][8:16], header[1][16:]))
             with m.Case(Reply.ERROR):
                 m.d.comb += out.word.eq(Cat(reply, fault, header[0][:8]))
             with m.Case(Reply.COUNTERS):
