@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -11,11 +11,13 @@ from maskwork.gen.config import Config
 from maskwork.gen.matmul import Result, as_config, matmul
 
 if TYPE_CHECKING:
+    import onnx
     from maskwork.gen.generate import Generated
+    from maskwork.gen.network.compile import Compiled, Outcome
     from maskwork.gen.workload import Layer
     from maskwork.sim_tb.device import Device
 
-__all__ = ["Result", "bench", "generate", "matmul", "open"]
+__all__ = ["Result", "bench", "compile", "generate", "matmul", "open", "run"]
 
 
 def bench(
@@ -64,6 +66,63 @@ def bench(
         workload, as_config(config), passes=passes, batch=batch, masks=masks, masks_from=masks_from, seed=seed,
         layers=layers, skips=skips, sample=sample, requantise=requantise, curves=curves,
     ).run()  # fmt: skip
+
+
+def compile(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    config: Config | str | None = None,
+    *,
+    strict: bool = False,
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    densities: Mapping[str, float] | None = None,
+) -> Compiled:
+    """Compile a quantised ONNX model (QLinear, Integer or QDQ form) for a configuration.
+
+    Args:
+        model: file name, or the model itself.
+        config: a configuration, a preset's name, or None for "small".
+        strict: refuse a model of which the host has to compute more than quantisation and shapes.
+        shapes: shapes of inputs that the file leaves open, by input name.
+        densities: expected part of nonzeros (q - zero_point) of integer tensors by name, for the choice of tiles.
+
+    Returns:
+        The network: ``run(inputs, target=...)`` runs it, ``placement`` tells what runs where.
+
+    Raises:
+        MaskworkError: for a model that cannot be read or run; names the node.
+    """
+    from maskwork.gen.network.compile import compile_model
+
+    return compile_model(model, config, strict=strict, shapes=shapes, densities=densities)
+
+
+def run(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    inputs: Mapping[str, Any],
+    config: Config | str | None = None,
+    *,
+    target: str = "golden",
+    strict: bool = False,
+    **options: Any,
+) -> Outcome:
+    """Compile a quantised ONNX model and run it.
+
+    Args:
+        model: as for :func:`compile`.
+        inputs: arrays by the inputs' ONNX names, of the model's dtypes and shapes.
+        config: as for :func:`compile`.
+        target: as for :func:`open`.
+        strict: as for :func:`compile`.
+        **options: as for :func:`open`.
+
+    Returns:
+        ``outputs`` by ONNX name, ``report`` as in docs/formats.md, and ``values``: every tensor on the way.
+
+    Raises:
+        MaskworkError: for a model or inputs that cannot be used.
+        DeviceError: if the device fails.
+    """
+    return compile(model, config, strict=strict).run(inputs, target, **options)
 
 
 def generate(

@@ -8,7 +8,7 @@ everything below counts in j. Taps off the image are skipped by RUN's x and y li
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import numpy as np
@@ -17,7 +17,7 @@ from maskwork.gen.config import Config
 from maskwork.gen.conv_tiles import Axis, Cut, Geometry, Plan, plans
 from maskwork.gen.deal import as_work, deal
 from maskwork.gen.errors import MaskworkValueError, ProgramError
-from maskwork.gen.lower_costs import densities
+from maskwork.gen.lower_costs import Density, densities
 from maskwork.gen.lower_matmul import add_operands, keep_indices, schedule_matmul
 from maskwork.gen.lower_schedule import (
     Indices,
@@ -181,6 +181,35 @@ def _blocks(config: Config, g: Geometry, plan: Plan) -> list[list[Part]]:
     return [list(parts[i : i + across]) for i in range(0, len(parts), across)]
 
 
+def _check_groups(groups: Any, cin: int, cout: int, tune: bool) -> None:
+    if not isinstance(groups, int | np.integer) or groups < 1 or cin % groups or cout % groups:
+        raise MaskworkValueError(
+            f"groups must divide the input's {cin} and the output's {cout} channels, not {groups!r}"
+        )
+    if tune and groups > 1:
+        raise MaskworkValueError("tune needs a convolution without groups")
+
+
+def _slabs(
+    config: Config, cin: int, channels: Indices, columns: Indices, cout: int, groups: int, density: Density
+) -> Iterator[tuple[Indices, Indices, Density]]:
+    """Products that a convolution consists of: input channels and output channels of whole groups that share an N
+    tile, and densities with the zeros between those groups.
+    """
+    if not len(channels) or not len(columns):
+        return
+    if groups == 1:
+        yield channels, columns, density
+        return
+    together = max(1, config.tile_columns // (cout // groups))
+    for first in range(0, groups, together):
+        last = min(first + together, groups)
+        own = channels[(channels >= first * (cin // groups)) & (channels < last * (cin // groups))]
+        wanted = columns[(columns >= first * (cout // groups)) & (columns < last * (cout // groups))]
+        if len(wanted):
+            yield own, wanted, (density[0], density[1] / (last - first), density[2])
+
+
 def lower_conv(
     config: Config,
     shape: Sequence[int],
@@ -197,6 +226,7 @@ def lower_conv(
     trust: bool = False,
     tune: bool = False,
     column_work: Any = None,
+    groups: int = 1,
 ) -> Program:
     """Lower a convolution to a program with operands "a" (NHWC) and "b" (kh, kw, cin, cout) and output "c" (NHWC).
 
@@ -219,6 +249,9 @@ def lower_conv(
         trust: activation banks are filled as that density of a lets one expect, else so that any would fit.
         tune: try the most promising tilings on the cycle model, with random masks, and take the fastest.
         column_work: expected work of each output channel (Cout,): channels are dealt to PEs by it.
+        groups: output channels in so many groups of equal size that each need only their own share of the input
+            channels. Operand "b" keeps its shape, with zeros (which cost nothing but words) between groups; what is
+            never needed is not loaded.
 
     Raises:
         MaskworkTypeError, MaskworkValueError: for shapes or parameters that fit no convolution.
@@ -229,6 +262,7 @@ def lower_conv(
     the_post = Post.of(post, config)
     expected = densities(density)
     work = as_work(column_work, output[3])
+    _check_groups(groups, int(shape[3]), output[3], tune)
     channels = keep_indices(k_keep, int(shape[3]), "k_keep")
     columns = keep_indices(n_keep, output[3], "n_keep")
     program = Program(config)
@@ -238,36 +272,47 @@ def lower_conv(
     scheduler.begin()
     if not len(channels) and the_post is not None:
         raise ProgramError("k_keep must keep one channel or more with post-processing, not none")
-    if len(channels) and len(columns):
-        if tuple(weights[:2]) == (1, 1) and strides == (1, 1) and pads == ((0, 0), (0, 0)):
-            rows = np.arange(math.prod(output[:3]), dtype=np.int64)
-            schedule_matmul(scheduler, rows, channels, columns, "auto", density=expected)
-        else:
-            y, x = (Axis.of(int(shape[1 + i]), int(weights[i]), strides[i], pads[i], dilations[i]) for i in (0, 1))
-            g = Geometry(int(shape[0]), y, x, int(shape[1]), int(shape[2]), int(shape[3]))
-            ways = plans(config, g, len(channels), len(columns), use_c, expected, trust)
-            if not ways:
-                raise ProgramError("one output position does not fit: raise a_segments, a_depth or fifo_depth")
+    y, x = (Axis.of(int(shape[1 + i]), int(weights[i]), strides[i], pads[i], dilations[i]) for i in (0, 1))
+    g = Geometry(int(shape[0]), y, x, int(shape[1]), int(shape[2]), int(shape[3]))
+    pointwise = tuple(weights[:2]) == (1, 1) and strides == (1, 1) and pads == ((0, 0), (0, 0))
 
-            def schedule(plan: Plan) -> None:
-                tiles = _k_tiles(g, plan.cut, channels)
-                blocks = _blocks(config, g, plan)
-                n_tiles, share = split_n(config, columns), "no"
-                if plan.by_columns:
-                    across = min(config.clusters, len(n_tiles))
-                    pieces = split(columns, -(-len(n_tiles) // across) * across, config.pes_per_lane)
-                    n_tiles = [pieces[i : i + across] for i in range(0, len(pieces), across)]
-                    blocks = [[block[0]] * across for block in blocks]
-                    share = "columns"
-                n_tiles = [[deal(config, own, work) for own in tile] for tile in n_tiles]
-                scheduler.run(blocks, tiles, n_tiles, plan.m_outer, share)
+    def schedule(plan: Plan, channels: Indices, columns: Indices) -> None:
+        tiles = _k_tiles(g, plan.cut, channels)
+        blocks = _blocks(config, g, plan)
+        n_tiles, share = split_n(config, columns), "no"
+        if plan.by_columns:
+            across = min(config.clusters, len(n_tiles))
+            pieces = split(columns, -(-len(n_tiles) // across) * across, config.pes_per_lane)
+            n_tiles = [pieces[i : i + across] for i in range(0, len(pieces), across)]
+            blocks = [[block[0]] * across for block in blocks]
+            share = "columns"
+        n_tiles = [[deal(config, own, work) for own in tile] for tile in n_tiles]
+        scheduler.run(blocks, tiles, n_tiles, plan.m_outer, share)
+
+    slabs = _slabs(config, g.channels, channels, columns, output[3], groups, expected)
+    for own_channels, own_columns, diluted in slabs:
+        if not len(own_channels):
+            if the_post is not None:
+                raise ProgramError("k_keep must keep one channel of each group or more with post-processing, not none")
+            continue
+        if pointwise:
+            rows = np.arange(math.prod(output[:3]), dtype=np.int64)
+            schedule_matmul(scheduler, rows, own_channels, own_columns, "auto", density=diluted)
+            continue
+        ways = plans(config, g, len(own_channels), len(own_columns), use_c, diluted, trust)
+        if not ways:
+            raise ProgramError("one output position does not fit: raise a_segments, a_depth or fifo_depth")
+        chosen = ways[0]
+        if tune and len(ways) > 1:
+            from maskwork.gen.tune import fastest
+
+            def attempt(plan: Plan, channels: Indices = own_channels, columns: Indices = own_columns) -> None:
+                schedule(plan, channels, columns)
                 program.commands = spread_loads(program.commands)
 
-            if tune and len(ways) > 1:
-                from maskwork.gen.tune import fastest
-
-                schedule(fastest(scheduler, schedule, ways, expected))
-            else:
-                schedule(ways[0])
+            chosen = fastest(scheduler, attempt, ways, expected)
+        schedule(chosen, own_channels, own_columns)
+    if not pointwise:
+        program.commands = spread_loads(program.commands)
     scheduler.end()
     return program

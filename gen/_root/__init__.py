@@ -1,6 +1,6 @@
 """maskwork: sparse-aware neural-network accelerators from one configuration."""
 
-from maskwork.gen.api import Result, bench, generate, matmul, open
+from maskwork.gen.api import Result, bench, compile, generate, matmul, open, run
 from maskwork.gen.config import Config, preset, presets
 from maskwork.gen.errors import (
     ConfigError,
@@ -23,10 +23,12 @@ __all__ = [
     "ProgramError",
     "Result",
     "bench",
+    "compile",
     "generate",
     "matmul",
     "open",
     "preset",
     "presets",
+    "run",
 ]
 __version__ = "0.1.0"

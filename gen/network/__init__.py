@@ -1,0 +1,1 @@
+"""The compiler: quantised ONNX networks in, programs for the accelerator out."""
