@@ -317,6 +317,7 @@ class Sequencer(wiring.Component):
                         m.next = "HEADER"
                     if config.vector:
                         with m.Elif((reply == Reply.VECTOR) & (reply_word == words - 1)):
+                            m.d.sync += reply_word.eq(0)
                             m.next = "VECTOR"
             if config.vector:
                 with m.State("VECTOR"):

@@ -69,6 +69,7 @@ class RandomProgram:
         packets: the commands: BEGIN first; SYNC and READ_COUNTERS last.
         shared: tag -> the RUN with that tag was shared. Every RUN has a tag of its own.
         results: RESULT packets that will come.
+        vectors: VECTOR replies that will come; none without a vector unit.
         synced: there is a SYNC before the last, so that counters stopped early.
     """
 
@@ -76,6 +77,7 @@ class RandomProgram:
         self.config = config
         self.shared: dict[int, bool] = {}
         self.results = 0
+        self.vectors = 0
         self.synced = False
         self._chance = chance
         self._numbers = np.random.default_rng(chance.getrandbits(32))
@@ -297,6 +299,7 @@ class RandomProgram:
             self._chance.shuffle(loads)
             for load in loads:
                 load()
+                self._vector()
             if tile:
                 kept = rows
                 shape = self._descriptor(kept)
@@ -316,6 +319,7 @@ class RandomProgram:
                     "row_words": min(65535, row_words(config, longest, taps)),
                 },
             ))  # fmt: skip
+            self._vector()
             for c in clusters:
                 for bank in [self._clusters[c].a[a_bank], self._clusters[c].b[b_bank]] + (
                     [self._clusters[c].c[c_bank]] if use_c else []
@@ -323,6 +327,23 @@ class RandomProgram:
                     bank.fresh = False
             if final:
                 self.results += rows * len(clusters) * (config.lanes_per_cluster if share else 1)
+
+    def _vector(self) -> None:
+        """At times, VECTOR: behind a load, or while RUNs are in flight."""
+        if not self.config.vector or not self._likely(0.2):
+            return
+        window = self._chance.choice((1, 1, 2, 3, 4, 9, 49, self._upto(1, 300)))
+        windows = self._matrix((self._upto(1, max(1, 400 // window)), window), self.config.a_width)
+        low, high = sorted(self._chance.sample(range(-300, 301), 2))
+        if self._likely(0.1):
+            low, high = self._chance.choice(((-32768, 32767), (high, low), (1000, 2000)))
+        mults = (self._chance.getrandbits(24) >> self._upto(0, 24) for _ in range(2))
+        mult0, mult1 = mults if self._likely(0.8) else (1, 1)
+        self.packets.append(self._make.vector(
+            windows, tag=self._upto(0, 255), kind=self._upto(0, 1), mult0=mult0, mult1=mult1,
+            shift=self._chance.choice((0, 47, self._upto(0, 47))), low=low, high=high,
+        ))  # fmt: skip
+        self.vectors += 1
 
     def _aside(self) -> None:
         """At times, a command that computes nothing."""

@@ -16,8 +16,8 @@ pytestmark = pytest.mark.slow
 TWO = Config(name="two", lanes=4, lanes_per_cluster=2, pes_per_lane=2, slots=8, queue_depth=8, k_depth=32, a_depth=256,
              a_segments=64, c_rows=32, psum_rows=8, fifo_depth=64, run_depth=2)  # fmt: skip
 CONFIGS = {
-    "abc-1-2": TWO,
-    "abc-4-2": TWO.replace(stream_words=4, fetch_width=2, slots=32),
+    "abc-1-2": TWO.replace(vector=True),
+    "abc-4-2": TWO.replace(stream_words=4, fetch_width=2, slots=32, vector=True),
     "c-1-4": TWO.replace(skip="c", rows_in_flight=4, fifo_depth=128),
     "ac-4-4": TWO.replace(skip="ac", stream_words=4, rows_in_flight=4, fifo_depth=128, acc_width=40, post=False),
 }
@@ -140,11 +140,29 @@ def cases(make):
         (Fault.BUFFER_FULL, 0x12), (Fault.BANK_EMPTY, 0x12)]  # fmt: skip
 
 
+def vector_cases(make):
+    """The same of VECTOR."""
+    beat, begin, op = make.config.stream_words, make.begin_packet(), Op.VECTOR
+    packet = make.vector(np.arange(40).reshape(8, 5))
+    if not make.config.vector:
+        yield "VECTOR without the unit", [begin, packet], [(Fault.UNKNOWN_OPCODE, op)]
+        return
+    short, long = (Fault.SHORT_PACKET, op), (Fault.LONG_PACKET, op)
+    yield "short VECTORs", [begin, *(packet[:-n] for n in range(beat, 12, beat))], [short] * len(range(beat, 12, beat))
+    yield "only the header of VECTOR", [begin, packet[: COMMANDS[op].beats(beat) * beat]], [short]
+    yield "long VECTORs", [begin, packet + [0] * beat, packet + [5] * 9 * beat, packet], [long] * 2
+    for change in ({"window": 0}, {"window": (1 << 14) + 1}, {"window": 65535}, {"count": 0}, {"kind": 2}, {"kind": 8},
+                   {"shift": 48}, {"shift": 63}):  # fmt: skip
+        yield f"VECTOR with {change}", [begin, make.vector(np.ones((4, 2), int), **change)], [(Fault.BAD_FIELD, op)]
+    refused = make.command(Op.BEGIN, version=ISA_VERSION + 1)
+    yield "VECTOR without BEGIN", [refused, packet], [(Fault.WRONG_VERSION, 1), (Fault.NOT_BEGUN, op)]
+
+
 def test_every_fault(device):
     device.reset()
     make = Packets(device.config)
     seen = set()
-    for what, packets, expected in cases(make):
+    for what, packets, expected in [*cases(make), *vector_cases(make)]:
         machines = [Machine(device.config, d, begin=False) for d in (device, GoldenDevice(device.config))]
         ours, golden = ([r for r in machine.send(*packets) if r["reply"] == Reply.ERROR] for machine in machines)
         assert faults(golden) == expected, what

@@ -80,6 +80,7 @@ def check_random_commands(name, chance, in_stall, out_stall):
     rtl = split(config, ours.words, ours.last)
     assert unordered(config, rtl, program.shared) == unordered(config, golden, program.shared)
     assert sum(int(p[0]) & 0xFF == Reply.RESULT for p in rtl) == program.results
+    assert sum(int(p[0]) & 0xFF == Reply.VECTOR for p in rtl) == program.vectors
     counters, expected = (decode(config, packets[-1]) for packets in (rtl, golden))
     check_counters(config, counters)
     if config.skip == "abc" and not program.synced:

@@ -5,20 +5,22 @@ from maskwork.gen.config import Config, preset
 TWO = Config(name="two", lanes=4, lanes_per_cluster=2, pes_per_lane=2, slots=8, queue_depth=8, k_depth=32, a_depth=256,
              a_segments=64, c_rows=32, psum_rows=8, fifo_depth=64, run_depth=2)  # fmt: skip
 CONFIGS = {
-    "abc-1-2": TWO,
+    "abc-1-2": TWO.replace(vector=True),
     "abc-2-4": TWO.replace(stream_words=2, rows_in_flight=4, fifo_depth=128),
-    "abc-4-2": TWO.replace(stream_words=4, fetch_width=2, slots=32),
+    "abc-4-2": TWO.replace(stream_words=4, fetch_width=2, slots=32, vector=True),
     "none-1-2": TWO.replace(skip=""),
-    "a-2-4": TWO.replace(skip="a", stream_words=2, rows_in_flight=4, fifo_depth=128),
+    "a-2-4": TWO.replace(skip="a", stream_words=2, rows_in_flight=4, fifo_depth=128, a_width=17, vector=True),
     "b-4-2": TWO.replace(skip="b", stream_words=4),
     "c-1-4": TWO.replace(skip="c", rows_in_flight=4, fifo_depth=128),
     "ab-2-2": TWO.replace(skip="ab", stream_words=2),
-    "ac-4-4": TWO.replace(skip="ac", stream_words=4, rows_in_flight=4, fifo_depth=128, acc_width=40, post=False),
-    "bc-1-2": TWO.replace(skip="bc", a_width=5, b_width=14),
-    "block RAM": TWO.replace(lut_ram=False, slots=32),
+    "ac-4-4": TWO.replace(
+        skip="ac", stream_words=4, rows_in_flight=4, fifo_depth=128, acc_width=40, post=False, vector=True
+    ),
+    "bc-1-2": TWO.replace(skip="bc", a_width=5, b_width=14, vector=True),
+    "block RAM": TWO.replace(lut_ram=False, slots=32, vector=True),
     "icebreaker": preset("icebreaker").replace(counters=True),
     "K in PEs, abc": TWO.replace(psum_in_pe=True),  # sums in LUT RAM
     "K in PEs, a": TWO.replace(psum_in_pe=True, skip="a", rows_in_flight=4, fifo_depth=128, psum_rows=16),
-    "K in PEs, none": TWO.replace(psum_in_pe=True, skip="", stream_words=4, psum_rows=16),
+    "K in PEs, none": TWO.replace(psum_in_pe=True, skip="", stream_words=4, psum_rows=16, vector=True),
     "K in PEs, icebreaker": preset("icebreaker").replace(counters=True, psum_in_pe=True),
 }

@@ -86,7 +86,8 @@ def _c_config(config: Config) -> _Config:
     run = COMMANDS[Op.RUN]
     result.run_words = run.words
     for op, packet in COMMANDS.items():
-        result.header_words[op] = packet.words
+        if op != Op.VECTOR or config.vector:
+            result.header_words[op] = packet.words
     for index, name in enumerate(_RUN_ORDER):
         f = run.field(name)
         result.run[index] = _Field(f.word, f.lsb, f.width, f.signed)

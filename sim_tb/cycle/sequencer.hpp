@@ -12,6 +12,18 @@ inline void Model::answer(int kind, int count) {
     state = REPLY;
 }
 
+// A word for the packer.
+inline void Model::give_word(bool last) {
+    if (packer_position == config.stream_words - 1 || last) {
+        packer_full = true;
+        packer_last = last;
+        packer_synced = reply == SYNC;
+        packer_position = 0;
+    } else {
+        ++packer_position;
+    }
+}
+
 inline int64_t bits(uint32_t value, int lsb, int width) { return value >> lsb & ((int64_t{1} << width) - 1); }
 
 inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was_full, bool& pop) {
@@ -79,16 +91,22 @@ inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was
                 next_settle = 0;
                 const bool last = reply_word == reply_words - 1;
                 ++reply_word;
-                if (packer_position == stream - 1 || last) {
-                    packer_full = true;
-                    packer_last = last;
-                    packer_synced = reply == SYNC;
-                    packer_position = 0;
-                } else {
-                    ++packer_position;
-                }
+                give_word(last && reply != VECTOR);
                 if (last) {
                     reply_word = 0;
+                    state = reply == VECTOR ? VECTORING : HEADER;
+                }
+            }
+            break;
+        }
+        case VECTORING: {
+            if (vector.too_short()) illegal("VECTOR has too few data");
+            const Vector::Moved moved = vector.step(has_beat, has_beat && last_at_entry(), !packer_was_full);
+            pop = moved.pop;
+            if (moved.word) {
+                give_word(moved.last);
+                if (moved.last) {
+                    if (!vector.ended) illegal("VECTOR has too many data");
                     state = HEADER;
                 }
             }
@@ -149,6 +167,10 @@ inline void Model::check(bool busy, bool all_idle) {
         case ECHO: answer(ECHO, 2); return;
         case READ_COUNTERS: reply_word = 0; state = COUNTERS; return;
         case IDENTIFY: answer(IDENTIFY, 4); return;
+        case VECTOR:
+            vector.start(bits(header[1], 0, 16), bits(header[1], 16, 16), packet_ended);
+            answer(VECTOR, config.stream_words);
+            return;
         default: illegal("ABORT cannot be modelled");
     }
 }
