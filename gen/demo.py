@@ -13,17 +13,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from maskwork.gen.cli_common import new_table
 from maskwork.gen.config import Config
-from maskwork.gen.demo_net import QuantLayer, integer_forward, load_images, load_network
+from maskwork.gen.demo_net import NETWORK_FILE, integer_forward, load_images, load_network
 from maskwork.gen.errors import DeviceError, MaskworkValueError
-from maskwork.gen.execute import Execution, execute_bound
 from maskwork.gen.generate import Generated, generate, write_files
-from maskwork.gen.lower import Post, lower_conv, lower_matmul
-from maskwork.gen.program import Program, bind
-from maskwork.gen.report import REASONS, make_report, total_report
+from maskwork.gen.report import REASONS
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
-    from maskwork.sim_tb.device import Device
     from rich.console import Console
 
 Step = Callable[[str], None]
@@ -51,31 +47,6 @@ def steps() -> int:
     return 2 + len(load_network()[0])
 
 
-def lower_layer(config: Config, layer: QuantLayer, images: int) -> Program:
-    """The program of one layer for a batch of images: operands "a" (N, ...) and "b", output "c".
-
-    A requantised layer has operands "bias", "mult" and "shift" too; a raw one leaves its bias to the host.
-    """
-    spec = layer.spec
-    post = None
-    if layer.mult is not None and spec.lo is not None and spec.hi is not None:
-        post = Post(spec.lo, spec.hi)
-    if spec.kind == "fc":
-        return lower_matmul(config, images, spec.in_shape[0], spec.out_shape[0], post=post)
-    return lower_conv(
-        config, (images, *spec.in_shape), layer.weight.shape, spec.stride, spec.padding, spec.dilation, post=post
-    )
-
-
-def _macs(layer: QuantLayer, x: NDArray[Any]) -> dict[str, int]:
-    from maskwork.sim_tb.golden import conv2d_macs, macs
-
-    spec = layer.spec
-    if spec.kind == "fc":
-        return macs(x, layer.weight)
-    return conv2d_macs(x, layer.weight, spec.stride, spec.padding, spec.dilation)
-
-
 def _compare(name: str, reference: str, got: NDArray[Any], expected: NDArray[Any]) -> None:
     wrong = np.argwhere(got != expected)
     if len(wrong):
@@ -84,46 +55,6 @@ def _compare(name: str, reference: str, got: NDArray[Any], expected: NDArray[Any
             f"{name}: {len(wrong)} of {got.size} outputs differ from the {reference}; the first, {first}, is "
             f"{got[first]}, not {expected[first]}"
         )
-
-
-def run_layer(
-    device: Device, golden: Device, layer: QuantLayer, x: NDArray[Any], target: str
-) -> tuple[NDArray[Any], dict[str, Any], Program]:
-    """Run one layer and compare it with the golden model's run of the same words.
-
-    Args:
-        device: where it runs.
-        golden: the golden model.
-        layer: the layer.
-        x: integers (N, *in_shape).
-        target: the device's name in the report.
-
-    Returns:
-        Outputs (N, *out_shape), the layer's report, and the program.
-
-    Raises:
-        DeviceError: if an output differs.
-    """
-    start = time.perf_counter()
-    spec, config = layer.spec, device.config
-    program = lower_layer(config, layer, len(x))
-    operands: dict[str, Any] = {"a": x, "b": layer.weight}
-    if "bias" in program.operands:
-        operands |= {"bias": layer.bias, "mult": layer.mult, "shift": layer.shift}
-    bound = bind(program, operands)
-    done: Execution = execute_bound(device, program, bound)
-    output = done.outputs["c"]
-    _compare(spec.name, "golden model", output, execute_bound(golden, program, bound).outputs["c"])
-    if "bias" not in program.operands:
-        output = output + layer.bias  # raw sums leave the accelerator; the host adds the bias
-    report = make_report(
-        target, config, _macs(layer, x), words_in=done.words_in, words_out=done.words_out,
-        seconds=time.perf_counter() - start, counters=done.counters,
-    )  # fmt: skip
-    shapes = {"a": list(x.shape), "b": list(layer.weight.shape), "c": [len(x), *spec.out_shape]}
-    densities = {"a": float(np.mean(x != 0)), "b": float(np.mean(layer.weight != 0)), "c": 1.0}
-    head = {"layer": spec.name, "pass": "forward", "shapes": shapes, "densities": densities}
-    return output.reshape(len(x), *spec.out_shape), head | report, program
 
 
 def run(
@@ -148,39 +79,51 @@ def run(
         MaskworkValueError: for a number of images that there is not, or a configuration without post-processing.
         DeviceError: if an output differs from the golden model's, or from the network's integer reference.
     """
+    from maskwork.gen.network.compile import compile_model
+    from maskwork.gen.network.steps import Run, Tensors
     from maskwork.sim_tb.device import GoldenDevice, open_device
 
     start = time.perf_counter()
     layers, test_indices, figures = load_network()
     if not 1 <= images <= len(test_indices):
         raise MaskworkValueError(f"--images must be from 1 to {len(test_indices)}, the held-back ones, not {images}")
-    for layer in layers:
-        lower_layer(config, layer, images)  # a configuration that cannot run it is refused before anything is built
+    names = [layer.spec.name for layer in layers]
+    # a configuration that cannot run it is refused before anything is built
+    compiled = compile_model(NETWORK_FILE, config, shapes={"image": (images, 1, *layers[0].spec.in_shape[:2])})
+    for own in compiled.steps:
+        if own.name in names and own.where == "host":
+            raise MaskworkValueError(f"{own.name}: the configuration cannot run it: {own.reason}")
     with tempfile.TemporaryDirectory(prefix="maskwork-") as folder:
         generated = generate(config, output_dir or folder)
     pixels, labels = load_images()
     chosen = test_indices[:images]
-    reference = integer_forward(layers, pixels[chosen])
+    reference = dict(zip(names, integer_forward(layers, pixels[chosen]), strict=True))
     step(f"building {target}")
     outputs: dict[str, NDArray[Any]] = {}
-    reports: list[dict[str, Any]] = []
-    programs: dict[str, str] = {}
-    x: NDArray[Any] = pixels[chosen]
-    golden = GoldenDevice(config)
-    with open_device(target, config, **options) as device:
-        for layer, expected in zip(layers, reference, strict=True):
-            name = layer.spec.name
+    golden = Run(GoldenDevice(config), "golden", compiled.graph.opset)
+
+    def watch(own: Step, before: Tensors, made: Tensors) -> None:
+        name = own.name.removesuffix("_add")  # fc2 leaves raw sums: the host adds the bias
+        if own.where == "accelerator":
             step(name)
-            x, report, program = run_layer(device, golden, layer, x.reshape(len(x), *layer.spec.in_shape), target)
-            _compare(name, "network's integer reference", x, expected)
-            outputs[name], programs[f"{name}.mwp"] = x, program.to_json()
-            reports.append(report)
+            for tensor, expected in own.run(before, golden).items():
+                _compare(name, "golden model", made[tensor], expected)
+        if name in names:
+            (outputs[name],) = made.values()
+
+    inputs = {"image": np.ascontiguousarray(pixels[chosen].transpose(0, 3, 1, 2))}
+    with open_device(target, config, **options) as device:
+        done = compiled.run_on(device, inputs, target, watch)
+    for name, expected in reference.items():
+        expected = expected.transpose(0, 3, 1, 2) if expected.ndim == 4 else expected
+        _compare(name, "network's integer reference", outputs[name], expected)
     step("done")
     if output_dir is not None:
-        write_files(output_dir, programs)
+        own = {f"{own.name}.mwp": own.programs[0].to_json() for own in compiled.steps if own.programs}
+        write_files(output_dir, own)
         _write_outputs(Path(output_dir) / "outputs.npz", outputs)
-    report = total_report(reports, time.perf_counter() - start)
-    correct = int((x.argmax(axis=1) == labels[chosen]).sum())
+    report = {**done.report, "seconds": time.perf_counter() - start}
+    correct = int((done.outputs["logits"].argmax(axis=1) == labels[chosen]).sum())
     report |= {"images": images, "correct": correct, "accuracy": correct / images}
     return DemoResult(report, outputs, generated, figures)
 

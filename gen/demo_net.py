@@ -8,7 +8,7 @@ requantised layer computes, per output channel and in exact integer arithmetic::
 The last layer (``fc2``) has no requantisation: its int32 ``acc + bias`` are the logits. Its weights
 therefore share one scale over all output channels, so that the logits compare with one another.
 
-Importing this module needs only NumPy; `load_images` also needs scikit-learn.
+Importing this module needs only NumPy; `load_images` also needs scikit-learn, and the file needs onnx.
 """
 
 import json
@@ -16,19 +16,24 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any, Literal, TypeAlias, TypeVar, cast
+from typing import TYPE_CHECKING, Any, Literal, TypeAlias, TypeVar, cast
 
 import numpy as np
 from numpy.typing import NDArray
 
+if TYPE_CHECKING:
+    import onnx
+
 IntArray: TypeAlias = NDArray[np.int64]
 ScalarT = TypeVar("ScalarT", bound=np.generic)
 
-NETWORK_FILE = Path(__file__).resolve().parent / "data" / "digits_cnn.npz"
+NETWORK_FILE = Path(__file__).resolve().parent / "data" / "digits_cnn.onnx"
 
 ACTIVATION_MAX = 255
 MULT_BITS = 24
 SHIFT_MAX = 47
+OPSET = 19
+"""Of the network's file."""
 
 
 @dataclass(frozen=True)
@@ -219,47 +224,106 @@ def integer_forward(layers: Sequence[QuantLayer], images: NDArray[np.uint8]) -> 
 # File
 
 
+def to_model(
+    layers: Sequence[QuantLayer], test_indices: NDArray[np.int32], accuracy: Mapping[str, Any]
+) -> "onnx.ModelProto":
+    """The network as an ONNX model with a free batch: input ``image`` uint8 (N, 1, 8, 8), output ``logits`` int32.
+
+    Convolutions are QLinearConv; ``fc1`` is a Gemm in QDQ form, for its bias; ``fc2`` is MatMulInteger and an Add. The
+    only scales are those of the weights, ``mult / 2**shift``, which float32 holds exactly. What is left
+    (``test_indices`` and the JSON of ``layers`` and ``accuracy``) is in the model's metadata.
+    """
+    import onnx
+    from onnx import TensorProto, helper, numpy_helper
+
+    nodes: list[onnx.NodeProto] = []
+    constants: list[onnx.TensorProto] = []
+
+    def constant(name: str, value: Any) -> str:
+        constants.append(numpy_helper.from_array(np.asarray(value), name))
+        return name
+
+    one, zero = constant("one", np.float32(1)), constant("zero", np.uint8(0))
+    x, flat = "image", False
+    for layer in layers:
+        name, weight, bias = layer.spec.name, layer.weight, layer.bias
+        if layer.spec.kind == "fc" and not flat:
+            nodes.append(helper.make_node("Flatten", [x], ["flat"], name="flatten"))
+            x, flat = "flat", True
+            h, w, c = layers[layers.index(layer) - 1].spec.out_shape
+            weight = weight.reshape(h, w, c, -1).transpose(2, 0, 1, 3).reshape(weight.shape)  # ONNX is NCHW
+        if layer.mult is None or layer.shift is None:
+            names = [x, constant(f"{name}_weight", weight)]
+            nodes.append(helper.make_node("MatMulInteger", names, [f"{name}_sums"], name=name))
+            names = [f"{name}_sums", constant(f"{name}_bias", bias)]
+            nodes.append(helper.make_node("Add", names, ["logits"], name=f"{name}_add"))
+            break
+        scale = constant(f"{name}_scale", np.ldexp(layer.mult.astype(np.float32), -layer.shift.astype(np.int32)))
+        output = f"{name}_out"
+        if layer.spec.kind == "conv":
+            w_zero = constant(f"{name}_zero", np.zeros(len(bias), dtype=np.int8))
+            names = [x, one, zero, constant(f"{name}_weight", weight.transpose(3, 2, 0, 1)), scale, w_zero, one, zero,
+                     constant(f"{name}_bias", bias)]  # fmt: skip
+            spec = layer.spec
+            nodes.append(helper.make_node(
+                "QLinearConv", names, [output], name=name, kernel_shape=list(weight.shape[:2]),
+                strides=[spec.stride] * 2, dilations=[spec.dilation] * 2, pads=[spec.padding] * 4,
+            ))  # fmt: skip
+        else:
+            parts = []
+            for part, value, axis in (("weight", weight, 1), ("bias", bias, 0)):
+                names = [constant(f"{name}_{part}", value), scale]
+                parts.append(f"{name}_{part}_real")
+                nodes.append(helper.make_node("DequantizeLinear", names, [parts[-1]], name=parts[-1], axis=axis))
+            nodes += [
+                helper.make_node("DequantizeLinear", [x, one, zero], [f"{x}_real"], name=f"{x}_real"),
+                helper.make_node("Gemm", [f"{x}_real", *parts], [f"{name}_product"], name=name),
+                helper.make_node("Relu", [f"{name}_product"], [f"{name}_relu"], name=f"{name}_relu"),
+                helper.make_node("QuantizeLinear", [f"{name}_relu", one, zero], [output], name=output),
+            ]
+        x = output
+    inputs = [helper.make_tensor_value_info("image", TensorProto.UINT8, ["N", 1, *layers[0].spec.in_shape[:2]])]
+    outputs = [helper.make_tensor_value_info("logits", TensorProto.INT32, ["N", layers[-1].spec.out_shape[0]])]
+    graph = helper.make_graph(nodes, "digits_cnn", inputs, outputs, constants)
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", OPSET)], ir_version=9)
+    helper.set_model_props(model, {
+        "layers": json.dumps([asdict(layer.spec) for layer in layers]),
+        "test_indices": json.dumps(test_indices.tolist()),
+        "accuracy": json.dumps(accuracy),
+    })  # fmt: skip
+    onnx.checker.check_model(model, full_check=True)
+    return model
+
+
 def save_network(
     path: Path, layers: Sequence[QuantLayer], test_indices: NDArray[np.int32], accuracy: Mapping[str, Any]
 ) -> None:
-    """Write the network as a compressed ``.npz`` without pickles.
-
-    Keys: per layer ``<name>_weight``, ``<name>_bias`` and (where requantised) ``<name>_mult`` and
-    ``<name>_shift``, with the dtypes of `QuantLayer`; ``test_indices`` int32 ``(n,)``; ``layers`` and
-    ``accuracy``, JSON in 0-d unicode arrays (a list of `LayerSpec` fields, and an object of figures).
-    """
-    arrays: dict[str, Any] = {}
-    for layer in layers:
-        name = layer.spec.name
-        arrays[f"{name}_weight"] = layer.weight
-        arrays[f"{name}_bias"] = layer.bias
-        if layer.mult is not None and layer.shift is not None:
-            arrays[f"{name}_mult"] = layer.mult
-            arrays[f"{name}_shift"] = layer.shift
-    arrays["layers"] = np.array(json.dumps([asdict(layer.spec) for layer in layers]))
-    arrays["test_indices"] = test_indices
-    arrays["accuracy"] = np.array(json.dumps(accuracy))
+    """Write the network's model (:func:`to_model`)."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("wb") as file:
-        np.savez_compressed(file, **arrays)
+    path.write_bytes(to_model(layers, test_indices, accuracy).SerializeToString(deterministic=True))
 
 
 def load_network(path: Path = NETWORK_FILE) -> tuple[list[QuantLayer], NDArray[np.int32], dict[str, Any]]:
     """Read a file of `save_network`: the layers, int32 ``(n,)`` test indices and the accuracy figures."""
-    with np.load(path, allow_pickle=False) as file:
-        layers: list[QuantLayer] = []
-        for fields in json.loads(str(file["layers"])):
-            fields["in_shape"] = tuple(fields["in_shape"])
-            fields["out_shape"] = tuple(fields["out_shape"])
-            spec = LayerSpec(**fields)
-            has_mult = f"{spec.name}_mult" in file.files
-            layers.append(
-                QuantLayer(
-                    spec,
-                    file[f"{spec.name}_weight"],
-                    file[f"{spec.name}_bias"],
-                    file[f"{spec.name}_mult"] if has_mult else None,
-                    file[f"{spec.name}_shift"] if has_mult else None,
-                )
-            )
-        return layers, file["test_indices"], json.loads(str(file["accuracy"]))
+    import onnx
+    from onnx import numpy_helper
+
+    model = onnx.load(path)
+    known = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
+    metadata = {entry.key: json.loads(entry.value) for entry in model.metadata_props}
+    layers: list[QuantLayer] = []
+    for fields in metadata["layers"]:
+        fields["in_shape"] = tuple(fields["in_shape"])
+        fields["out_shape"] = tuple(fields["out_shape"])
+        spec = LayerSpec(**fields)
+        weight = known[f"{spec.name}_weight"]
+        if spec.kind == "conv":
+            weight = weight.transpose(2, 3, 1, 0)
+        elif layers[-1].spec.kind == "conv":
+            h, w, c = layers[-1].spec.out_shape
+            weight = weight.reshape(c, h, w, -1).transpose(1, 2, 0, 3).reshape(weight.shape)
+        points = [fixed_point(float(scale)) for scale in known.get(f"{spec.name}_scale", ())]
+        mult = np.array([mult for mult, _ in points], dtype=np.uint32) if points else None
+        shift = np.array([shift for _, shift in points], dtype=np.uint8) if points else None
+        layers.append(QuantLayer(spec, np.ascontiguousarray(weight), known[f"{spec.name}_bias"], mult, shift))
+    return layers, np.array(metadata["test_indices"], dtype=np.int32), metadata["accuracy"]

@@ -360,7 +360,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
     parser = argparse.ArgumentParser(description="Train, prune and quantise the digits CNN.")
     parser.add_argument("--seed", type=int, default=DEFAULT_SEED)
-    parser.add_argument("--output", type=Path, default=NETWORK_FILE, help="the .npz file to write")
+    parser.add_argument("--output", type=Path, default=NETWORK_FILE, help="the ONNX file to write")
     options = parser.parse_args(argv)
     output: Path = options.output
     start = time.monotonic()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +21,8 @@ from maskwork.gen.report import total_report
 
 if TYPE_CHECKING:
     from maskwork.sim_tb.device import Device
+
+Watch = Callable[[Step, Tensors, Tensors], None]
 
 RULES: dict[str, Rule] = {
     **dict.fromkeys(("Conv", "ConvTranspose"), fuse_products.conv),
@@ -120,14 +122,29 @@ class Compiled:
         with open_device(target, self.config, **options) as device:
             return self.run_on(device, values, target)
 
-    def run_on(self, device: Device, inputs: Tensors, target: str) -> Outcome:
-        """Run the network on a device that is open."""
+    def run_on(
+        self,
+        device: Device,
+        inputs: Tensors,
+        target: str,
+        watch: Callable[[Step, Tensors, Tensors], None] | None = None,
+    ) -> Outcome:
+        """Run the network on a device that is open.
+
+        Args:
+            device: the device.
+            inputs: checked inputs.
+            target: the device's name in the report.
+            watch: told every step with all tensors known before it and those that it made.
+        """
         start = time.perf_counter()
         values = {**self.graph.constants, **inputs}
         run = Run(device, target, self.graph.opset)
         computed: Tensors = {}
         for step in self.steps:
             made = step.run(values, run)
+            if watch is not None:
+                watch(step, values, made)
             values |= made
             computed |= made
         report = total_report(run.reports, time.perf_counter() - start) if run.reports else {}

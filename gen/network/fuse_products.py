@@ -20,6 +20,8 @@ Float64Array = NDArray[np.float64]
 
 _INT32 = 1 << 31
 
+NO_POST = "the configuration has no post-processing; post = true is needed"
+
 
 # ---------------------------------------------------------------------- geometry
 
@@ -250,7 +252,11 @@ def qlinear_conv(graph: Graph, node: Node, config: Config) -> list[Step]:
 def _requantised(config: Config, ratio: Float64Array, y: Quantised) -> Requantise:
     found = fixed_point(ratio)
     if found is None or not config.post:
-        raise Refused("its scales are too far apart" if found is None else "the configuration has no post-processing")
+        raise Refused(
+            "its scales are too far apart"
+            if found is None
+            else "the configuration has no post-processing; post = true is needed"
+        )
     low, high = y.limits
     return Requantise(mult=found[0], shift=found[1], low=low, high=high, zero=int(y.zero_point), dtype=y.dtype)
 

@@ -202,7 +202,8 @@ def _fix_shapes(where: str, proto: onnx.ModelProto, shapes: Mapping[str, Sequenc
     if shapes:
         del proto.graph.value_info[:]
         for value in proto.graph.output:
-            value.type.tensor_type.ClearField("shape")
+            for dim in value.type.tensor_type.shape.dim:
+                dim.Clear()  # inferred again
     for name, value in inputs.items():
         if not value.type.HasField("tensor_type"):
             raise MaskworkTypeError(f"{where}: input {name!r} is no tensor; tensors are accepted")

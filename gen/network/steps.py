@@ -48,7 +48,12 @@ class Run:
             self.target, self.device.config, macs or {"macs_dense": 0, "macs_effectual": 0}, words_in=done.words_in,
             words_out=done.words_out, seconds=0.0, counters=done.counters,
         )  # fmt: skip
-        self.reports.append({"layer": step.name, "pass": "forward", "operation": step.operation} | report)
+        head: dict[str, Any] = {"layer": step.name, "pass": "forward", "operation": step.operation}
+        shown = {name: np.asarray(operands[name]) for name in ("a", "b") if name in operands}
+        head["shapes"] = {name: list(value.shape) for name, value in (shown | {"c": done.outputs["c"]}).items()}
+        if "b" in shown:
+            head["densities"] = {name: float(np.mean(value != 0)) for name, value in shown.items()} | {"c": 1.0}
+        self.reports.append(head | report)
         return done.outputs["c"]
 
 
