@@ -116,18 +116,18 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto, shapes: Mapping[str, S
         MaskworkError: for a file that cannot be read, an operator, opset or type that is not supported, or a shape
             that is not known.
     """
-    where, proto = _read(model)
+    where, proto = read_model(model)
     opsets = {entry.domain: entry.version for entry in proto.opset_import}
     opset = max((opsets.get(domain, 0) for domain in _DOMAINS), default=0)
     if opset < MIN_OPSET:
         raise MaskworkValueError(f"{where}: opset {opset} is not supported; {MIN_OPSET} or later is accepted")
-    _check_operators(where, proto)
-    _fix_shapes(where, proto, shapes or {})
+    check_operators(where, proto)
+    fix_shapes(where, proto, shapes or {})
     try:
         onnx.checker.check_model(proto)
         proto = shape_inference.infer_shapes(proto, check_type=True, strict_mode=True, data_prop=True)
     except (onnx.checker.ValidationError, shape_inference.InferenceError) as error:
-        raise MaskworkValueError(f"{where}: not a valid model: {_first_line(error)}") from None
+        raise MaskworkValueError(f"{where}: not a valid model: {first_line(error)}") from None
     graph = _as_graph(Path(where).stem if isinstance(model, str | os.PathLike) else proto.graph.name or "model", proto,
                       opset)  # fmt: skip
     for name, (shape, dtype) in graph.inputs.items():
@@ -138,7 +138,12 @@ def load(model: str | os.PathLike[str] | onnx.ModelProto, shapes: Mapping[str, S
     return graph
 
 
-def _read(model: str | os.PathLike[str] | onnx.ModelProto) -> tuple[str, onnx.ModelProto]:
+def read_model(model: str | os.PathLike[str] | onnx.ModelProto) -> tuple[str, onnx.ModelProto]:
+    """What messages call a model, and a copy of it.
+
+    Raises:
+        MaskworkError: for a file that cannot be read.
+    """
     if isinstance(model, onnx.ModelProto):
         copy = onnx.ModelProto()
         copy.CopyFrom(model)
@@ -149,19 +154,20 @@ def _read(model: str | os.PathLike[str] | onnx.ModelProto) -> tuple[str, onnx.Mo
     try:
         proto = onnx.load(path)
     except FileNotFoundError as error:
-        raise MaskworkError(f"{path}: its external data is missing: {_first_line(error)}") from None
+        raise MaskworkError(f"{path}: its external data is missing: {first_line(error)}") from None
     except onnx.checker.ValidationError as error:
-        raise MaskworkError(f"{path}: its external data cannot be read: {_first_line(error)}") from None
+        raise MaskworkError(f"{path}: its external data cannot be read: {first_line(error)}") from None
     except OSError as error:
         raise MaskworkError(f"{path}: cannot be read ({error.strerror or error}); an ONNX model is expected") from None
     except Exception as error:  # protobuf's own kinds differ between its implementations
-        raise MaskworkError(f"{path}: not an ONNX model, or a damaged one ({_first_line(error)})") from None
+        raise MaskworkError(f"{path}: not an ONNX model, or a damaged one ({first_line(error)})") from None
     if not proto.graph.node or not proto.opset_import:
         raise MaskworkError(f"{path}: not an ONNX model, or one without nodes")
     return str(path), proto
 
 
-def _first_line(error: Exception) -> str:
+def first_line(error: Exception) -> str:
+    """What an error of another library says, in a line."""
     lines = [line.strip() for line in str(error).splitlines() if line.strip()]
     return lines[0][:200] if lines else type(error).__name__
 
@@ -171,7 +177,12 @@ def node_name(proto: onnx.NodeProto, number: int) -> str:
     return proto.name or f"{proto.op_type}_{number}"
 
 
-def _check_operators(where: str, proto: onnx.ModelProto) -> None:
+def check_operators(where: str, proto: onnx.ModelProto) -> None:
+    """Check that all operators are supported.
+
+    Raises:
+        MaskworkValueError: if one is not; names its node.
+    """
     within = (onnx.AttributeProto.GRAPH, onnx.AttributeProto.GRAPHS)
     for number, node in enumerate(proto.graph.node):
         domain = f"{node.domain}." if node.domain not in _DOMAINS else ""
@@ -185,7 +196,18 @@ def _check_operators(where: str, proto: onnx.ModelProto) -> None:
             raise MaskworkValueError(f"{where}: node {name!r}: graphs within nodes are not supported")
 
 
-def _fix_shapes(where: str, proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]]) -> None:
+def fix_shapes(where: str, proto: onnx.ModelProto, shapes: Mapping[str, Sequence[int]], dynamic: bool = False) -> None:
+    """Give inputs their shapes, in the model itself.
+
+    Args:
+        where: the model in messages.
+        proto: the model.
+        shapes: by input name.
+        dynamic: other inputs may stay dynamic.
+
+    Raises:
+        MaskworkTypeError, MaskworkValueError: for an input that is unknown, no tensor, of another shape, or dynamic.
+    """
     known = {tensor.name for tensor in proto.graph.initializer}
     inputs = {value.name: value for value in proto.graph.input if value.name not in known}
     for name, shape in shapes.items():
@@ -195,7 +217,7 @@ def _fix_shapes(where: str, proto: onnx.ModelProto, shapes: Mapping[str, Sequenc
         if len(dims) != len(shape) or any(d.HasField("dim_value") and d.dim_value != size
                                           for d, size in zip(dims, shape, strict=False)):  # fmt: skip
             raise MaskworkValueError(
-                f"{where}: input {name!r} has shape {_text_shape(inputs[name])}, which {list(shape)} does not fit"
+                f"{where}: input {name!r} has shape {text_shape(inputs[name])}, which {list(shape)} does not fit"
             )
         for dim, size in zip(dims, shape, strict=True):
             dim.dim_value = int(size)
@@ -208,14 +230,16 @@ def _fix_shapes(where: str, proto: onnx.ModelProto, shapes: Mapping[str, Sequenc
         if not value.type.HasField("tensor_type"):
             raise MaskworkTypeError(f"{where}: input {name!r} is no tensor; tensors are accepted")
         tensor = value.type.tensor_type
-        if not tensor.HasField("shape") or any(not dim.HasField("dim_value") for dim in tensor.shape.dim):
+        if not dynamic and (not tensor.HasField("shape") or
+                            any(not dim.HasField("dim_value") for dim in tensor.shape.dim)):  # fmt: skip
             raise MaskworkValueError(
-                f"{where}: input {name!r} has the dynamic shape {_text_shape(value)}; fix it, such as with --shape "
+                f"{where}: input {name!r} has the dynamic shape {text_shape(value)}; fix it, such as with --shape "
                 f"{name}=1,3,224,224 (shapes= in Python)"
             )
 
 
-def _text_shape(value: onnx.ValueInfoProto) -> str:
+def text_shape(value: onnx.ValueInfoProto) -> str:
+    """An input's shape as messages show it."""
     dims = value.type.tensor_type.shape.dim
     return "[" + ", ".join(str(d.dim_value) if d.HasField("dim_value") else d.dim_param or "?" for d in dims) + "]"
 
