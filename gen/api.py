@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from typing import TYPE_CHECKING, Any
 
@@ -13,11 +13,12 @@ from maskwork.gen.matmul import Result, as_config, matmul
 if TYPE_CHECKING:
     import onnx
     from maskwork.gen.generate import Generated
+    from maskwork.gen.network.calibration import Samples
     from maskwork.gen.network.compile import Compiled, Outcome
     from maskwork.gen.workload import Layer
     from maskwork.sim_tb.device import Device
 
-__all__ = ["Result", "bench", "compile", "generate", "matmul", "open", "run"]
+__all__ = ["Result", "bench", "compile", "generate", "matmul", "open", "quantise", "run"]
 
 
 def bench(
@@ -123,6 +124,46 @@ def run(
         DeviceError: if the device fails.
     """
     return compile(model, config, strict=strict).run(inputs, target, **options)
+
+
+def quantise(
+    model: str | os.PathLike[str] | onnx.ModelProto,
+    samples: Samples,
+    *,
+    density: float | None = None,
+    n_of_m: tuple[int, int] | None = None,
+    per_channel: bool = True,
+    skip: Collection[str] = (),
+    shapes: Mapping[str, Sequence[int]] | None = None,
+    activations: str = "uint8",
+) -> onnx.ModelProto:
+    """Prune and quantise a float ONNX model for :func:`compile`: int8 weights, activations by their ranges on samples.
+
+    Needs onnxruntime (the extra ``onnx``). Weights become int8, symmetric: pruned ones are 0.
+
+    Args:
+        model: file name, or the model itself: float32, with Conv, ConvTranspose, Gemm or MatMul.
+        samples: for calibration: arrays by input name with the samples along the first axis (in place of the batch,
+            or in front of the input's own axes), or an iterable of whole inputs by name.
+        density: part of each layer's weights that stays, the largest by magnitude; None keeps all.
+        n_of_m: (n, m): of every m weights along the input channels the n largest stay.
+        per_channel: weights have a scale for each output channel; else one a tensor.
+        skip: names of nodes whose weights are not pruned.
+        shapes: shapes of inputs that the file leaves open, by input name; what is not given stays open.
+        activations: "uint8" or "int8".
+
+    Returns:
+        The model in QDQ form.
+
+    Raises:
+        MaskworkError: for a model, samples or options that cannot be used, or if onnxruntime is missing.
+    """
+    from maskwork.gen.network.quantise import quantise as quantise_model
+
+    return quantise_model(
+        model, samples, density=density, n_of_m=n_of_m, per_channel=per_channel, skip=skip, shapes=shapes,
+        activations=activations,
+    )  # fmt: skip
 
 
 def generate(

@@ -12,6 +12,7 @@ from maskwork.gen.cli_build import build, flash
 from maskwork.gen.cli_compare import compare
 from maskwork.gen.cli_cost import cost, sizes
 from maskwork.gen.cli_network import compile_command, run_command
+from maskwork.gen.cli_quantise import quantise_command
 from maskwork.gen.cli_serial import devices, serve
 from maskwork.gen.config import Config, preset_doc, presets
 from maskwork.gen.errors import MaskworkValueError
@@ -356,5 +357,7 @@ def utilization(
         show_utilization(result, common.console())
 
 
-for _command in (bench, build, flash, devices, serve, compare, compile_command, run_command, cost, sizes):
+for _command in (
+    bench, build, flash, devices, serve, compare, quantise_command, compile_command, run_command, cost, sizes,
+):  # fmt: skip
     cli.add_command(_command)

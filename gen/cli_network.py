@@ -40,7 +40,12 @@ def load_tensors(path: str) -> dict[str, NDArray[Any]]:
         raise MaskworkValueError(f"{path}: a truncated or broken .npz file; a whole one is expected") from None
 
 
-def _shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+def parse_shapes(texts: Sequence[str]) -> dict[str, tuple[int, ...]]:
+    """Shapes by input name, from values of --shape.
+
+    Raises:
+        MaskworkValueError: for another form.
+    """
     shapes = {}
     for text in texts:
         name, equals, sizes = text.rpartition("=")
@@ -120,7 +125,7 @@ def compile_command(
     from maskwork.gen.network.output import predict, random_inputs, write
 
     with common.progress(f"compiling {Path(model).name}", 2) as step:
-        compiled = compile_model(model, config, strict=strict, shapes=_shapes(shapes))
+        compiled = compile_model(model, config, strict=strict, shapes=parse_shapes(shapes))
         step("predicting cycles")
         inputs = load_tensors(input_file) if input_file is not None else random_inputs(compiled, seed)
         report = predict(compiled, inputs)
@@ -169,7 +174,7 @@ def run_command(
                  if path is not None}  # fmt: skip
         inputs = load_tensors(input_file)
         with common.progress(f"compiling {Path(model).name}", 3 if check else 2) as step:
-            compiled = compile_model(model, config, strict=strict, shapes=_shapes(shapes))
+            compiled = compile_model(model, config, strict=strict, shapes=parse_shapes(shapes))
             step(f"running on {target}")
             done = compiled.run(inputs, target, **{k: v for k, v in options.items() if v is not None})
             result = {**done.report, "placement": compiled.placement}

@@ -1,6 +1,6 @@
 """maskwork: sparse-aware neural-network accelerators from one configuration."""
 
-from maskwork.gen.api import Result, bench, compile, generate, matmul, open, run
+from maskwork.gen.api import Result, bench, compile, generate, matmul, open, quantise, run
 from maskwork.gen.config import Config, preset, presets
 from maskwork.gen.errors import (
     ConfigError,
@@ -29,6 +29,7 @@ __all__ = [
     "open",
     "preset",
     "presets",
+    "quantise",
     "run",
 ]
 __version__ = "0.1.0"
