@@ -104,6 +104,13 @@ class CommandCheck(wiring.Component):
             self.run.use_c.eq(get(Op.RUN, "use_c")),
         ]
         beyond = clusters[config.clusters :].any() | (clusters == 0)
+        vector_bad = Signal()
+        m.d.sync += vector_bad.eq(
+            self._outside(get(Op.VECTOR, "window"), MAX_WINDOW)
+            | (get(Op.VECTOR, "count") == 0)
+            | (get(Op.VECTOR, "kind") >= len(VectorKind))
+            | (get(Op.VECTOR, "shift") > POST_MAX_SHIFT)
+        )
         with m.Switch(opcode):
             for op, kind in LOADS.items():
                 name = op.name[-1].lower()
@@ -132,12 +139,7 @@ class CommandCheck(wiring.Component):
                 ]
             if config.vector:
                 with m.Case(Op.VECTOR):
-                    m.d.sync += self.bad.eq(
-                        self._outside(get(Op.VECTOR, "window"), MAX_WINDOW)
-                        | (get(Op.VECTOR, "count") == 0)
-                        | (get(Op.VECTOR, "kind") >= len(VectorKind))
-                        | (get(Op.VECTOR, "shift") > POST_MAX_SHIFT)
-                    )
+                    m.d.sync += self.bad.eq(vector_bad)
         return m
 
     @staticmethod

@@ -31,9 +31,8 @@ class Sequencer(wiring.Component):
     Members:
         i: command packets.
         o: replies, one word a cycle, ``last`` with a packet's last word.
-        payload: the stream handed to the loader during a load; load, load_start, load_ended, load_done, load_end: to
-            and from the loader.
-        vector, vector_start, vector_ended, vector_i, vector_o, vector_end: to and from the vector unit.
+        payload, load, load_start, load_ended, load_done, load_end: to and from the loader; the stream during a load.
+        vector, vector_start, vector_ended, vector_i, vector_o, vector_end: the same of the vector unit.
         selected: clusters that the load in progress, or a RUN, is for.
         run_word, run_we, run_commit, run_cancel, run_space: RUN words to the clusters.
         run: banks of the RUN that is committed.
@@ -135,7 +134,7 @@ class Sequencer(wiring.Component):
         reply = Signal(8)
         reply_word = Signal(range(2 * len(COUNTERS) + words))
         all_idle, run_space = Signal(), Signal()
-        vectoring = Signal()
+        vectoring, opens = Signal(), Signal()  # the vector unit answers; it will, behind the header of its reply
         if config.vector:
             m.d.comb += [self.vector.eq(vector_fields(header)), self.vector_i.payload.eq(beat)]
         m.d.comb += settled.eq(settle == SETTLE)
@@ -153,7 +152,7 @@ class Sequencer(wiring.Component):
             m.next = "DROP"
 
         def answer(kind: Reply):
-            m.d.sync += [reply.eq(kind), reply_word.eq(0)]
+            m.d.sync += [reply.eq(kind), reply_word.eq(0), opens.eq(kind == Reply.VECTOR)]
             m.next = "REPLY"
 
         def wait():
@@ -312,13 +311,12 @@ class Sequencer(wiring.Component):
                 with m.If(self.o.valid & self.o.ready):
                     m.d.sync += settle.eq(0)
                     m.d.sync += reply_word.eq(reply_word + 1)
-                    with m.If(self.o.payload.last):
+                    with m.If(self.o.payload.last | (opens & (reply_word == words - 1))):
                         m.d.sync += reply_word.eq(0)
                         m.next = "HEADER"
-                    if config.vector:
-                        with m.Elif((reply == Reply.VECTOR) & (reply_word == words - 1)):
-                            m.d.sync += reply_word.eq(0)
-                            m.next = "VECTOR"
+                        if config.vector:
+                            with m.If(opens):
+                                m.next = "VECTOR"
             if config.vector:
                 with m.State("VECTOR"):
                     m.d.comb += [
@@ -328,13 +326,15 @@ class Sequencer(wiring.Component):
                         self.o.valid.eq(self.vector_o.valid),
                         self.vector_o.ready.eq(self.o.ready),
                     ]
+                    m.d.sync += [end.eq(self.vector_end), ended.eq(self.vector_end != LoadEnd.LONG)]
                     with m.If(self.o.valid & self.o.ready & self.vector_o.payload.last):
-                        m.d.sync += ended.eq(self.vector_end != LoadEnd.LONG)
-                        m.next = "HEADER"
-                        with m.If(self.vector_end == LoadEnd.SHORT):
-                            wrong(Fault.SHORT_PACKET)
-                        with m.Elif(self.vector_end == LoadEnd.LONG):
-                            wrong(Fault.LONG_PACKET)
+                        m.next = "VECTORED"
+                with m.State("VECTORED"):
+                    m.next = "HEADER"
+                    with m.If(end == LoadEnd.SHORT):
+                        wrong(Fault.SHORT_PACKET)
+                    with m.Elif(end == LoadEnd.LONG):
+                        wrong(Fault.LONG_PACKET)
         self._reply(m, reply, reply_word, header, fault)
         with m.If(vectoring):
             m.d.comb += self.o.payload.eq(self.vector_o.payload)

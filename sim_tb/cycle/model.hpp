@@ -35,7 +35,7 @@ struct Model {
     int64_t beats = 0, offered = 0;     // beats that are inside, or were
     int entry = 0;                      // of them, in the input's buffer
 
-    enum State : uint8_t { HEADER, OPCODE, WORD, CHECK, LOADING, LOADED, COUNTERS, REPLY, VECTORING };
+    enum State : uint8_t { HEADER, OPCODE, WORD, CHECK, LOADING, LOADED, COUNTERS, REPLY, VECTORING, VECTORED };
     State state = HEADER;
     uint32_t header[32] = {};
     int number = 0, position = 0, left = 0, settle = 0, reply_word = 0, reply_words = 0;

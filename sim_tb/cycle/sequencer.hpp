@@ -107,11 +107,14 @@ inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was
                 give_word(moved.last);
                 if (moved.last) {
                     if (!vector.ended) illegal("VECTOR has too many data");
-                    state = HEADER;
+                    state = VECTORED;
                 }
             }
             break;
         }
+        case VECTORED:
+            state = HEADER;
+            break;
     }
     settle = next_settle;
     word = next_word;
