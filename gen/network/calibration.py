@@ -7,7 +7,7 @@ import logging
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import onnx
@@ -78,7 +78,7 @@ def feeds(where: str, model: onnx.ModelProto, samples: Samples) -> list[Feed]:
     known = {tensor.name for tensor in model.graph.initializer}
     inputs = {value.name: value for value in model.graph.input if value.name not in known}
     if isinstance(samples, Mapping):
-        return _from_arrays(where, inputs, samples)
+        return _from_arrays(where, inputs, cast("Mapping[str, Any]", samples))
     if isinstance(samples, str | bytes | np.ndarray) or not isinstance(samples, Iterable):
         raise MaskworkTypeError("samples must be a dict of arrays or an iterable of dicts, by input name, not "
                                 f"{type(samples).__name__}")  # fmt: skip
