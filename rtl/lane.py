@@ -255,13 +255,21 @@ class Lane(wiring.Component):
         m.d.comb += self.working.eq(self.banks.any() | self.draining)
 
     def _count(self, m, expander, drain, pes, in_lookup):
-        """Charge every PE's cycle to the first reason that applies: reasons, sums, counts, a register each."""
-        multiply = Signal(len(pes))
-        lookup = Signal(len(pes))
-        stolen = Signal()  # by a drain, which reads one PE at a time
-        reasons = ("fetch", "imbalance", "drain", "load", "dispatch", "idle")
-        # out of reset every PE is idle, also in the registers of this pipeline
-        rest = {name: Signal(name=name, init=name == "idle") for name in reasons}
+        """Charge every PE's cycle to the first reason that applies: conditions, sums, counts, a register each.
+
+        What the PEs and the expander decide late in a cycle goes straight into a register: nothing waits for it.
+        """
+        each = {name: Signal(len(pes), name=f"pe_{name}") for name in ("multiply", "stolen", "working")}
+        for name, signal in each.items():
+            m.d.sync += signal.eq(Cat(getattr(pe, name) for pe in pes))
+        # `in_lookup` a cycle ago: `valid` is late, and its register is there already
+        last = Signal()
+        m.d.sync += last.eq(in_lookup[-1])
+        looking = Cat(*in_lookup[1:], last).any()
+        lookup = ~each["multiply"] & ~each["stolen"] & (each["working"] | looking.replicate(len(pes)))
+        stolen = each["stolen"].any()  # by a drain, which reads one PE at a time
+        m.d.sync += self.token.eq(in_lookup[0] & ~expander.o.payload.end)
+
         conditions = {
             "fetch": expander.in_row & ~expander.o.valid,
             "imbalance": expander.o.valid & ~expander.o.ready,
@@ -269,33 +277,27 @@ class Lane(wiring.Component):
             "load": self.loading & ~self.running,
             "dispatch": self.running,
         }
+        # out of reset every PE is idle, also in the registers of this pipeline
+        rest = {name: Signal(name=name, init=name == "idle") for name in (*conditions, "idle")}
         taken = Const(0, 1)
         for name, condition in conditions.items():
-            m.d.sync += rest[name].eq(condition & ~taken)
-            taken = taken | condition
-        m.d.sync += [
-            rest["idle"].eq(~taken),
-            multiply.eq(Cat(pe.multiply for pe in pes)),
-            stolen.eq(Cat(pe.stolen for pe in pes).any()),
-            lookup.eq(Cat(~pe.multiply & ~pe.stolen & (pe.working | Cat(in_lookup).any()) for pe in pes)),
-            self.token.eq(in_lookup[0] & ~expander.o.payload.end),
-        ]
+            met = Signal(name=f"{name}_met")
+            m.d.sync += [met.eq(condition), rest[name].eq(met & ~taken)]
+            taken = taken | met
         others = Signal(range(len(pes) + 1), init=len(pes))
         summed = {name: Signal.like(others, name=f"{name}_pes", init=0) for name in ("multiply", "lookup", "stolen")}
         m.d.sync += [
-            others.eq(len(pes) - sum_bits(multiply | lookup) - stolen),
-            summed["multiply"].eq(sum_bits(multiply)),
+            rest["idle"].eq(~taken),
+            others.eq(len(pes) - sum_bits(each["multiply"] | lookup) - stolen),
+            summed["multiply"].eq(sum_bits(each["multiply"])),
             summed["lookup"].eq(sum_bits(lookup)),
             summed["stolen"].eq(stolen),
             self.counts.multiply.eq(summed["multiply"]),
             self.counts.lookup.eq(summed["lookup"]),
         ]
         for name, applies in rest.items():
-            applied = Signal(name=f"{name}_applies", init=name == "idle")
-            m.d.sync += [
-                applied.eq(applies),
-                self.counts[name].eq(Mux(applied, others, 0) + (summed["stolen"] if name == "drain" else 0)),
-            ]
+            stolen_too = summed["stolen"] if name == "drain" else 0
+            m.d.sync += self.counts[name].eq(Mux(applies, others, 0) + stolen_too)
 
 
 def sum_bits(bits: Value) -> Value:
