@@ -34,6 +34,7 @@ class _Network:
         self._constants: list[onnx.TensorProto] = []
         self._inputs: list[onnx.ValueInfoProto] = []
         self.channels: dict[str, int] = {}
+        self._scales: dict[str, float] = {}
 
     def input(self, shape: Sequence[int]) -> str:
         self._inputs.append(helper.make_tensor_value_info("image", TensorProto.UINT8, shape))
@@ -50,7 +51,9 @@ class _Network:
 
     def _dequantise(self, name: str, scale: float, zero: Any) -> str:
         scales = self._constant(f"{name}_scale", np.float32(scale)), self._constant(f"{name}_zero", zero)
-        return self._node("DequantizeLinear", f"{name}_dq", (name, *scales))
+        result = self._node("DequantizeLinear", f"{name}_dq", (name, *scales))
+        self._scales[result] = scale
+        return result
 
     def _quantise(self, name: str, value: str, relu: bool) -> str:
         scale, zero = (6 / 255, np.uint8(0)) if relu else (6 / 127, np.int8(0))
@@ -58,7 +61,8 @@ class _Network:
         quantised = self._node("QuantizeLinear", f"{name}_q", (value, *scales))
         return self._dequantise(quantised, scale, zero)
 
-    def _weights(self, name: str, shape: Sequence[int], fan: int) -> str:
+    def _weights(self, name: str, x: str, shape: Sequence[int], fan: int) -> tuple[str, str]:
+        """Weights, a scale for each output channel, and biases in units of their products."""
         values = self._rng.normal(0, 40, shape)
         values = np.where(self._rng.random(shape) < self._density, values, 0)
         values = np.clip(np.rint(values), -127, 127).astype(np.int8)
@@ -66,15 +70,19 @@ class _Network:
         scales = np.full(shape[0], scale, dtype=np.float32) * self._rng.uniform(0.8, 1.25, shape[0]).astype(np.float32)
         names = self._constant(f"{name}_w_scale", scales), self._constant(f"{name}_w_zero", np.zeros(shape[0], np.int8))
         weights = self._constant(f"{name}_w", values)
-        return self._node("DequantizeLinear", f"{name}_w_dq", (weights, *names), axis=0)
+        unit = (np.float32(self._scales[x]) * scales).astype(np.float32)
+        bias = np.rint(self._rng.normal(0, 0.1, shape[0]) / unit).astype(np.int32)
+        units = self._constant(f"{name}_b_scale", unit), self._constant(f"{name}_b_zero", np.zeros_like(bias))
+        biases = self._constant(f"{name}_b", bias)
+        return (self._node("DequantizeLinear", f"{name}_w_dq", (weights, *names), axis=0),
+                self._node("DequantizeLinear", f"{name}_b_dq", (biases, *units), axis=0))  # fmt: skip
 
     def conv(self, name: str, x: str, cout: int, kernel: int = 3, stride: int = 1, groups: int = 1,
              relu: float | None = math.inf) -> str:  # fmt: skip
         """A convolution with bias; relu is its upper end, None for none."""
         cin = self.channels[x]
-        weights = self._weights(name, (cout, cin // groups, kernel, kernel), cin // groups * kernel * kernel)
-        bias = self._constant(f"{name}_b", self._rng.normal(0, 0.1, cout).astype(np.float32))
-        value = self._node("Conv", name, (x, weights, bias), kernel_shape=[kernel] * 2, strides=[stride] * 2,
+        weights = self._weights(name, x, (cout, cin // groups, kernel, kernel), cin // groups * kernel * kernel)
+        value = self._node("Conv", name, (x, *weights), kernel_shape=[kernel] * 2, strides=[stride] * 2,
                            pads=[kernel // 2] * 4, group=groups)  # fmt: skip
         return self._through(name, value, cout, relu)
 
@@ -98,9 +106,8 @@ class _Network:
 
     def classify(self, name: str, x: str, classes: int) -> None:
         flat = self._quantise("flatten", self._node("Flatten", "flatten", (x,)), True)
-        weights = self._weights(name, (classes, self.channels[x]), self.channels[x])
-        bias = self._constant(f"{name}_b", self._rng.normal(0, 0.1, classes).astype(np.float32))
-        self._node("Gemm", name, (flat, weights, bias), transB=1)
+        weights = self._weights(name, flat, (classes, self.channels[x]), self.channels[x])
+        self._node("Gemm", name, (flat, *weights), transB=1)
         self._nodes[-1].output[0] = "logits"
 
     def model(self, classes: int) -> onnx.ModelProto:

@@ -1,0 +1,309 @@
+"""Quantised networks: every step against ONNX's reference, on every target."""
+
+import collections
+import json
+
+import numpy as np
+import onnx
+import pytest
+from maskwork.gen import cli_common
+from maskwork.gen.cli import cli
+from maskwork.gen.config import preset
+from maskwork.gen.demo_net import NETWORK_FILE, load_images, load_network
+from maskwork.gen.errors import MaskworkError
+from maskwork.gen.network import zoo
+from maskwork.gen.network.compile import RULES, compile_model
+from maskwork.gen.network.reference import deviations
+from maskwork.sim_tb.device import open_device
+
+from .network_models import Builder, random_model
+
+MODELS, ON_RTL = 220, 40
+
+pytestmark = pytest.mark.filterwarnings("ignore:invalid value encountered in cast:RuntimeWarning")  # the reference's
+
+
+def run(*args):
+    return cli_common.run_command(cli, [str(arg) for arg in args])
+
+
+@pytest.mark.slow
+def test_random_models():
+    """Operators without a rescale exact; with one within one unit, and exact but for ties that float32 decides."""
+    elements, different, ties = (collections.Counter() for _ in range(3))
+    config = preset("small")
+    with open_device("golden", config) as device:
+        for seed in range(MODELS):
+            model, inputs = random_model(seed)
+            compiled = compile_model(model, config)
+            for entry in deviations(compiled, inputs, device):
+                name = entry["operation"]
+                elements[name] += entry["elements"]
+                different[name] += entry["different"]
+                ties[name] += entry["ties"]
+                assert entry["largest"] <= (0 if name.endswith("Integer") else 1), (seed, entry)
+    assert set(elements) >= {"Add", "AveragePool", "Conv", "ConvInteger", "ConvTranspose", "Gemm", "GlobalAveragePool",
+                             "MatMul", "MatMulInteger", "MaxPool", "QLinearConv", "QLinearMatMul", "Relu"}  # fmt: skip
+    assert min(elements.values()) > 100
+    for name in elements:
+        assert different[name] - ties[name] <= elements[name] / 1000, (name, different[name], ties[name])
+    # a mean of two integers on the grid it came from is a tie half of the time
+    assert sum(ties.values()) <= sum(elements.values()) / 200
+
+
+@pytest.mark.slow
+def test_random_models_on_the_rtl():
+    """The same outputs as the golden model, tensor by tensor, and the cycle model's cycles."""
+    config, host = preset("small"), 0
+    with open_device("rtl", config) as rtl, open_device("cycle", config) as cycle:
+        for seed in range(1000, 1000 + ON_RTL):
+            model, inputs = random_model(seed)
+            compiled = compile_model(model, config)
+            values = compiled.check_inputs(inputs)
+            got, expected = (compiled.run_on(device, values, "x") for device in (rtl, cycle))
+            assert got.values.keys() == expected.values.keys()
+            for name, value in expected.values.items():
+                assert value.dtype == got.values[name].dtype and np.array_equal(value, got.values[name]), (seed, name)
+            host += not expected.report
+            for one, other in zip(got.report.get("layers", ()), expected.report.get("layers", ()), strict=True):
+                assert {k: v for k, v in one.items() if k != "seconds"} == {
+                    k: v for k, v in other.items() if k != "seconds"
+                }, (seed, one["layer"])
+    assert host < ON_RTL / 10
+
+
+@pytest.mark.slow
+def test_the_demo_network_costs_what_was_predicted(tmp_path, capsys):
+    images = load_images()[0][load_network()[1][:3]]
+    np.savez(tmp_path / "x.npz", image=np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
+    shape = ("--shape", "image=3,1,8,8", "--input", tmp_path / "x.npz")
+    assert run("compile", NETWORK_FILE, *shape, "-o", tmp_path / "out", "--json") == 0
+    predicted = json.loads(capsys.readouterr().out)
+    assert json.loads((tmp_path / "out" / "report.json").read_text()) == predicted
+    assert run("run", NETWORK_FILE, *shape, "--target", "rtl", "-o", tmp_path / "y.npz", "--json") == 0
+    got = json.loads(capsys.readouterr().out)
+    assert [layer["layer"] for layer in got["layers"]] == ["conv1", "conv2", "conv3", "fc1", "fc2"]
+    for one, other in zip(got["layers"], predicted["layers"], strict=True):
+        assert {**one, "seconds": 0} == {**other, "seconds": 0}
+    assert got["cycles"] == predicted["cycles"] > 10000
+    for layer in got["layers"]:
+        assert sum(layer["pe_cycles"].values()) == layer["cycles"] * got["pes"]
+    logits = np.load(tmp_path / "y.npz")["logits"]
+    assert logits.dtype == np.int32 and logits.shape == (3, 10)
+    files = {path.name for path in (tmp_path / "out").iterdir()}
+    assert {"listing.txt", "memory.json", "weights.npz", "report.json", "00_conv1.mwp", "04_fc1.mwp"} <= files
+    assert run("disasm", tmp_path / "out" / "00_conv1.mwp") == 0
+    weights = np.load(tmp_path / "out" / "weights.npz")
+    assert np.array_equal(weights["00_conv1/b"], load_network()[0][0].weight)
+
+
+def test_memory_map(tmp_path):
+    from maskwork.gen.network.output import memory_map
+
+    compiled = compile_model(zoo.resnet18(32, classes=10), "small")
+    found = memory_map(compiled)
+    tensors = list(found["tensors"].items())
+    for number, (name, one) in enumerate(tensors):
+        assert one["offset"] + one["bytes"] <= found["bytes"]
+        for other_name, other in tensors[number + 1 :]:
+            together = one["first"] <= other["last"] and other["first"] <= one["last"]
+            apart = one["offset"] + one["bytes"] <= other["offset"] or other["offset"] + other["bytes"] <= one["offset"]
+            assert apart or not together, (name, other_name)
+    # the first stage: its input, the result of the first convolution and that of the second
+    assert 3 * 64 * 8 * 8 <= found["bytes"] < 2 * (3 * 32 * 32 + 64 * 16 * 16)
+    for entry in found["steps"].values():
+        assert all(0 < own["largest"] <= own["capacity"] and own["loads"] > 0 for own in entry.values())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", zoo.NETWORKS)
+def test_networks_of_the_literature(name):
+    """Small images: all layers on the accelerator, each within one unit of the reference."""
+    model = zoo.NETWORKS[name](32, classes=10)
+    compiled = compile_model(model, "ulx3s-85f", strict=True)
+    with open_device("golden", compiled.config) as device:
+        found = deviations(compiled, zoo.random_images(model), device)
+    assert len(found) >= 30
+    assert all(entry["largest"] <= 1 for entry in found)
+    integers = [entry for entry in found if entry["operation"] != "Gemm"]
+    off = sum(entry["different"] - entry["ties"] for entry in integers)
+    assert off <= sum(entry["elements"] for entry in integers) / 1000
+    products = sum(step.where == "accelerator" for step in compiled.steps)
+    assert products == len(found)
+
+
+def larger_than_buffers():
+    """Weights and activations of one convolution beyond every buffer of preset tiny with small banks."""
+    build = Builder(7, opset=19)
+    x = build.input((1, 40, 12, 12), "uint8")
+    w, ws, wz = build.weights((48, 40, 3, 3), 0, 48)
+    grid = build.grid(span=4)
+    y = build.node("QLinearConv", [x, *build.parameters(build.grids[x]), w, ws, wz, *build.parameters(grid)],
+                   (1, 48, 12, 12), kernel_shape=[3, 3], pads=[1, 1, 1, 1])  # fmt: skip
+    return build.finish(y), build.feed()
+
+
+@pytest.mark.slow
+def test_a_layer_larger_than_every_buffer():
+    config = preset("tiny").replace(k_depth=32, a_depth=64, a_segments=16, c_rows=16, psum_rows=2)
+    model, inputs = larger_than_buffers()
+    compiled = compile_model(model, config)
+    operands = compiled.steps[0].weights["b"]
+    assert np.prod(operands.shape[:3]) > 2 * config.k_depth and operands.shape[3] > config.tile_columns
+    assert 12 * 12 > 2 * config.a_segments * config.clusters and 40 * 144 > 2 * config.a_depth * config.fetch_width
+    with open_device("golden", config) as device:
+        (entry,) = deviations(compiled, inputs, device)
+    assert entry["largest"] <= 1 and entry["different"] <= entry["elements"] / 1000
+    expected = compiled.run(inputs, "golden")
+    got = compiled.run(inputs, "rtl")
+    (name,) = compiled.graph.outputs
+    assert np.array_equal(expected.outputs[name], got.outputs[name])
+
+
+# ---------------------------------------------------------------------- placement
+
+
+def test_what_runs_where(tmp_path, capsys):
+    """A softmax stays on the host, is named, and is refused by --strict."""
+    build = Builder(3, opset=19)
+    x = build.input((2, 16), "uint8")
+    y = build.dequantise(build.matmul(x, "qlinear"))
+    model = build.finish(build.node("Softmax", [y], build.shapes[y], axis=1))
+    compiled = compile_model(model, "small")
+    hosts = [entry for entry in compiled.placement if entry["where"] == "host"]
+    assert [entry["operation"] for entry in hosts] == ["DequantizeLinear", "Softmax"]
+    with pytest.raises(MaskworkError, match=r"strict: these run on the host: 'n_softmax\d+' \(Softmax: "):
+        compile_model(model, "small", strict=True)
+    onnx.save(model, tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", **build.feed())
+    files = (tmp_path / "m.onnx", "--input", tmp_path / "x.npz", "--target", "golden")
+    assert run("run", *files, "--check") == 0
+    assert "host: n_softmax" in capsys.readouterr().out
+    assert run("run", *files, "--strict") == 2
+
+
+def test_without_a_vector_unit_pooling_is_the_hosts():
+    model = zoo.resnet18(32, classes=10)
+    config = preset("small").replace(vector=False)
+    compiled = compile_model(model, config)
+    hosts = {entry["operation"] for entry in compiled.placement if entry["where"] == "host"}
+    assert {"Add", "MaxPool", "GlobalAveragePool"} <= hosts
+    inputs = zoo.random_images(model)
+    plain, other = compile_model(model, "small").run(inputs), compiled.run(inputs)
+    far = np.abs(plain.outputs["logits"] - other.outputs["logits"]).max()
+    assert far <= 0.1 * np.abs(plain.outputs["logits"]).max()
+
+
+def test_every_rule_is_of_a_supported_operator():
+    from maskwork.gen.network.graph import SUPPORTED
+
+    assert set(RULES) <= SUPPORTED
+
+
+# ---------------------------------------------------------------------- bad input
+
+
+def simple(opset=19, dtype="uint8"):
+    build = Builder(5, opset=opset)
+    x = build.input((2, 16), dtype)
+    return build, build.finish(build.matmul(x, "qlinear"))
+
+
+def broken(tmp_path, kind):
+    model = simple()[1]
+    path = tmp_path / "model.onnx"
+    if kind == "missing":
+        return tmp_path / "no.onnx"
+    if kind == "text":
+        path.write_text("not a model at all")
+        return path
+    if kind == "cut":
+        path.write_bytes(model.SerializeToString()[:200])
+        return path
+    if kind == "operator":
+        model.graph.node[0].op_type = "Einsum"
+    elif kind == "domain":
+        model.graph.node[0].domain = "com.example"
+    elif kind == "opset":
+        model.opset_import[0].version = 11
+    elif kind == "dynamic":
+        model.graph.input[0].type.tensor_type.shape.dim[0].dim_param = "N"
+    elif kind == "float":
+        x = onnx.helper.make_tensor_value_info("x", onnx.TensorProto.FLOAT, [2, 3])
+        w = onnx.numpy_helper.from_array(np.ones((3, 4), np.float32), "w")
+        node = onnx.helper.make_node("MatMul", ["x", "w"], ["y"], name="product")
+        y = onnx.helper.make_tensor_value_info("y", onnx.TensorProto.FLOAT, [2, 4])
+        graph = onnx.helper.make_graph([node], "float", [x], [y], [w])
+        model = onnx.helper.make_model(graph, opset_imports=[onnx.helper.make_opsetid("", 19)], ir_version=10)
+    elif kind == "shape":
+        model.graph.input[0].type.tensor_type.shape.dim[1].dim_value = 17
+    elif kind == "external":
+        onnx.save(model, path, save_as_external_data=True, location="weights.bin", size_threshold=0)
+        (tmp_path / "weights.bin").unlink()
+        return path
+    onnx.save(model, path)
+    return path
+
+
+@pytest.mark.parametrize(
+    ("kind", "message"),
+    [
+        ("missing", "no.onnx: cannot be read (no such file)"),
+        ("text", "not an ONNX model"),
+        ("cut", "not an ONNX model, or a damaged one"),
+        ("operator", "node 'n_qlinearmatmul9': operator Einsum is not supported; accepted are Abs, Add, "),
+        ("domain", "operator com.example.QLinearMatMul is not supported"),
+        ("opset", "opset 11 is not supported; 13 or later is accepted"),
+        ("dynamic", "input 'x1' has the dynamic shape [N, 16]; fix it, such as with --shape x1="),
+        ("float", "no node can run on the accelerator, the first product 'product' because"),
+        ("shape", "not a valid model"),
+        ("external", "external data"),
+    ],
+)
+def test_bad_models(tmp_path, capsys, kind, message):
+    np.savez(tmp_path / "x.npz", x1=np.zeros((2, 16), np.uint8))
+    path = broken(tmp_path, kind)
+    before = sorted(tmp_path.iterdir())
+    for command in (("run", path, "--input", tmp_path / "x.npz", "--target", "golden", "-o", tmp_path / "y.npz"),
+                    ("compile", path, "-o", tmp_path / "out")):  # fmt: skip
+        assert run(*command) == 2
+        error = capsys.readouterr().err
+        assert error.count("\n") == 1 and message in error, error
+        assert sorted(tmp_path.iterdir()) == before
+
+
+@pytest.mark.parametrize(
+    ("inputs", "message"),
+    [
+        ({}, "input 'x1' is missing: uint8 of shape [2, 16] is expected"),
+        ({"y": np.zeros((2, 16), np.uint8)}, "there is no input 'y'; inputs: x1"),
+        ({"x1": np.zeros((2, 16), np.int8)}, "input 'x1' must be uint8, not int8"),
+        ({"x1": np.zeros((2, 15), np.uint8)}, "input 'x1' must have shape [2, 16], not [2, 15]"),
+        ({"x1": np.array([object()])}, "Python objects"),
+    ],
+)
+def test_bad_inputs(tmp_path, capsys, inputs, message):
+    onnx.save(simple()[1], tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", **inputs)
+    assert run("run", tmp_path / "m.onnx", "--input", tmp_path / "x.npz", "--target", "golden") == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error, error
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (("--shape", "x1"), "--shape x1: NAME=SIZE,SIZE,... is expected"),
+        (("--shape", "x1=2,0"), "--shape x1=2,0: NAME=SIZE"),
+        (("--shape", "q=2,16"), "there is no input 'q'; inputs: x1"),
+        (("--shape", "x1=2,17"), "input 'x1' has shape [2, 16], which [2, 17] does not fit"),
+        (("--set", "a_width=8"), "needs a_width = 9, not 8"),
+        (("--target", "nowhere"), "unknown target 'nowhere'"),
+    ],
+)
+def test_bad_options(tmp_path, capsys, args, message):
+    onnx.save(simple()[1], tmp_path / "m.onnx")
+    np.savez(tmp_path / "x.npz", x1=np.zeros((2, 16), np.uint8))
+    assert run("run", tmp_path / "m.onnx", "--input", tmp_path / "x.npz", *args) == 2
+    error = capsys.readouterr().err
+    assert error.count("\n") == 1 and message in error, error
