@@ -303,3 +303,40 @@ def random_model(seed):
     if not build.nodes:
         outputs = [build.conv(x, "qlinear") if images else build.matmul(x, "qlinear")]
     return build.finish(*outputs), build.feed()
+
+
+def lstm_model(seed, steps=8, batch=1, inputs=12, hidden=10, direction="forward", layout=0, start=True, bias=True):
+    """A quantised LSTM layer, and inputs for it."""
+    build = Builder(seed, opset=19)
+    rng, count = build.rng, 2 if direction == "bidirectional" else 1
+    build.grids_start = np.float32(1 / 64), np.array(0, np.int8)
+    shape = (batch, steps, inputs) if layout else (steps, batch, inputs)
+    x = build.input(shape, "int8")
+    build.grids[x] = build.grids_start
+    names = [build.dequantise(x)]
+    for columns in (inputs, hidden):
+        values = rng.integers(-127, 128, (count, 4 * hidden, columns)) * (
+            rng.random((count, 4 * hidden, columns)) < 0.5
+        )
+        each = rng.random() < 0.5
+        scale = rng.uniform(0.5, 1.5, 4 * hidden if each else ()) / (64 * np.sqrt(columns))
+        zero = np.zeros(np.shape(scale), np.int8)
+        parameters = [build.constant(v) for v in (values.astype(np.int8), scale.astype(np.float32), zero)]
+        names.append(build.node("DequantizeLinear", parameters, values.shape, axis=1))
+    names.append(build.constant(rng.normal(0, 0.2, (count, 8 * hidden)).astype(np.float32)) if bias else "")
+    feed = {}
+    if start:
+        states = (batch, count, hidden) if layout else (count, batch, hidden)
+        names.append("")
+        for _ in range(2):
+            name = build.name("state")
+            build.inputs.append(helper.make_tensor_value_info(name, TensorProto.FLOAT, states))
+            feed[name] = rng.normal(0, 0.8, states).astype(np.float32)
+            names.append(name)
+    outputs = [build.name("y") for _ in range(3)]
+    build.nodes.append(helper.make_node("LSTM", names, outputs, name="lstm", hidden_size=hidden, direction=direction,
+                                        layout=layout))  # fmt: skip
+    states, build.inputs = build.inputs[1:], build.inputs[:1]
+    feed |= build.feed()
+    build.inputs += states
+    return build.finish(*outputs), feed

@@ -16,7 +16,7 @@ from maskwork.gen.network.compile import RULES, compile_model
 from maskwork.gen.network.reference import deviations
 from maskwork.sim_tb.device import open_device
 
-from .network_models import Builder, random_model
+from .network_models import Builder, lstm_model, random_model
 
 MODELS, ON_RTL = 220, 40
 
@@ -307,3 +307,51 @@ def test_bad_options(tmp_path, capsys, args, message):
     assert run("run", tmp_path / "m.onnx", "--input", tmp_path / "x.npz", *args) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error, error
+
+
+# ---------------------------------------------------------------------- LSTM
+
+
+@pytest.mark.parametrize(
+    "how",
+    [{}, {"batch": 3, "direction": "reverse"}, {"batch": 2, "direction": "bidirectional", "start": False},
+     {"batch": 2, "layout": 1, "bias": False}, {"steps": 1, "inputs": 40, "hidden": 33}],
+)  # fmt: skip
+def test_lstm_against_the_float_reference(how):
+    """The products are exact; the state is rounded to 8 bits on its way into them."""
+    model, inputs = lstm_model(11, **how)
+    compiled = compile_model(model, "small", strict=True)
+    (step,) = compiled.steps
+    assert step.operation == "LSTM" and step.where == "accelerator"
+    with open_device("golden", compiled.config) as device:
+        found = deviations(compiled, inputs, device)
+    assert len(found) == 3
+    assert all(0 < entry["largest"] < 0.01 for entry in found), found
+
+
+@pytest.mark.slow
+def test_lstm_on_the_rtl():
+    """Eight steps: bit for bit what the golden model gives."""
+    model, inputs = lstm_model(12, batch=2)
+    compiled = compile_model(model, "small")
+    expected, got = compiled.run(inputs, "cycle"), compiled.run(inputs, "rtl")
+    assert len(got.report["layers"]) == 1 + 8  # all inputs in one product, and each state
+    for name, value in expected.outputs.items():
+        assert np.array_equal(value, got.outputs[name])
+    assert [layer["cycles"] for layer in got.report["layers"]] == [
+        layer["cycles"] for layer in expected.report["layers"]
+    ]
+
+
+@pytest.mark.parametrize(
+    ("attributes", "reason"),
+    [({"clip": 3.0}, "clip"), ({"input_forget": 1}, "input_forget"),
+     ({"activations": ["Sigmoid", "Relu", "Tanh"]}, "activations are not Sigmoid, Tanh, Tanh")],
+)  # fmt: skip
+def test_lstms_that_stay_on_the_host(attributes, reason):
+    model, _ = lstm_model(13)
+    model.graph.node[-1].attribute.extend(onnx.helper.make_attribute(name, v) for name, v in attributes.items())
+    with pytest.raises(
+        MaskworkError, match=f"no node can run on the accelerator, the first product 'lstm' because.*{reason}"
+    ):
+        compile_model(model, "small")

@@ -13,7 +13,7 @@ import onnx
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
 from maskwork.gen.matmul import as_config
-from maskwork.gen.network import fuse, fuse_pool, fuse_products
+from maskwork.gen.network import fuse, fuse_pool, fuse_products, recurrent
 from maskwork.gen.network.fuse import Refused, Rule
 from maskwork.gen.network.graph import PRODUCTS, QUIET_ON_HOST, Graph, load
 from maskwork.gen.network.steps import HostNode, Run, Step, Tensors
@@ -35,6 +35,7 @@ RULES: dict[str, Rule] = {
     "Add": fuse.addition,
     **dict.fromkeys(("Relu", "Clip", "QuantizeLinear"), fuse.clamp),
     **dict.fromkeys(fuse.MOVES, fuse.move),
+    "LSTM": recurrent.lstm,
     "Concat": fuse.concat,
     "Pad": fuse.pad,
 }

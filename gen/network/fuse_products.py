@@ -64,7 +64,7 @@ def _kernel(weights: Int64Array) -> Int64Array:
     return np.ascontiguousarray(full.transpose(2, 3, 1, 0))
 
 
-def _less_zero(tensor: Quantised, values: NDArray[Any]) -> Int64Array:
+def less_zero(tensor: Quantised, values: NDArray[Any]) -> Int64Array:
     """Q - zero_point of a constant."""
     zero = tensor.zero_point
     if tensor.axis is not None:
@@ -89,7 +89,7 @@ def real(graph: Graph, name: str) -> Float64Array | None:
     shape = [1] * value.ndim
     if found.axis is not None:
         shape[found.axis] = -1
-    return _less_zero(found, value) * found.scale.reshape(shape if found.axis is not None else ())
+    return less_zero(found, value) * found.scale.reshape(shape if found.axis is not None else ())
 
 
 def normalisation(graph: Graph, node: Node) -> tuple[Float64Array, Float64Array]:
@@ -174,7 +174,7 @@ def conv(graph: Graph, node: Node, config: Config) -> list[Step]:
         raise Refused("its weights have a scale for each input channel")
     if transposed and w.axis is not None and groups > 1:
         raise Refused("its weights have scales for each channel of a group")
-    weights = _less_zero(w, values)
+    weights = less_zero(w, values)
     if transposed:  # (cin, cout / groups, ...) of every group becomes (cout, cin / groups, ...), taps reversed
         cin, each = weights.shape[:2]
         split = weights.reshape(groups, cin // groups, each, *weights.shape[2:])
@@ -243,7 +243,7 @@ def qlinear_conv(graph: Graph, node: Node, config: Config) -> list[Step]:
     cout = values.shape[0]
     w = replace(w, axis=None if w.axis is None else 0)
     ending = _requantised(config, _channels(x.scale * w.scale / y.scale, cout), y)
-    kernel = _kernel(_less_zero(w, values))
+    kernel = _kernel(less_zero(w, values))
     whole = None if bias is None else bias.astype(np.int64)
     groups = int(node.attributes.get("group", 1))
     return [_convolution(graph, node, x, kernel, groups, ending, whole, node.outputs[0], covered(node))]
@@ -283,7 +283,7 @@ def conv_integer(graph: Graph, node: Node, config: Config) -> list[Step]:
     values = graph.constant(node.inputs[1])
     if values is None:
         raise Refused("its weights are not constant")
-    kernel = _kernel(_less_zero(w, values))
+    kernel = _kernel(less_zero(w, values))
     groups = int(node.attributes.get("group", 1))
     return [_convolution(graph, node, x, kernel, groups, Raw(), None, node.outputs[0], covered(node))]
 
@@ -308,7 +308,7 @@ def _right(graph: Graph, w: Quantised) -> tuple[Int64Array | Quantised, tuple[in
     shape = graph.shapes[w.name]
     values = graph.constant(w.name)
     if values is not None and int(np.prod(shape[:-2], dtype=np.int64)) == 1:
-        matrix = _less_zero(w, values).reshape(shape[-2:])
+        matrix = less_zero(w, values).reshape(shape[-2:])
         return matrix, tuple(shape[-2:])
     if values is not None:
         raise Refused("its constant operand is a stack of matrices")

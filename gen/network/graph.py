@@ -271,6 +271,8 @@ def _as_graph(name: str, proto: onnx.ModelProto, opset: int) -> Graph:
 
 def _attribute(attribute: onnx.AttributeProto) -> Any:
     value = helper.get_attribute_value(attribute)
+    if attribute.type == onnx.AttributeProto.STRINGS:
+        return [text.decode("utf-8", "replace") for text in value]
     if isinstance(value, bytes):
         return value.decode("utf-8", "replace")
     return numpy_helper.to_array(value) if isinstance(value, onnx.TensorProto) else value
