@@ -78,12 +78,6 @@ def run_page(some, folder, capsys, monkeypatch):
 
 
 @pytest.mark.slow
-def test_tutorial(tmp_path, capsys, monkeypatch):
-    names = run_page(blocks(DOCS / "tutorial.md"), tmp_path, capsys, monkeypatch)
-    assert names["report"]["target"] == "rtl"
-
-
-@pytest.mark.slow
 def test_readme_examples(tmp_path, capsys, monkeypatch):
     some = [block for block in blocks(ROOT / "README.md") if block.note == "run"]
     assert [block.language for block in some] == ["bash", "python"]
