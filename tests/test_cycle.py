@@ -37,8 +37,12 @@ CONFIGS: dict[str, tuple[Config, int]] = {
     "tang-nano-9k": (preset("tang-nano-9k"), 6),
     **{name: (config, 12) for name, config in VARIANTS.items()},
     "ac, 8 words": (WIDE, 10),
-    "small buffers": (TINY.replace(lanes=2, lanes_per_cluster=2, queue_depth=64, fifo_depth=64, slots=32, skip="bc",
-                                   fetch_width=8, run_depth=8), 10),
+    "small buffers": (
+        TINY.replace(
+            lanes=2, lanes_per_cluster=2, queue_depth=64, fifo_depth=64, slots=32, skip="bc", fetch_width=8, run_depth=8
+        ),
+        10,
+    ),
 }
 """Configurations, and random programs of each."""
 
@@ -166,11 +170,13 @@ def total_of(config, programs):
     ("pe.hpp", "constexpr int LOOKUP_LATENCY = "),
     ("post.hpp", "constexpr int POST_LATENCY = "),
     ("model.hpp", "constexpr int SETTLE = "),
+    ("vector.hpp", "constexpr int VECTOR_LATENCY = "),
 ])  # fmt: skip
 def test_a_changed_latency_is_noticed(monkeypatch, tmp_path, file, old):
     """A cycle more in one place, and counters of the random programs are others."""
-    programs = [compiled(TINY, 4, f"tiny {seed}") for seed in range(3)]
-    expected = total_of(TINY, programs)
+    config = TINY.replace(vector=True)
+    programs = [compiled(config, 4, f"tiny {seed}") for seed in range(3)]
+    expected = total_of(config, programs)
     copy = tmp_path / "cycle"
     shutil.copytree(engine._SOURCES, copy, ignore=shutil.ignore_patterns("*.py", "__pycache__"))
     head, tail = (copy / file).read_text().split(old)
@@ -179,11 +185,11 @@ def test_a_changed_latency_is_noticed(monkeypatch, tmp_path, file, old):
     monkeypatch.setattr(engine, "_SOURCES", copy)
     engine._library.cache_clear()
     try:
-        assert total_of(TINY, programs) != expected
+        assert total_of(config, programs) != expected
     finally:
         monkeypatch.undo()
         engine._library.cache_clear()
-    assert total_of(TINY, programs) == expected
+    assert total_of(config, programs) == expected
 
 
 def test_a_dropped_packet_is_noticed():
