@@ -65,6 +65,6 @@ def check_vectors(program: Program, commands: list[Mapping[str, int]]) -> None:
             raise ProgramError(f"{where}: unknown output {entry.get('output')!r}; "
                                f"outputs: {', '.join(program.outputs)}")  # fmt: skip
         size = int(np.prod(output["shape"], dtype=np.int64))
-        elements = entry.get("elements")
+        elements: Any = entry.get("elements")
         if not pack.inside(elements, size) or pack.count_ranges(elements) != command["count"]:
             raise ProgramError(f"{where}: elements must be {command['count']} elements of an output with {size}")

@@ -205,7 +205,7 @@ class VectorUnit(wiring.Component):
             limits[1].eq(saturate(command.high, width)),
             inverted.eq(limits[0] > limits[1]),
         ]
-        result = shift_and_clamp(m, total, command.shift, width, *limits, inverted)
+        result = shift_and_clamp(m, total, command.shift, width, limits[0], limits[1], inverted)
         done = tokens[LATENCY]
         flags = data.View(_flags(), Cat(done.closes, done.last, done.missing))
         return result, flags

@@ -348,8 +348,8 @@ class Interpreter:
         windows = values[: complete * window].reshape(complete, window)
         smallest, largest = -(1 << (config.a_width - 1)), (1 << (config.a_width - 1)) - 1
         low, high = (min(max(fields[name], smallest), largest) for name in ("low", "high"))
-        parameters = (fields[name] for name in ("kind", "mult0", "mult1", "shift"))
-        outputs = vector(windows, *parameters, low, high)
+        kind, mult0, mult1, shift = (fields[name] for name in ("kind", "mult0", "mult1", "shift"))
+        outputs = vector(windows, kind, mult0, mult1, shift, low, high)
         used = -(-count * window // (32 // config.a_width * config.stream_words)) * config.stream_words
         fault = None
         if len(payload) < used:
