@@ -1,4 +1,4 @@
-"""Pruning and quantising float models: densities, patterns, deviations, where the products run, and bad input."""
+"""Quantising float models: densities, patterns, deviations, where the products run, and bad input."""
 
 import json
 import logging
@@ -12,84 +12,16 @@ import onnx
 import pytest
 from maskwork.gen import cli_common
 from maskwork.gen.cli import cli
-from maskwork.gen.network import prune
 from maskwork.gen.network.calibration import outputs
 from maskwork.gen.network.compile import compile_model
-from maskwork.gen.network.quantise import quantise_layers, quantise_weights
-from onnx import TensorProto, helper, numpy_helper
+from maskwork.gen.network.quantise import quantise_layers
+from onnx import helper, numpy_helper
+
+from .float_models import Floats, cnn, mixture, mlp
 
 pytest.importorskip("onnxruntime")
 
 PRODUCTS = ("Conv", "ConvTranspose", "Gemm", "MatMul")
-
-
-class Floats:
-    """A float graph that grows at its end."""
-
-    def __init__(self, seed, shape):
-        self.rng = np.random.default_rng(seed)
-        self.nodes, self.constants, self.last, self.shape = [], [], "x", shape
-
-    def constant(self, *shape, about=0.0, spread=0.4):
-        value = (about + self.rng.normal(0, spread, shape)).astype(np.float32)
-        self.constants.append(numpy_helper.from_array(value, f"k{len(self.constants)}"))
-        return self.constants[-1].name
-
-    def add(self, op, *inputs, name=None, **attributes):
-        """A node behind the last one."""
-        output = f"t{len(self.nodes)}"
-        name = name if name is not None else f"{op.lower()}{len(self.nodes)}"
-        self.nodes.append(helper.make_node(op, [self.last, *inputs], [output], name=name, **attributes))
-        self.last = output
-        return output
-
-    def norm(self, channels):
-        scale, offset, mean = self.constant(channels, about=1.0), self.constant(channels), self.constant(channels)
-        variance = self.constant(channels)
-        value = np.abs(numpy_helper.to_array(self.constants[-1])) + 0.5
-        self.constants[-1].CopyFrom(numpy_helper.from_array(value, variance))
-        return self.add("BatchNormalization", scale, offset, mean, variance)
-
-    def model(self, opset=17, ir_version=8):
-        inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, self.shape)]
-        if ir_version < 4:
-            inputs += [helper.make_tensor_value_info(k.name, k.data_type, k.dims) for k in self.constants]
-        outputs = [helper.make_tensor_value_info(self.last, TensorProto.FLOAT, None)]
-        graph = helper.make_graph(self.nodes, "net", inputs, outputs, self.constants)
-        return helper.make_model(graph, opset_imports=[helper.make_opsetid("", opset)], ir_version=ir_version)
-
-
-def cnn(seed, batch="N", **kwargs):
-    """Conv, BatchNormalization, Relu, Conv, Add, Relu, MaxPool, Flatten, Gemm, Relu, MatMul, Add."""
-    net = Floats(seed, [batch, 3, 8, 8])
-    channels = int(net.rng.integers(4, 12))
-    net.add("Conv", net.constant(channels, 3, 3, 3), net.constant(channels), name="first", pads=[1] * 4)
-    net.norm(channels)
-    short = net.add("Relu")
-    net.add("Conv", net.constant(channels, channels, 3, 3, spread=0.2), name="second", pads=[1] * 4)
-    net.add("Add", short)
-    net.add("Relu")
-    net.add("MaxPool", kernel_shape=[2, 2], strides=[2, 2])
-    net.add("Flatten")
-    net.add("Gemm", net.constant(21, 16 * channels, spread=0.1), net.constant(21), name="third", transB=1)
-    net.add("Relu")
-    net.add("MatMul", net.constant(21, 10), name="fourth")
-    net.add("Add", net.constant(10))
-    return net.model(**kwargs)
-
-
-def mlp(seed, **kwargs):
-    """Gemm, BatchNormalization, Relu, MatMul, BatchNormalization, Relu, Gemm, Softmax."""
-    net = Floats(seed, ["N", 30])
-    net.add("Gemm", net.constant(30, 41), net.constant(1, 41), name="first", beta=0.5)
-    net.norm(41)
-    net.add("Relu")
-    net.add("MatMul", net.constant(41, 26), name="second")
-    net.norm(26)
-    net.add("Relu")
-    net.add("Gemm", net.constant(9, 26), name="third", transB=1, alpha=0.25)
-    net.add("Softmax", axis=1)
-    return net.model(**kwargs)
 
 
 MODELS = {"cnn": (cnn, (3, 8, 8)), "mlp": (mlp, (30,))}
@@ -115,95 +47,6 @@ def int8_weights(model):
             assert not values[maker.input[2]].any()  # the zero point
             found[node.name] = values[maker.input[0]], values[maker.input[1]]
     return found
-
-
-# ---------------------------------------------------------------------- pruning and weights
-
-
-@pytest.mark.parametrize("density", [0.01, 0.3, 0.5, 1.0])
-@pytest.mark.parametrize("axis", [None, 0, 1, -1])
-def test_magnitude(density, axis):
-    weights = np.random.default_rng(1).normal(size=(6, 7, 3)).astype(np.float32)
-    before = weights.copy()
-    result = prune.magnitude(weights, density, axis)
-    assert result.dtype == weights.dtype and np.array_equal(weights, before)
-    slices = [(weights, result)] if axis is None else zip(*(np.moveaxis(v, axis, 0) for v in (weights, result)),
-                                                          strict=True)  # fmt: skip
-    for given, pruned in slices:
-        kept = pruned != 0
-        assert np.count_nonzero(kept) == max(1, int(density * given.size + 0.5))
-        assert np.array_equal(pruned[kept], given[kept])
-        if not kept.all():
-            assert np.abs(given[kept]).min() >= np.abs(given[~kept]).max()
-
-
-def test_of_equal_weights_the_first_stay():
-    weights = np.array([[3, -3, 3], [-3, 3, 3]], dtype=np.int8)
-    assert prune.magnitude(weights, 0.5).tolist() == [[3, -3, 3], [0, 0, 0]]
-    assert prune.magnitude(weights, 0.34, axis=0).tolist() == [[3, 0, 0], [-3, 0, 0]]
-    assert prune.n_of_m(weights, 1, 2, axis=1).tolist() == [[3, 0, 3], [-3, 0, 3]]
-    lowest = np.array([-128, 127], dtype=np.int8)
-    assert prune.magnitude(lowest, 0.5).tolist() == [-128, 0]
-
-
-@pytest.mark.parametrize(("n", "m"), [(2, 4), (1, 4), (3, 5), (4, 4), (1, 16)])
-@pytest.mark.parametrize("axis", [0, 1, 3])
-@pytest.mark.parametrize("groups", [1, 2])
-def test_n_of_m(n, m, axis, groups):
-    weights = np.random.default_rng(2).normal(size=(10, 6, 3, 4)).astype(np.float32)
-    result = prune.n_of_m(weights, n, m, axis, groups)
-    assert result.shape == weights.shape and result.dtype == weights.dtype
-    rows, given = (np.moveaxis(v, axis, -1).reshape(-1, weights.shape[axis] // groups) for v in (result, weights))
-    for start in range(0, rows.shape[1], m):
-        run, own = rows[:, start : start + m], given[:, start : start + m]
-        wanted = -np.sort(-np.abs(own), axis=1)[:, :n]
-        assert np.array_equal(-np.sort(-np.abs(run), axis=1)[:, :n], wanted)
-        assert (np.count_nonzero(run, axis=1) == min(n, own.shape[1])).all()
-        assert np.array_equal(run[run != 0], own[run != 0])
-
-
-@pytest.mark.parametrize(
-    ("call", "message"),
-    [
-        (lambda w: prune.magnitude(w, 0), "density must be above 0 and at most 1, not 0"),
-        (lambda w: prune.magnitude(w, 1.5), "density must be above 0 and at most 1, not 1.5"),
-        (lambda w: prune.magnitude(w, float("nan")), "density must be above 0 and at most 1, not nan"),
-        (lambda w: prune.magnitude(w, 0.5, axis=2), "axis 2 is not one of the 2 axes"),
-        (lambda w: prune.magnitude(w * np.inf, 0.5), "weights must be finite"),
-        (lambda w: prune.magnitude(w.astype(str), 0.5), "weights must be numbers, not <U"),
-        (lambda w: prune.n_of_m(w, 5, 4, 0), "n must be from 1 to m, not 5 of 4"),
-        (lambda w: prune.n_of_m(w, 0, 4, 0), "n must be from 1 to m, not 0 of 4"),
-        (lambda w: prune.n_of_m(w, 2, 4, -3), "axis -3 is not one of the 2 axes"),
-        (lambda w: prune.n_of_m(w, 2, 4, 0, groups=2), "groups must divide the 3 weights along axis 0, not 2"),
-        (lambda w: quantise_weights(w, 7), "axis 7 is not one of the 2 axes"),
-        (lambda w: quantise_weights(w * np.nan, 0), "weights must be finite"),
-        (lambda w: quantise_weights(w > 0, 0), "weights must be numbers, not bool"),
-    ],
-)
-def test_bad_weights(call, message):
-    with pytest.raises(mw.MaskworkError, match=message):
-        call(np.ones((3, 4), dtype=np.float32))
-
-
-@pytest.mark.parametrize("axis", [None, 0, 1, -1])
-def test_quantise_weights(axis):
-    w = np.random.default_rng(3).normal(size=(5, 6, 2)).astype(np.float32)
-    w[2] = 0
-    w[:, 1] = 0
-    w[0, 0, 0] = 9.0
-    q, scale = quantise_weights(w, axis)
-    assert q.dtype == np.int8 and scale.dtype == np.float32 and q.shape == w.shape
-    assert scale.shape == (() if axis is None else (w.shape[axis],))
-    grid = scale if axis is None else np.expand_dims(scale, [i for i in range(3) if i != axis % 3])
-    assert (np.abs(q * grid.astype(np.float64) - w) <= 0.5001 * grid).all()
-    assert not q[w == 0].any() and np.abs(q).max() == 127
-    assert (scale > 0).all()
-
-
-def test_quantise_weights_of_nothing():
-    q, scale = quantise_weights(np.zeros((2, 3)), 0)
-    assert not q.any() and scale.tolist() == [1, 1]
-    assert quantise_weights(np.full((1, 2), 1e-60), 0)[0].tolist() == [[0, 0]]
 
 
 # ---------------------------------------------------------------------- models
@@ -334,6 +177,25 @@ def test_shapes_that_onnxruntime_quantises_badly():
         assert entry["quantising"] < 0.03 * entry["largest"]
     paired = quantise_layers(model, samples, n_of_m=(1, 2)).layers
     assert [layer.kept for layer in paired] == [54, 90, 8 * 8]
+
+
+def test_a_mixture_of_everything():
+    """Depthwise convolutions, branches, gates and attention: what is no integer operator stays float around them."""
+    x = np.random.default_rng(2).normal(size=(24, 3, 12, 12)).astype(np.float32)
+    done = quantise_layers(mixture(1), {"x": x}, density=0.6)
+    assert len(done.layers) == 13 and all(layer.quantised for layer in done.layers)
+    constant = [layer for layer in done.layers if layer.weights]
+    assert len(constant) == 11
+    assert all(layer.kept == int(0.6 * layer.weights + 0.5) for layer in constant)
+    compiled = compile_model(done.model, "small")
+    where = {entry["step"]: entry["where"] for entry in compiled.placement}
+    assert all(where[layer.name] == "accelerator" for layer in done.layers)
+    for entry in done.deviations().values():
+        assert entry["quantising"] < 0.07 * entry["largest"]
+    name = done.model.graph.output[0].name
+    (wanted,) = (made[name] for made in outputs("mixture", done.model, [name], [{"x": x[:1]}]))
+    got = compiled.run({"x": x[:1]}, "golden").outputs[name]
+    assert np.abs(got - wanted).max() <= 0.03 * np.abs(wanted).max()
 
 
 # ---------------------------------------------------------------------- bad input
