@@ -67,8 +67,7 @@ def n_of_m(weights: NDArray[Any], n: int, m: int, axis: int, groups: int = 1) ->
     runs = -(-each // m)
     padded = np.zeros((len(parts), runs * m), dtype=values.dtype)
     padded[:, :each] = parts
-    there = np.broadcast_to(np.arange(runs * m) < each, padded.shape)
-    kept = _keep(padded.reshape(-1, m), n, there.reshape(-1, m)).reshape(len(parts), runs * m)[:, :each]
+    kept = _keep(padded.reshape(-1, m), n).reshape(len(parts), runs * m)[:, :each]
     return np.ascontiguousarray(np.moveaxis(kept.reshape(moved.shape), -1, axis))
 
 
@@ -111,12 +110,9 @@ def _share(density: float, size: int) -> int:
     return min(size, max(1, math.floor(density * size + 0.5)))
 
 
-def _keep(rows: NDArray[Any], count: int, there: NDArray[np.bool_] | None = None) -> NDArray[Any]:
-    """Rows with their ``count`` largest values; ``there`` tells which take part."""
-    sizes = np.abs(rows.astype(np.float64))
-    if there is not None:
-        sizes = np.where(there, sizes, -1.0)
-    order = np.argsort(-sizes, axis=1, kind="stable")[:, :count]
+def _keep(rows: NDArray[Any], count: int) -> NDArray[Any]:
+    """Rows with their ``count`` largest values."""
+    order = np.argsort(-np.abs(rows.astype(np.float64)), axis=1, kind="stable")[:, :count]
     mask = np.zeros(rows.shape, dtype=bool)
     np.put_along_axis(mask, order, True, axis=1)
     return np.where(mask, rows, np.zeros((), dtype=rows.dtype))
