@@ -183,7 +183,7 @@ def run_command(
                 result["deviations"] = check_deviations(compiled, inputs, done)
         if "-o" in paths:
             with open(paths["-o"], "wb") as file:
-                np.savez_compressed(file, **done.outputs)
+                np.savez_compressed(file, **done.outputs)  # type: ignore[arg-type]
         if "--report" in paths:
             common.write_json(paths["--report"], result)
         files.commit()

@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 if TYPE_CHECKING:
     from rich.console import Console
 
-Step = Callable[[str], None]
+Tell = Callable[[str], None]
 
 
 @dataclass(frozen=True)
@@ -62,7 +62,7 @@ def run(
     images: int = 20,
     target: str = "rtl",
     output_dir: str | os.PathLike[str] | None = None,
-    step: Step = lambda _: None,
+    step: Tell = lambda _: None,
     **options: Any,
 ) -> DemoResult:
     """Run the demonstration.
@@ -80,7 +80,7 @@ def run(
         DeviceError: if an output differs from the golden model's, or from the network's integer reference.
     """
     from maskwork.gen.network.compile import compile_model
-    from maskwork.gen.network.steps import Run, Tensors
+    from maskwork.gen.network.steps import Run, Step, Tensors
     from maskwork.sim_tb.device import GoldenDevice, open_device
 
     start = time.perf_counter()

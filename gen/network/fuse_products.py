@@ -294,12 +294,12 @@ def conv_integer(graph: Graph, node: Node, config: Config) -> list[Step]:
 def _product(
     node: Node, x: Quantised, b: Int64Array | Quantised, shapes: tuple[tuple[int, ...], tuple[int, ...]],
     ending: Finish, bias: Int64Array | None, output: str, nodes: tuple[str, ...], y_shape: tuple[int, ...],
-    **swaps: bool,
+    swap_x: bool = False, swap_b: bool = False,
 ) -> MatrixProduct:  # fmt: skip
     inputs = (x.name,) if isinstance(b, np.ndarray) else (x.name, b.name)
     return MatrixProduct(
         name=node.name, nodes=nodes, operation=node.op, inputs=inputs, outputs=(output,), x=x, bias=bias,
-        finish=ending, b=b, x_shape=shapes[0], b_shape=shapes[1], y_shape=y_shape, **swaps,
+        finish=ending, b=b, x_shape=shapes[0], b_shape=shapes[1], y_shape=y_shape, swap_x=swap_x, swap_b=swap_b,
     )  # fmt: skip
 
 
@@ -310,10 +310,8 @@ def _right(graph: Graph, w: Quantised) -> tuple[Int64Array | Quantised, tuple[in
     if values is not None and int(np.prod(shape[:-2], dtype=np.int64)) == 1:
         matrix = less_zero(w, values).reshape(shape[-2:])
         return matrix, tuple(shape[-2:])
-    if values is not None:
-        raise Refused("its constant operand is a stack of matrices")
     if not w.per_tensor:
-        raise Refused("its computed operand is quantised per channel")
+        raise Refused("its second operand is computed, or a stack of matrices, and quantised per channel")
     return w, tuple(shape)
 
 

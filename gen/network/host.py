@@ -44,7 +44,7 @@ def run_node(node: Node, values: Mapping[str, Any], opset: int) -> dict[str, NDA
     graph = helper.make_graph([node.proto], "host", given, wanted)
     opsets = [helper.make_opsetid("", max(opset, _FROM.get(node.op, 0)))]
     model = helper.make_model(graph, opset_imports=opsets, ir_version=10)
-    results = _by_onnxruntime(model, inputs) if node.op in _SECOND else None
+    results: Any = _by_onnxruntime(model, inputs) if node.op in _SECOND else None
     try:
         results = results or ReferenceEvaluator(model).run(None, inputs)
     except Exception as error:  # it raises what its NumPy code happens to raise
@@ -64,6 +64,7 @@ def _by_onnxruntime(model: onnx.ModelProto, inputs: Mapping[str, Any]) -> list[N
     options.log_severity_level = 4
     try:
         session = onnxruntime.InferenceSession(model.SerializeToString(), options, providers=["CPUExecutionProvider"])
-        return list(session.run(None, dict(inputs)))
+        results: Any = session.run(None, dict(inputs))
+        return list(results)
     except Exception:  # its exceptions have no common base but this
         return None

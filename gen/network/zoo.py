@@ -196,7 +196,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     model = NETWORKS[options.network](options.size, options.density, options.seed)
     Path(options.output).write_bytes(model.SerializeToString())
     if options.input:
-        np.savez_compressed(options.input, **random_images(model, options.seed))
+        np.savez_compressed(options.input, **random_images(model, options.seed))  # type: ignore[arg-type]
     return 0
 
 
