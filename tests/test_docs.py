@@ -80,7 +80,7 @@ def run_page(some, folder, capsys, monkeypatch):
 @pytest.mark.slow
 def test_readme_examples(tmp_path, capsys, monkeypatch):
     some = [block for block in blocks(ROOT / "README.md") if block.note == "run"]
-    assert [block.language for block in some] == ["bash", "python"]
+    assert [block.language for block in some] == ["bash", "bash", "python"]
     run_page(some, tmp_path, capsys, monkeypatch)
 
 
