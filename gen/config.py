@@ -302,7 +302,7 @@ _preset(Config(name="dense-small", skip="", vector=True), "small without any ski
 _preset(
     Config(name="ulx3s-85f", lanes=12, k_depth=64, a_depth=1024, a_segments=256, psum_rows=32, psum_in_pe=True,
            vector=True),
-    "48 PEs for a ULX3S: 201 of 208 block RAMs, 62 of 156 multipliers, 40 k of 84 k LUTs of an ECP5-85F",
+    "48 PEs for a ULX3S: 177 of 208 block RAMs, 62 of 156 multipliers, 41 k of 84 k LUTs of an ECP5-85F",
 )  # fmt: skip
 _preset(
     Config(name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,

@@ -75,7 +75,7 @@ def wheel(tmp_path_factory):
 @pytest.mark.slow
 def test_wheel_holds_everything(wheel):
     _, names = wheel
-    expected = {"maskwork/py.typed", "maskwork/gen/data/digits_cnn.npz"}
+    expected = {"maskwork/py.typed", "maskwork/gen/data/digits_cnn.onnx"}
     for package, folder in FOLDERS.items():
         prefix = package.replace(".", "/")
         for file in (ROOT / folder).rglob("*"):
