@@ -32,7 +32,7 @@ from numpy.typing import ArrayLike
 _HARNESS = Path(__file__).with_name("harness.cpp")
 _VERILATE = (
     "--cc", "-O3", "--x-assign", "fast", "--x-initial", "fast", "--assert", "-Wno-fatal", "-Wno-lint", "-Wno-style",
-    "--no-timing", "--output-split", "20000", "--output-split-cfuncs", "2000", "--prefix", "Vmodel", "--top-module",
+    "--no-timing", "--output-split", "100000", "--output-split-cfuncs", "2000", "--prefix", "Vmodel", "--top-module",
 )  # fmt: skip
 # -fno-gnu-unique and -Bsymbolic: several models in one process must not share each other's symbols
 _COMPILE = (
@@ -106,7 +106,7 @@ def build(
     tools = (verilator.version, verilator.compiler, str(verilator.root))
     driver = harness.read_bytes()
     key = content_key(
-        "verilator", *tools, *_VERILATE, *flags, _HOT, _COLD, *_LINK, str(stream_words), name, driver, text
+        "verilator 2", *tools, *_VERILATE, *flags, _HOT, _COLD, *_LINK, str(stream_words), name, driver, text
     )
 
     runtime_key = content_key("verilated", *tools, *flags)
@@ -145,17 +145,34 @@ def _build_model(
     options = [*_VERILATE, name, *(["--trace-vcd"] if trace else [])]
     run_tool([verilator.command, *options, "--Mdir", "work", "model.sv"], folder, verilator.environment)
     shutil.copy(harness, work / "harness.cpp")
-    sources = sorted(work.glob("*.cpp"), key=lambda path: -path.stat().st_size)
+    units = _units(work)
     commands = [
-        [verilator.compiler, *flags, f"-DMW_STREAM_WORDS={stream_words}", f"-DMW_ERROR={int(Reply.ERROR)}",
-         _COLD if "__Slow" in path.name else _HOT,
-         "-I.", *_includes(verilator), "-c", path.name, "-o", f"{path.stem}.o"]
-        for path in sources
+        [verilator.compiler, *flags, f"-DMW_STREAM_WORDS={stream_words}", f"-DMW_ERROR={int(Reply.ERROR)}", level,
+         "-I.", *_includes(verilator), "-c", f"{unit}.cpp", "-o", f"{unit}.o"]
+        for unit, level in units.items()
     ]  # fmt: skip
     _run_all(commands, work)
-    objects = [*(f"{path.stem}.o" for path in sources), *map(str, sorted(runtime.glob("*.o")))]
+    objects = [*(f"{unit}.o" for unit in units), *map(str, sorted(runtime.glob("*.o")))]
     run_tool([verilator.compiler, *_LINK, *objects, "-o", "../model.so"], work)
     shutil.rmtree(work)
+
+
+def _units(work: Path) -> dict[str, str]:
+    """Put Verilator's sources into a few files, for its headers take longer to read than most of them.
+
+    Returns:
+        Names of those files, without suffix, and how far to optimise each.
+    """
+    sources = sorted(work.glob("*.cpp"), key=lambda path: -path.stat().st_size)
+    units: dict[str, list[Path]] = {"cold": [path for path in sources if "__Slow" in path.name]}
+    hot: list[list[Path]] = [[] for _ in range(_JOBS)]
+    for path in sources:
+        if "__Slow" not in path.name:
+            min(hot, key=lambda unit: sum(own.stat().st_size for own in unit)).append(path)
+    units |= {f"hot{n}": unit for n, unit in enumerate(hot) if unit}
+    for name, own in units.items():
+        (work / f"{name}.cpp").write_text("".join(f'#include "{path.name}"\n' for path in own), encoding="utf-8")
+    return {name: _COLD if name == "cold" else _HOT for name in units}
 
 
 def _includes(verilator: Verilator) -> list[str]:
