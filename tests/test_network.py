@@ -13,7 +13,7 @@ from maskwork.gen.demo_net import NETWORK_FILE, load_images, load_network
 from maskwork.gen.errors import MaskworkError
 from maskwork.gen.network import zoo
 from maskwork.gen.network.compile import RULES, compile_model
-from maskwork.gen.network.reference import deviations
+from maskwork.gen.network.reference import deviations, difference
 from maskwork.sim_tb.device import open_device
 
 from .network_models import Builder, lstm_model, random_model
@@ -49,6 +49,35 @@ def test_random_models():
         assert different[name] - ties[name] <= elements[name] / 1000, (name, different[name], ties[name])
     # a mean of two integers on the grid it came from is a tie half of the time
     assert sum(ties.values()) <= sum(elements.values()) / 200
+
+
+@pytest.mark.slow
+def test_random_models_against_onnxruntime():
+    """Whole models, end to end, against the second reference: where it runs them, and but for ties."""
+    onnxruntime = pytest.importorskip("onnxruntime")
+    options = onnxruntime.SessionOptions()
+    options.log_severity_level = 4
+    # without it, some processors saturate sums of uint8 x int8 products at 16 bits
+    options.add_session_config_entry("session.x64quantprecision", "1")
+    config, elements, different, ran = preset("small"), 0, 0, 0
+    with open_device("golden", config) as device:
+        for seed in range(MODELS):
+            model, inputs = random_model(seed)
+            compiled = compile_model(model, config)
+            try:
+                session = onnxruntime.InferenceSession(model.SerializeToString(), options,
+                                                       providers=["CPUExecutionProvider"])  # fmt: skip
+            except Exception as error:
+                # operators of some types are not implemented there; moving a MaxPool past its QuantizeLinear goes wrong
+                assert "NOT_IMPLEMENTED" in str(error) or "TypeInferenceError" in str(error), (seed, error)
+                continue
+            expected = session.run(None, inputs)
+            got = compiled.run_on(device, inputs, "golden").outputs
+            found = [difference(got[name], value) for name, value in zip(compiled.graph.outputs, expected, strict=True)]
+            elements += sum(entry["elements"] for entry in found)
+            different += sum(entry["different"] for entry in found)
+            ran += 1
+    assert ran >= 120 and different <= elements / 50, (ran, elements, different)
 
 
 @pytest.mark.slow
