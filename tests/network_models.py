@@ -340,3 +340,24 @@ def lstm_model(seed, steps=8, batch=1, inputs=12, hidden=10, direction="forward"
     feed |= build.feed()
     build.inputs += states
     return build.finish(*outputs), feed
+
+
+def dynamic_model(seed, convolution):
+    """A float input, quantised at run time, and a product of integers; and the input."""
+    build = Builder(seed, opset=19)
+    rng = build.rng
+    shape = (2, 3, 6, 7) if convolution else (3, 4, 10)
+    build.inputs = [helper.make_tensor_value_info("x", TensorProto.FLOAT, shape)]
+    build.nodes.append(helper.make_node("DynamicQuantizeLinear", ["x"], ["q", "scale", "zero"], name="quantise"))
+    weights = rng.integers(-127, 128, (5, 3, 3, 3) if convolution else (10, 6))
+    w, wz = build.constant(weights.astype(np.int8)), build.constant(np.int8(0))
+    ws = build.constant(np.float32(0.01))
+    op = "ConvInteger" if convolution else "MatMulInteger"
+    how = {"pads": [1, 1, 1, 1]} if convolution else {}
+    build.nodes += [
+        helper.make_node(op, ["q", w, "zero", wz], ["sums"], name="product", **how),
+        helper.make_node("Cast", ["sums"], ["real"], name="cast", to=TensorProto.FLOAT),
+        helper.make_node("Mul", ["scale", ws], ["unit"], name="unit"),
+        helper.make_node("Mul", ["real", "unit"], ["y"], name="scaled"),
+    ]
+    return build.finish("sums", "y"), {"x": rng.normal(0.5, 2, shape).astype(np.float32)}

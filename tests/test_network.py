@@ -16,7 +16,7 @@ from maskwork.gen.network.compile import RULES, compile_model
 from maskwork.gen.network.reference import deviations, difference
 from maskwork.sim_tb.device import open_device
 
-from .network_models import Builder, lstm_model, random_model
+from .network_models import Builder, dynamic_model, lstm_model, random_model
 
 MODELS, ON_RTL = 220, 40
 
@@ -336,6 +336,21 @@ def test_bad_options(tmp_path, capsys, args, message):
     assert run("run", tmp_path / "m.onnx", "--input", tmp_path / "x.npz", *args) == 2
     error = capsys.readouterr().err
     assert error.count("\n") == 1 and message in error, error
+
+
+@pytest.mark.parametrize("convolution", [False, True])
+def test_dynamic_quantisation(convolution):
+    """Zero points that only a run knows: sums are exact for inputs of other ranges with one program."""
+    model, inputs = dynamic_model(4, convolution)
+    compiled = compile_model(model, "small")
+    assert [step.name for step in compiled.steps if step.where == "accelerator"] == ["product"]
+    zeros = set()
+    with open_device("golden", compiled.config) as device:
+        for shift in (0.0, -3.0, 9.0):
+            (entry,) = deviations(compiled, {"x": inputs["x"] + np.float32(shift)}, device)
+            assert entry["different"] == 0
+            zeros.add(int(compiled.run({"x": inputs["x"] + np.float32(shift)}).values["zero"]))
+    assert len(zeros) == 3
 
 
 # ---------------------------------------------------------------------- LSTM

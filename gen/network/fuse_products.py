@@ -202,7 +202,7 @@ def _convolution(
         insert, how = how["stride"], _transposed(graph, node, how, taps)
     n, c, *sizes = shape
     return Convolution(
-        name=node.name, nodes=nodes, operation=node.op, inputs=(x.name,), outputs=(output,), x=x, bias=bias,
+        name=node.name, nodes=nodes, operation=node.op, inputs=x.names, outputs=(output,), x=x, bias=bias,
         finish=ending, kernel=kernel, groups=groups, stride=_square(how["stride"], 1),
         dilation=_square(how["dilation"], 1), padding=_square(how["padding"], (0, 0)), insert=_square(insert, 1),
         flat=axes == 1, x_shape=(n, *_square(sizes, 1), c),
@@ -262,16 +262,21 @@ def _requantised(config: Config, ratio: Float64Array, y: Quantised) -> Requantis
 
 
 def _zero(graph: Graph, name: str, zero: str, axis: int | None = None) -> Quantised:
-    """A tensor of an integer operator: a zero point and no scale."""
-    value = graph.constant(zero) if zero else np.zeros((), dtype=np.int64)
+    """A tensor of an integer operator: a zero point, perhaps one that DynamicQuantizeLinear finds, and no scale."""
     dtype = graph.dtypes.get(name)
-    if value is None or dtype is None:
-        raise Refused("its zero point is not constant")
-    value = np.asarray(value).astype(np.int64).reshape(-1)
-    if len(value) > 1 and axis is None:
-        raise Refused("its activations have zero points for each row")
-    tensor = Quantised(name, dtype, np.ones(()), value.reshape(()) if len(value) == 1 else value,
-                       axis if len(value) > 1 else None)  # fmt: skip
+    value = graph.constant(zero) if zero else np.zeros((), dtype=np.int64)
+    if dtype is None:
+        raise Refused("the type of an operand is not known")
+    if value is None:
+        if int(np.prod(graph.shapes.get(zero, (2,)))) != 1:
+            raise Refused("its zero points are computed, for each row")
+        tensor = Quantised(name, dtype, np.ones(()), np.zeros((), dtype=np.int64), zero_name=zero)
+    else:
+        value = np.asarray(value).astype(np.int64).reshape(-1)
+        if len(value) > 1 and axis is None:
+            raise Refused("its activations have zero points for each row")
+        one = len(value) == 1
+        tensor = Quantised(name, dtype, np.ones(()), value.reshape(()) if one else value, None if one else axis)
     if not can_multiply(tensor):
         raise Refused("its types are not int8 or uint8")
     return tensor
@@ -281,7 +286,7 @@ def conv_integer(graph: Graph, node: Node, config: Config) -> list[Step]:
     """ConvInteger: sums as they are."""
     x, w = _zero(graph, node.inputs[0], node.input(2)), _zero(graph, node.inputs[1], node.input(3), 0)
     values = graph.constant(node.inputs[1])
-    if values is None:
+    if values is None or w.zero_name:
         raise Refused("its weights are not constant")
     kernel = _kernel(less_zero(w, values))
     groups = int(node.attributes.get("group", 1))
@@ -296,7 +301,7 @@ def _product(
     ending: Finish, bias: Int64Array | None, output: str, nodes: tuple[str, ...], y_shape: tuple[int, ...],
     swap_x: bool = False, swap_b: bool = False,
 ) -> MatrixProduct:  # fmt: skip
-    inputs = (x.name,) if isinstance(b, np.ndarray) else (x.name, b.name)
+    inputs = x.names if isinstance(b, np.ndarray) else (*x.names, *b.names)
     return MatrixProduct(
         name=node.name, nodes=nodes, operation=node.op, inputs=inputs, outputs=(output,), x=x, bias=bias,
         finish=ending, b=b, x_shape=shapes[0], b_shape=shapes[1], y_shape=y_shape, swap_x=swap_x, swap_b=swap_b,
@@ -306,7 +311,7 @@ def _product(
 def _right(graph: Graph, w: Quantised) -> tuple[Int64Array | Quantised, tuple[int, ...]]:
     """The right operand: its values if they are known and one matrix, and its shape."""
     shape = graph.shapes[w.name]
-    values = graph.constant(w.name)
+    values = graph.constant(w.name) if not w.zero_name else None
     if values is not None and int(np.prod(shape[:-2], dtype=np.int64)) == 1:
         matrix = less_zero(w, values).reshape(shape[-2:])
         return matrix, tuple(shape[-2:])

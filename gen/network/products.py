@@ -148,9 +148,8 @@ class Convolution(Product):
         """Kernel and parameters."""
         return {"b": self.full_kernel, **self._parameters(self.kernel.shape[3])}
 
-    def operand(self, x: NDArray[Any]) -> Int64Array:
-        """The tensor as it is streamed: q - zero_point, NHWC, zeros inserted."""
-        values = x.astype(np.int64) - self.x.zero_point
+    def operand(self, values: Int64Array) -> Int64Array:
+        """The tensor as it is streamed, from its q - zero_point: NHWC, zeros inserted."""
         values = np.moveaxis(values[:, :, None, :] if self.flat else values, 1, 3)
         if self.insert != (1, 1):
             n, h, w, c = values.shape
@@ -182,7 +181,7 @@ class Convolution(Product):
     def run(self, values: Tensors, run: Run) -> Tensors:
         """On the array; layout changes on the host."""
         assert self.program is not None
-        operand = self.operand(values[self.x.name])
+        operand = self.operand(self.x.less_zero(values))
         sums = run.execute(self, self.program, {"a": operand, **self.weights}, self.macs(operand))
         result = np.moveaxis(self._finished(sums), 3, 1)
         return {self.outputs[0]: np.ascontiguousarray(result[:, :, 0] if self.flat else result)}
@@ -250,14 +249,14 @@ class MatrixProduct(Product):
         from maskwork.sim_tb.golden import macs
 
         assert self.program is not None
-        x = values[self.x.name].astype(np.int64) - self.x.zero_point
+        x = self.x.less_zero(values)
         x = np.swapaxes(x, -1, -2) if self.swap_x else x
         m, k, n = self._sizes
         if isinstance(self.b, np.ndarray):
             a = x.reshape(m, k)
             sums = run.execute(self, self.program, {"a": a, **self.weights}, macs(a, self.b))
         else:
-            b = values[self.b.name].astype(np.int64) - self.b.zero_point
+            b = self.b.less_zero(values)
             b = np.swapaxes(b, -1, -2) if self.swap_b else b
             stack = np.broadcast_shapes(x.shape[:-2], b.shape[:-2])
             lefts = np.broadcast_to(x, (*stack, m, k)).reshape(-1, m, k)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -28,6 +29,7 @@ class Quantised:
         scale: float64, () or (C,).
         zero_point: int64, () or (C,).
         axis: of C, where there is one.
+        zero_name: tensor that holds the zero point, where only a run knows it; ``zero_point`` is 0 then.
     """
 
     name: str
@@ -35,6 +37,7 @@ class Quantised:
     scale: Float64Array
     zero_point: Int64Array
     axis: int | None = None
+    zero_name: str = ""
 
     @property
     def per_tensor(self) -> bool:
@@ -45,7 +48,19 @@ class Quantised:
     def limits(self) -> tuple[int, int]:
         """Lowest and highest q - zero_point (per tensor)."""
         info = np.iinfo(self.dtype)
+        if self.zero_name:
+            return info.min - info.max, info.max - info.min
         return info.min - int(self.zero_point), info.max - int(self.zero_point)
+
+    def less_zero(self, values: Mapping[str, NDArray[Any]]) -> Int64Array:
+        """The tensor's q - zero_point, from all tensors by name (per tensor)."""
+        zero = int(values[self.zero_name].reshape(())) if self.zero_name else int(self.zero_point)
+        return values[self.name].astype(np.int64) - zero
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Tensors that it takes."""
+        return (self.name, self.zero_name) if self.zero_name else (self.name,)
 
     def same_grid(self, other: Quantised) -> bool:
         """Whether integers of both mean the same numbers."""
