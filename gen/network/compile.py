@@ -15,7 +15,7 @@ from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
 from maskwork.gen.matmul import as_config
 from maskwork.gen.network import fuse, fuse_pool, fuse_products, recurrent
 from maskwork.gen.network.fuse import Refused, Rule
-from maskwork.gen.network.graph import PRODUCTS, QUIET_ON_HOST, Graph, load
+from maskwork.gen.network.graph import PRODUCTS, QUANTISERS, QUIET_ON_HOST, SHAPES, Graph, load
 from maskwork.gen.network.steps import HostNode, Run, Step, Tensors
 from maskwork.gen.report import total_report
 
@@ -214,9 +214,18 @@ def _steps(graph: Graph, config: Config) -> list[Step]:
     order: list[tuple[int, Step]] = [(at, step) for at, steps in made.values() for step in steps]
     for node in graph.nodes:
         if node.name not in taken:
-            order.append((place[node.name], HostNode.of(node, reasons.get(node.name, "a host operator"))))
+            order.append((place[node.name], HostNode.of(node, _reason(node.op, reasons.get(node.name)))))
     order.sort(key=lambda entry: entry[0])
     return _needed(graph, [step for _, step in order])
+
+
+def _reason(operator: str, refusal: str | None) -> str:
+    """Why a node is on the host."""
+    if operator in SHAPES:
+        return "moves values about"
+    if operator in QUANTISERS:
+        return "between floats and integers"
+    return refusal or "a float operator"
 
 
 def _needed(graph: Graph, steps: list[Step]) -> list[Step]:
