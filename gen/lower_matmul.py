@@ -157,6 +157,26 @@ def matrix_blocks(config: Config, rows: Indices, a_rows: Indices, blocks: int) -
     return result
 
 
+def expected_cycles(config: Config, m: int, k: int, n: int, density: tuple[float, ...] | None = None) -> float:
+    """Cycles that :func:`lower_matmul` expects of a product (m, k) . (k, n), without C mask.
+
+    Args:
+        config: the accelerator.
+        m: rows of A and C.
+        k: columns of A, rows of B.
+        n: columns of B and C.
+        density: expected densities of a, b and c.
+
+    Raises:
+        ProgramError: if the configuration cannot run it.
+    """
+    limit = k_limit(config)
+    if limit < 1:
+        raise ProgramError("one element of A does not fit: raise a_depth, k_depth or fifo_depth")
+    pieces = -(-k // limit)
+    return min(plan.cost for plan in _plans(config, m, k, n, pieces, min(k, limit), False, densities(density)))
+
+
 def lower_matmul(
     config: Config,
     m: int,

@@ -11,6 +11,7 @@ from maskwork.gen.cli import cli
 from maskwork.gen.config import preset
 from maskwork.gen.demo_net import NETWORK_FILE, load_images, load_network
 from maskwork.gen.errors import MaskworkError
+from maskwork.gen.lower import lower_matmul
 from maskwork.gen.network import zoo
 from maskwork.gen.network.compile import RULES, compile_model
 from maskwork.gen.network.reference import deviations, difference
@@ -399,3 +400,41 @@ def test_lstms_that_stay_on_the_host(attributes, reason):
         MaskworkError, match=f"no node can run on the accelerator, the first product 'lstm' because.*{reason}"
     ):
         compile_model(model, "small")
+
+
+# ---------------------------------------------------------------------- operands
+
+
+def wide_product(rows, density):
+    """A product of integers with sparse weights."""
+    build = Builder(9, opset=19)
+    x = build.input((rows, 96), "int8")
+    build.grids[x] = (np.float32(0.01), np.array(0, np.int8))
+    w, _, wz = build.weights((96, 64), None, 64, density)
+    y = build.node("MatMulInteger", [x, w, build.constant(build.grids[x][1]), wz], (rows, 64))
+    return build.finish(y), build.feed()
+
+
+def test_very_sparse_weights_are_streamed():
+    """Where fewer cycles are expected of it, and fewer they are."""
+    model, inputs = wide_product(64, 0.03)
+    compiled = compile_model(model, "sim-64", densities={"x1": 1.0})
+    (step,) = compiled.steps
+    assert step.exchanged and step.program.operands["a"]["shape"] == [64, 96]
+    inputs = {"x1": np.where(inputs["x1"] == 0, 1, inputs["x1"]).astype(np.int8)}
+    with open_device("golden", compiled.config) as device:
+        (entry,) = deviations(compiled, inputs, device)
+    assert entry["different"] == 0
+    fast = compiled.run(inputs, "cycle")
+    kept = step.program
+    plain = lower_matmul(compiled.config, 64, 96, 64, density=(1.0, 0.03, 1.0))
+    step.exchanged, step.program = False, plain
+    slow = compiled.run(inputs, "cycle")
+    assert kept is not plain and fast.report["cycles"] < slow.report["cycles"]
+    assert all(np.array_equal(value, slow.outputs[name]) for name, value in fast.outputs.items())
+    assert fast.report["macs_effectual"] == slow.report["macs_effectual"]
+
+
+def test_dense_weights_stay():
+    (step,) = compile_model(wide_product(64, 1.0)[0], "sim-64").steps
+    assert not step.exchanged

@@ -9,6 +9,7 @@ import numpy as np
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkError, MaskworkValueError
 from maskwork.gen.lower import Post, conv_output_shape, lower_conv, lower_matmul
+from maskwork.gen.lower_matmul import expected_cycles
 from maskwork.gen.network.quant import Quantised
 from maskwork.gen.network.steps import Finish, Requantise, Run, Step, Tensors
 from maskwork.gen.program import Program
@@ -18,6 +19,9 @@ Int64Array = NDArray[np.int64]
 
 ASSUMED_DENSITY = 0.5
 """Nonzeros expected in activations of which nothing is known: about what ReLU leaves."""
+
+SURE = 0.9
+"""How much fewer cycles must be expected for operands to change places: densities are expectations, too."""
 
 
 def _width(limit: int, low: int) -> int:
@@ -202,6 +206,7 @@ class MatrixProduct(Product):
         b: int64 (K, N), q - zero_point, if it is known; else the tensor it comes from.
     x_shape, b_shape, y_shape: ONNX shapes; the last two axes are multiplied.
         swap_x, swap_b: the last two axes come transposed.
+        exchanged: the known operand is streamed, the other resident: C^T = B^T . A^T, for fewer expected cycles.
     """
 
     b: Int64Array | Quantised
@@ -210,6 +215,7 @@ class MatrixProduct(Product):
     y_shape: tuple[int, ...]
     swap_x: bool = False
     swap_b: bool = False
+    exchanged: bool = field(default=False, init=False)
 
     @property
     def _sizes(self) -> tuple[int, int, int]:
@@ -233,16 +239,35 @@ class MatrixProduct(Product):
         self._check_widths(config, known)
         share = float(np.mean(known != 0)) if known is not None else 1.0
         densities = (density or ASSUMED_DENSITY, max(share, 1e-4), 1.0)
+        m, k, n = self._sizes
+        turned = (densities[1], densities[0], 1.0)
         try:
-            self.program = lower_matmul(config, *self._sizes, post=self._post(), density=densities)
+            # post-processing has its parameters by column, which would be rows then
+            free = known is not None and not isinstance(self.finish, Requantise) and self._fits(config, known)
+            self.exchanged = free and (
+                expected_cycles(config, n, k, m, turned) < SURE * expected_cycles(config, m, k, n, densities)
+            )
+            if self.exchanged:
+                self.program = lower_matmul(config, n, k, m, density=turned)
+            else:
+                self.program = lower_matmul(config, m, k, n, post=self._post(), density=densities)
         except MaskworkError as error:
             raise type(error)(f"node {self.name!r}: {error}") from None
 
     @property
     def weights(self) -> dict[str, NDArray[Any]]:
         """B, if it is known, and parameters."""
-        known = {"b": self.b} if isinstance(self.b, np.ndarray) else {}
+        if isinstance(self.b, np.ndarray):
+            known = {"a": np.ascontiguousarray(self.b.T)} if self.exchanged else {"b": self.b}
+        else:
+            known = {}
         return {**known, **self._parameters(self._sizes[2])}
+
+    def _fits(self, config: Config, known: Int64Array) -> bool:
+        """Whether the operands may change places."""
+        low, high = self.x.limits
+        weights = _width(int(known.max(initial=0)), int(known.min(initial=0)))
+        return _width(high, low) <= config.b_width and weights <= config.a_width
 
     def run(self, values: Tensors, run: Run) -> Tensors:
         """On the array."""
@@ -254,7 +279,11 @@ class MatrixProduct(Product):
         m, k, n = self._sizes
         if isinstance(self.b, np.ndarray):
             a = x.reshape(m, k)
-            sums = run.execute(self, self.program, {"a": a, **self.weights}, macs(a, self.b))
+            if self.exchanged:
+                operands = {**self.weights, "b": np.ascontiguousarray(a.T)}
+                sums = run.execute(self, self.program, operands, macs(operands["a"], operands["b"])).T
+            else:
+                sums = run.execute(self, self.program, {"a": a, **self.weights}, macs(a, self.b))
         else:
             b = self.b.less_zero(values)
             b = np.swapaxes(b, -1, -2) if self.swap_b else b
