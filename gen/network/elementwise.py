@@ -58,7 +58,7 @@ class Pool(VectorStep):
         x_shape, y_shape: ONNX shapes, (N, C, ...).
         kernel, stride, dilation: by axis.
         padding: (before, after) by axis.
-        multipliers: (mult, shift) by the number of positions that count: pixels of a window, or those on the image.
+        multipliers: (mult, shift) by the number of a window's positions that count; the only one of max pooling is 0.
         count_padding: padded positions count.
     """
 
@@ -72,14 +72,18 @@ class Pool(VectorStep):
     multipliers: dict[int, tuple[int, int]]
     count_padding: bool = False
 
+    def _at(self, axis: int) -> Int64Array:
+        """Pixel of every output position's every tap along an axis, also off the image."""
+        outputs, taps = np.arange(self.y_shape[2 + axis]), np.arange(self.kernel[axis])
+        return outputs[:, None] * self.stride[axis] - self.padding[axis][0] + taps[None, :] * self.dilation[axis]
+
     def _taps(self) -> tuple[Int64Array, NDArray[np.bool_]]:
         """Flat pixel of every output position's every tap, and whether it is on the image."""
-        sizes, outputs = self.x_shape[2:], self.y_shape[2:]
+        sizes = self.x_shape[2:]
         flat = np.zeros((1, 1), dtype=np.int64)
         there = np.ones((1, 1), dtype=np.bool_)
         for axis, size in enumerate(sizes):
-            at = (np.arange(outputs[axis])[:, None] * self.stride[axis] - self.padding[axis][0]
-                  + np.arange(self.kernel[axis])[None, :] * self.dilation[axis])  # fmt: skip
+            at = self._at(axis)
             inside = (at >= 0) & (at < size)
             clipped = np.clip(at, 0, size - 1)
             flat = (flat[:, None, :, None] * size + clipped[None, :, None, :]).reshape(
@@ -92,11 +96,10 @@ class Pool(VectorStep):
         """How many positions count for each output position."""
         if not self.count_padding:
             return self._taps()[1].sum(axis=1)
-        sizes, outputs = self.x_shape[2:], self.y_shape[2:]
+        sizes = self.x_shape[2:]
         count = np.ones(1, dtype=np.int64)
         for axis, size in enumerate(sizes):  # what ceil_mode adds beyond the padding never counts
-            at = (np.arange(outputs[axis])[:, None] * self.stride[axis] - self.padding[axis][0]
-                  + np.arange(self.kernel[axis])[None, :] * self.dilation[axis])  # fmt: skip
+            at = self._at(axis)
             own = (at < size + self.padding[axis][1]).sum(axis=1)
             count = (count[:, None] * own[None, :]).reshape(-1)
         return count
@@ -105,13 +108,15 @@ class Pool(VectorStep):
         """Make the programs, one for each number of positions that count."""
         self._programs.clear()
         planes = self.x_shape[0] * self.x_shape[1]
-        window = int(np.prod(self.kernel))
-        for count, positions in zip(*np.unique(self.counts(), return_counts=True), strict=True):
-            mult, shift = self.multipliers[int(count) if self.kind == "sum" else 0]
-            if self.kind == "max":
-                self._lower(config, planes * int(np.prod(self.y_shape[2:])), window, (mult, mult), shift)
-                break
-            self._lower(config, planes * int(positions), window, (mult, mult), shift)
+        for (mult, shift), positions in self._groups():
+            self._lower(config, planes * len(positions), int(np.prod(self.kernel)), (mult, mult), shift)
+
+    def _groups(self) -> list[tuple[tuple[int, int], Int64Array]]:
+        """Multiplier and shift with the output positions that they are for."""
+        if self.kind == "max":
+            return [(self.multipliers[0], np.arange(int(np.prod(self.y_shape[2:]))))]
+        counts = self.counts()
+        return [(self.multipliers[int(count)], np.flatnonzero(counts == count)) for count in np.unique(counts)]
 
     def run(self, values: Tensors, run: Run) -> Tensors:
         """On the vector unit; windows are gathered on the host."""
@@ -120,11 +125,7 @@ class Pool(VectorStep):
         empty = -(1 << (run.device.config.a_width - 1)) if self.kind == "max" else 0
         windows = np.where(there, x[:, :, flat], empty)  # (N, C, positions, taps)
         result = np.zeros(windows.shape[:3], dtype=np.int64)
-        counts = self.counts()
-        groups = [np.flatnonzero(counts == count) for count in np.unique(counts)]
-        if self.kind == "max":
-            groups = [np.arange(len(counts))]
-        for program, positions in zip(self._programs, groups, strict=True):
+        for program, (_, positions) in zip(self._programs, self._groups(), strict=True):
             own = windows[:, :, positions].reshape(-1, windows.shape[3])
             result[:, :, positions] = run.execute(self, program, {"a": own}).reshape(*result.shape[:2], -1)
         return {self.outputs[0]: self._finish(result).reshape(self.y_shape)}

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import abc
+import time
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -43,10 +44,11 @@ class Run:
         self, step: Step, program: Program, operands: Mapping[str, Any], macs: Mapping[str, int] | None = None
     ) -> NDArray[Any]:
         """Run a program, keep its report, and return output "c"."""
+        start = time.perf_counter()
         done = execute(self.device, program, operands)
         report = make_report(
             self.target, self.device.config, macs or {"macs_dense": 0, "macs_effectual": 0}, words_in=done.words_in,
-            words_out=done.words_out, seconds=0.0, counters=done.counters,
+            words_out=done.words_out, seconds=time.perf_counter() - start, counters=done.counters,
         )  # fmt: skip
         head: dict[str, Any] = {"layer": step.name, "pass": "forward", "operation": step.operation}
         shown = {name: np.asarray(operands[name]) for name in ("a", "b") if name in operands}
