@@ -70,7 +70,7 @@ class Case:
 def test_products_of_random_lstms_are_exact(config):
     with open_device("golden", config) as device:
         for seed in range(7):
-            case = Case(seed, 24)
+            case = Case(100 * config.pes + seed, 24)
             for by_step in (True, False):
                 case.check(case.run(device, by_step)[0])
 
@@ -85,7 +85,7 @@ def test_products_without_all_mask_ports_are_exact(skip):
 @pytest.mark.parametrize("config", [TINY, SMALL], ids=lambda c: c.name)
 def test_rtl_counts_what_the_cycle_model_counts(config):
     for seed in range(2):
-        case = Case(100 + seed, 12)
+        case = Case(1000 + config.pes + seed, 12)
         for by_step in (True, False):
             reports = {}
             for target in ("cycle", "rtl"):
