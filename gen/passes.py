@@ -15,16 +15,17 @@ from __future__ import annotations
 import itertools
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import numpy as np
 from maskwork.gen.bench_masks import LayerMasks
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkValueError
-from maskwork.gen.mask import BoolArray
 from maskwork.gen.workload import PASSES, Layer
 from maskwork.gen.works import ConvWork, select
 from maskwork.gen.works_wgrad import WeightGradWork
+from numpy.typing import NDArray
 
 
 def merged_groups(config: Config, layer: Layer, inner: int, columns: int) -> int:
@@ -59,29 +60,64 @@ def _size(own: slice) -> int:
     return own.stop - own.start
 
 
-def _weights(layer: Layer, mask: BoolArray | None, groups: int, outputs: slice) -> BoolArray | None:
-    """Mask of some groups' weights, (kh, kw, their inputs, their outputs): block-diagonal if they are several."""
+def _block_diagonal(layer: Layer, weights: NDArray[Any] | None, groups: int, outputs: slice) -> NDArray[Any] | None:
+    """Some groups' weights (or their mask), (kh, kw, their inputs, their outputs): block-diagonal if they are
+    several.
+    """
     if groups == 1:
-        return select(mask, outputs)
+        return select(weights, outputs)
     kh, kw, inner, _ = layer.weight_shape
     columns = _size(outputs) // groups
-    result = np.zeros((kh, kw, groups * inner, groups * columns), dtype=np.bool_)
+    dtype = np.bool_ if weights is None else weights.dtype
+    result = np.zeros((kh, kw, groups * inner, groups * columns), dtype=dtype)
     for g in range(groups):
         own = slice(outputs.start + g * columns, outputs.start + (g + 1) * columns)
-        block = True if mask is None else mask[..., own]
+        block = True if weights is None else weights[..., own]
         result[:, :, g * inner : (g + 1) * inner, g * columns : (g + 1) * columns] = block
     return result
 
 
-def _forward(config: Config, layer: Layer, masks: LayerMasks, post: bool) -> Iterator[ConvWork]:
+def _put(target: NDArray[Any], values: NDArray[Any], index: Any) -> None:
+    target[index] = values
+
+
+Cut = Callable[[Any], Any]
+"""Takes its part of a tensor or of a mask; None, which is no mask, stays None."""
+
+
+@dataclass(frozen=True)
+class Piece:
+    """One product of a pass.
+
+    Members:
+        a, b, c: cut the operands, and the results wanted, from the tensors of :data:`OPERANDS`.
+        place: puts its results (its second argument) into the pass's result (its first).
+        make: the product (:class:`~maskwork.gen.works.Work`) for masks of A, B and C; requantised or not.
+    """
+
+    a: Cut
+    b: Cut
+    c: Cut
+    place: Callable[[NDArray[Any], NDArray[Any]], None]
+    make: Callable[[Any, Any, Any, bool], Any]
+
+
+def _forward(config: Config, layer: Layer) -> Iterator[Piece]:
     kh, kw, inner, _ = layer.weight_shape
     pad, dilation = (layer.padding, layer.padding), (layer.dilation, layer.dilation)
     merged = merged_groups(config, layer, inner, layer.out_channels // layer.groups)
     for groups, inputs, outputs in _group_slices(layer, merged):
-        yield ConvWork(
-            (*layer.input_shape[:3], _size(inputs)), (kh, kw, _size(inputs), _size(outputs)),
-            select(masks.input, inputs), _weights(layer, masks.weight, groups, outputs),
-            select(masks.output_mask, outputs), layer.stride, (pad, pad), dilation, groups, post,
+
+        def make(a: Any, b: Any, c: Any, post: bool, groups: int = groups, inputs: slice = inputs,
+                 outputs: slice = outputs) -> ConvWork:  # fmt: skip
+            return ConvWork(
+                (*layer.input_shape[:3], _size(inputs)), (kh, kw, _size(inputs), _size(outputs)), a, b, c,
+                layer.stride, (pad, pad), dilation, groups, post,
+            )  # fmt: skip
+
+        yield Piece(
+            a=partial(select, own=inputs), b=partial(_block_diagonal, layer, groups=groups, outputs=outputs),
+            c=partial(select, own=outputs), place=partial(_put, index=(..., outputs)), make=make,
         )  # fmt: skip
 
 
@@ -94,7 +130,7 @@ OPERANDS = {
 
 
 @dataclass(frozen=True)
-class _Phase:
+class Phase:
     """The pixels stride * j + phase of one axis: the convolution of the output gradient that gives their gradient."""
 
     pixels: slice
@@ -104,7 +140,7 @@ class _Phase:
     dilation: int
 
 
-def phases(size: int, outputs: int, taps: int, stride: int, padding: int, dilation: int) -> list[_Phase]:
+def phases(size: int, outputs: int, taps: int, stride: int, padding: int, dilation: int) -> list[Phase]:
     """The phases of one axis that meet any tap; pixels of the others have no gradient.
 
     Pixel y = stride * j + phase meets output (y + padding - tap * dilation) / stride where that is whole: output
@@ -122,53 +158,97 @@ def phases(size: int, outputs: int, taps: int, stride: int, padding: int, dilati
         if rows.start < rows.stop:
             step = offsets[1] - offsets[0] if len(own) > 1 else 1
             pads = (max(0, -low), max(0, high - outputs + 1))
-            found.append(_Phase(slice(phase, size, stride), own, rows, pads, step))
+            found.append(Phase(slice(phase, size, stride), own, rows, pads, step))
     return found
 
 
-def _input_grad(config: Config, layer: Layer, masks: LayerMasks, post: bool) -> Iterator[ConvWork]:
+def _input_grad(config: Config, layer: Layer) -> Iterator[Piece]:
     parameters = layer.stride, layer.padding, layer.dilation
     ys = phases(layer.in_height, layer.out_height, layer.kernel_height, *parameters)
     xs = phases(layer.in_width, layer.out_width, layer.kernel_width, *parameters)
     merged = merged_groups(config, layer, layer.out_channels // layer.groups, layer.in_channels // layer.groups)
     for groups, inputs, outputs in _group_slices(layer, merged):
-        weights = _weights(layer, masks.weight, groups, outputs)
-        if weights is not None:
-            weights = weights.transpose(0, 1, 3, 2)
-        grad, wanted = select(masks.output_grad, outputs), select(masks.input_mask, inputs)
         for y, x in itertools.product(ys, xs):
-            yield ConvWork(
-                (layer.batch, _size(y.rows), _size(x.rows), _size(outputs)),
-                (len(y.taps), len(x.taps), _size(outputs), _size(inputs)),
-                None if grad is None else grad[:, y.rows, x.rows],
-                None if weights is None else weights[np.ix_(y.taps, x.taps)],
-                None if wanted is None else wanted[:, y.pixels, x.pixels],
-                1, (y.pads, x.pads), (y.dilation, x.dilation), groups, post,
-            )  # fmt: skip
+            yield _phase_piece(layer, groups, inputs, outputs, y, x)
 
 
-def _weight_grad(config: Config, layer: Layer, masks: LayerMasks, post: bool) -> Iterator[WeightGradWork]:
-    for _groups, inputs, outputs in _group_slices(layer, 1):
-        work = WeightGradWork(
-            (*layer.input_shape[:3], _size(inputs)), (*layer.output_shape[:3], _size(outputs)),
-            (layer.kernel_height, layer.kernel_width), select(masks.input, inputs),
-            select(masks.output_grad, outputs), select(masks.weight, outputs), layer.stride, layer.padding,
-            layer.dilation, post,
+def _phase_piece(layer: Layer, groups: int, inputs: slice, outputs: slice, y: Phase, x: Phase) -> Piece:
+    """The gradient of the input's pixels of two phases."""
+
+    def weights(values: Any) -> Any:
+        own = _block_diagonal(layer, values, groups, outputs)
+        return None if own is None else own[np.ix_(y.taps, x.taps)].transpose(0, 1, 3, 2)
+
+    def pixels(values: Any) -> Any:
+        return None if values is None else values[:, y.pixels, x.pixels, inputs]
+
+    def make(a: Any, b: Any, c: Any, post: bool) -> ConvWork:
+        return ConvWork(
+            (layer.batch, _size(y.rows), _size(x.rows), _size(outputs)),
+            (len(y.taps), len(x.taps), _size(outputs), _size(inputs)), a, b, c, 1, (y.pads, x.pads),
+            (y.dilation, x.dilation), groups, post,
         )  # fmt: skip
-        yield work.ways(config)[0]
+
+    return Piece(
+        a=lambda values: None if values is None else values[:, y.rows, x.rows, outputs], b=weights, c=pixels,
+        place=partial(_put, index=(slice(None), y.pixels, x.pixels, inputs)), make=make,
+    )  # fmt: skip
 
 
-_MAKERS: dict[str, Callable[[Config, Layer, LayerMasks, bool], Iterator[Any]]] = {
+def _weight_grad(config: Config, layer: Layer) -> Iterator[Piece]:
+    kh, kw, inner, _ = layer.weight_shape
+    columns = layer.out_channels // layer.groups
+    # several groups as one product: the mask of C leaves only the blocks on its diagonal
+    merged = min(layer.groups, max(1, config.tile_columns // columns)) if "c" in config.skip else 1
+    for groups, inputs, outputs in _group_slices(layer, merged):
+
+        def make(a: Any, b: Any, c: Any, post: bool, groups: int = groups, inputs: slice = inputs,
+                 outputs: slice = outputs) -> Any:  # fmt: skip
+            work = WeightGradWork(
+                (*layer.input_shape[:3], _size(inputs)), (*layer.output_shape[:3], _size(outputs)), (kh, kw), a, b, c,
+                layer.stride, layer.padding, layer.dilation, post, groups=groups,
+            )  # fmt: skip
+            return work.ways(config)[0]
+
+        def place(target: NDArray[Any], values: NDArray[Any], groups: int = groups, outputs: slice = outputs) -> None:
+            for g in range(groups):
+                own = slice(outputs.start + g * columns, outputs.start + (g + 1) * columns)
+                target[..., own] = values[:, :, g * inner : (g + 1) * inner, g * columns : (g + 1) * columns]
+
+        yield Piece(
+            a=partial(select, own=inputs), b=partial(select, own=outputs),
+            c=partial(_block_diagonal, layer, groups=groups, outputs=outputs), place=place, make=make,
+        )  # fmt: skip
+
+
+_MAKERS: dict[str, Callable[[Config, Layer], Iterator[Piece]]] = {
     "forward": _forward, "input_grad": _input_grad, "weight_grad": _weight_grad,
 }  # fmt: skip
 
 
-def works(config: Config, layer: Layer, which: str, masks: LayerMasks, *, post: bool = False) -> list[Any]:
-    """The products (:class:`Work`) of one pass of a layer, which run one after the other.
+def pieces(config: Config, layer: Layer, which: str) -> list[Piece]:
+    """The products of one pass of a layer, which run one after the other; together they give its whole result, but
+    for pixels of the input gradient that no tap meets, which are 0.
 
     Args:
         config: the accelerator; says only which groups are merged, and which weight gradients have their operands
             exchanged.
+        layer: shapes.
+        which: "forward", "input_grad" or "weight_grad".
+
+    Raises:
+        MaskworkValueError: for an unknown pass.
+    """
+    if which not in _MAKERS:
+        raise MaskworkValueError(f"pass must be one of {', '.join(PASSES)}, not {which!r}")
+    return list(_MAKERS[which](config, layer))
+
+
+def works(config: Config, layer: Layer, which: str, masks: LayerMasks, *, post: bool = False) -> list[Any]:
+    """The products (:class:`~maskwork.gen.works.Work`) of one pass of a layer, for its masks.
+
+    Args:
+        config: the accelerator.
         layer: shapes.
         which: "forward", "input_grad" or "weight_grad".
         masks: of the layer's tensors.
@@ -177,6 +257,6 @@ def works(config: Config, layer: Layer, which: str, masks: LayerMasks, *, post: 
     Raises:
         MaskworkValueError: for an unknown pass.
     """
-    if which not in _MAKERS:
-        raise MaskworkValueError(f"pass must be one of {', '.join(PASSES)}, not {which!r}")
-    return list(_MAKERS[which](config, layer, masks, post))
+    found = pieces(config, layer, which)
+    a, b, c = (getattr(masks, tensor) for tensor in OPERANDS[which])
+    return [piece.make(piece.a(a), piece.b(b), piece.c(c), post) for piece in found]

@@ -34,6 +34,8 @@ class WeightGradWork:
         stride, dilation: the layer's.
         padding: the layer's: an integer, or ((top, bottom), (left, right)).
         post: results are requantised.
+        exchanged: it is the swapped one.
+        groups: groups merged in this product; the mask of C is then block-diagonal.
 
     Swapped, shape, a, grad and b are those of the other operand, results are (kh, kw, Cout, Cin) with taps in reverse.
     """
@@ -48,6 +50,8 @@ class WeightGradWork:
     padding: int | Pads = 0
     dilation: int = 1
     post: bool = False
+    exchanged: bool = False
+    groups: int = 1
 
     @property
     def _density(self) -> tuple[float, ...]:
@@ -77,7 +81,7 @@ class WeightGradWork:
         for (i, (oy, iy, h)), (j, (ox, ix, w)) in itertools.product(enumerate(ys), enumerate(xs)):
             if h and w:
                 rows, channels, columns = self.shape[0] * h * w, self.shape[3], self.grad[3]
-                dense += rows * channels * columns
+                dense += rows * channels * columns // self.groups
                 c = None if self.c is None else self.c[i, j]
                 # the same triples as in the forward pass: here c says which pairs of channels are wanted
                 effectual += count(pixel_rows(self.a, iy, ix), c, pixel_rows(self.b, oy, ox), (rows, channels, columns))
@@ -91,7 +95,8 @@ class WeightGradWork:
         if pads is None:
             return None
         wanted = None if self.c is None else self.c[::-1, ::-1].transpose(0, 1, 3, 2)
-        return replace(self, shape=self.grad, grad=self.shape, a=self.b, b=self.a, c=wanted, padding=pads)
+        return replace(self, shape=self.grad, grad=self.shape, a=self.b, b=self.a, c=wanted, padding=pads,
+                       exchanged=not self.exchanged)  # fmt: skip
 
     def cycles(self, config: Config) -> float:
         """Cycles that the lowering expects; infinite if the configuration cannot run it."""
@@ -132,6 +137,8 @@ class WeightGradWork:
 
     def cut(self, config: Config, pieces: int) -> list[WeightGradWork]:
         """Blocks of input channels (rows of the result); where there are too few of those, columns as well."""
+        if self.groups > 1:
+            return [self]
         channels, columns = self.shape[3], self.grad[3]
         least = -(-rows_at_a_time(config) // (self.kernel[0] * self.kernel[1]))
         rows = min(pieces, max(1, channels // least))

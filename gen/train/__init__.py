@@ -1,0 +1,1 @@
+"""Training on the array: the products of the three passes, their numerics, and steps of whole networks."""
