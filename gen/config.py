@@ -84,8 +84,8 @@ class Config:
     counters: bool = _doc("performance counters are built; without them READ_COUNTERS answers zeros", True)
     vector: bool = _doc("the vector unit is built: pooling and residual addition, command VECTOR", False)
     generators: str = _doc(
-        "blocks of the mask unit (command MASK): names of threshold, prune, dropout, norms, project and store, separated by "
-        'commas; "": no unit',
+        "blocks of the mask unit (command MASK): names of threshold, prune, dropout, norms, project and store, with "
+        "commas between them; empty: no unit",
         "",
     )
     mask_slots: int = _doc("masks that the mask unit's block store keeps", 4)
