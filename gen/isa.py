@@ -10,6 +10,10 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from maskwork.gen.config import Config
 
 ISA_VERSION = 3
 """Version of the instruction set; BEGIN refuses a program made for another."""
@@ -340,6 +344,18 @@ COMMANDS: dict[Op, Packet] = {
            "the mask unit and the block of that kind (`generators`); answers one MASK reply while the data come, and "
            "the next command waits until that has left; RUNs go on meanwhile. Masks stay stored until ABORT"),
 }  # fmt: skip
+
+
+def commands_of(config: Config) -> dict[Op, Packet]:
+    """The commands that a configuration's hardware has: VECTOR and MASK need their units."""
+    absent = {*(() if config.vector else (Op.VECTOR,)), *(() if config.blocks else (Op.MASK,))}
+    return {op: packet for op, packet in COMMANDS.items() if op not in absent}
+
+
+def mask_has_payload(kind: int, values: int) -> bool:
+    """Whether a MASK of that kind, and field ``values``, has a payload."""
+    return bool(values) or kind not in (MaskKind.DROPOUT, MaskKind.REPLAY)
+
 
 REPLIES: dict[Reply, Packet] = {
     Reply.IDENTITY: Packet(Reply.IDENTITY, "IDENTITY", 4, (

@@ -19,7 +19,8 @@ from maskwork.rtl.pe import LOOKUP_LATENCY, MULTIPLY_LATENCY
 from maskwork.rtl.post import PostProcess
 from maskwork.rtl.sequencer import Sequencer
 from maskwork.rtl.stream import SkidBuffer, beat_layout
-from maskwork.rtl.vector import LATENCY, VectorUnit
+from maskwork.rtl.stream_units import add_stream_units
+from maskwork.rtl.vector import LATENCY
 
 REASONS = COUNTERS[:8]
 """Counters of PE-cycles; the others follow."""
@@ -84,16 +85,7 @@ class Accelerator(wiring.Component):
             sequencer.load_done.eq(loader.done),
             sequencer.load_end.eq(loader.end),
         ]
-        if config.vector:
-            submodule(m, "vector", vector := VectorUnit(config), platform)
-            wiring.connect(m, sequencer.vector_i, vector.i)
-            wiring.connect(m, vector.o, sequencer.vector_o)
-            m.d.comb += [
-                vector.command.eq(sequencer.vector),
-                vector.start.eq(sequencer.vector_start),
-                vector.ended.eq(sequencer.vector_ended),
-                sequencer.vector_end.eq(vector.end),
-            ]
+        add_stream_units(m, platform, config, sequencer)
         for number, cluster in enumerate(clusters):
             selected = sequencer.selected[number]
             wiring.connect(m, cluster.o, getattr(collector, f"i{number + 1}"))
