@@ -32,7 +32,7 @@ class Sequencer(wiring.Component):
         o: replies, one word a cycle, ``last`` with a packet's last word.
         payload, load, load_start, load_ended, load_done, load_end: to and from the loader; the stream during a load.
         unit_start, unit_ended, unit_i, unit_o, unit_end: the same of the stream units, for the command in unit_header.
-        unit_overflowed: with unit_end: a mask did not fit its slot. unit_lacking: the slot has no mask as the REPLAY names.
+        unit_overflowed: with unit_end: a mask did not fit its slot. unit_lacking: the slot lacks the mask of a REPLAY.
         selected: clusters that the load in progress, or a RUN, is for.
         run_word, run_we, run_commit, run_cancel, run_space: RUN words to the clusters.
         run: banks of the RUN that is committed.
