@@ -70,7 +70,7 @@ class Project(wiring.Component):
             adds, minus = Signal(name=f"adds{t}"), Signal(name=f"minus{t}")
             m.d.sync += [adds.eq(self.step & (symbol < SIGNED)), minus.eq(symbol >= PLUS)]
             # plus the value, or plus its complement and 1: the lowest bit is only there to carry
-            addend = Cat(minus, self.value ^ minus.replicate(config.a_width)).as_signed()
+            addend = Cat(minus, self.value.as_unsigned() ^ minus.replicate(config.a_width)).as_signed()
             with m.If(adds):
                 m.d.sync += total.eq((Cat(minus, total).as_signed() + addend)[1:])
             with m.If(self.clear):

@@ -129,7 +129,7 @@ class MaskUnit(wiring.Component):
         ]
         # what goes along with a value, and the value: number n is of n cycles before
         flags = [Signal(_flags(), name=f"flags{n}") for n in range(LATENCY + 1)]
-        m.d.comb += flags[0].eq(Cat(element, token.closes, token.last))
+        m.d.comb += flags[0].eq(Cat(element, token.closes, token.closes & token.last))
         values = [unpack.value, *(register(signed(config.a_width), name=f"value{n}") for n in (1, 2, 3))]
         magnitudes = [unpack.value, *(register(config.a_width, name=f"magnitude{n}") for n in (1, 2))]
         m.d.sync += [
