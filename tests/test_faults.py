@@ -171,8 +171,9 @@ def mask_cases(make):
     yield "short MASKs", [begin, *(packet[:-n] for n in range(beat, 12, beat))], [short] * len(range(beat, 12, beat))
     yield "only the header of MASK", [begin, packet[: COMMANDS[op].beats(beat) * beat]], [short]
     yield "long MASKs", [begin, packet + [0] * beat, packet + [5] * 9 * beat, packet], [long] * 2
-    yield "REPLAY of masks that broken packets left", [begin, stored, replay, stored[:-beat], replay, stored,
-                                                      [*stored, *[0] * beat], replay], [short, empty, long, empty]  # fmt: skip
+    cut, extended = stored[:-beat], [*stored, *[0] * beat]
+    yield "REPLAY of masks that broken packets left", [begin, stored, replay, cut, replay, stored, extended, replay], [
+        short, empty, long, empty]  # fmt: skip
     yield "REPLAY after ABORT", [begin, stored, make.command(Op.ABORT), replay], [empty]
     yield "REPLAY of another shape", [begin, stored, *(make.mask(MaskKind.REPLAY, rows=r, length=n) for r, n in (
         (5, 7), (4, 8), (8, 5), (5, 8)))], [empty] * 3  # fmt: skip
@@ -185,20 +186,22 @@ def mask_cases(make):
     yield "a mask that fills its slot", [begin, make.mask(MaskKind.GREATER, much[1:], store=1),
                                          make.mask(MaskKind.REPLAY, rows=len(much) - 1, length=1)], []  # fmt: skip
     largest = 1 << (config.a_width - 1)
-    seeded = {"level": 1, "seed": 0}
     wrong = {
         MaskKind.GREATER: [{"length": 0}, {"rows": 0}, {"level": largest}, {"level": -largest - 1}, {"slot": 15}],
         MaskKind.MAGNITUDE: [{"level": 0}, {"level": -1}, {"level": largest}, {"length": 0}, {"kind": 7}],
-        MaskKind.PRUNE: [{"level": 0}, {"level": -1}, {"level": largest}, seeded],
-        MaskKind.DROPOUT: [{"level": 0}, {"level": 1 << 16}, {"level": -1}, seeded],
+        MaskKind.PRUNE: [{"level": 0}, {"level": -1}, {"level": largest}, {"seed": 0}],
+        MaskKind.DROPOUT: [{"level": 0}, {"level": 1 << 16}, {"level": -1}, {"seed": 0}],
         MaskKind.REPLAY: [{"store": 1}, {"slot": config.mask_slots}, {"rows": 0}],
         MaskKind.NORMS: [{"length": config.norm_channels + 1}, {"store": 1}, {"values": 0}],
-        MaskKind.PROJECT: [{"length": (1 << 14) + 1}, {"store": 1}, {"values": 0}, seeded],
+        MaskKind.PROJECT: [{"length": (1 << 14) + 1}, {"store": 1}, {"values": 0}, {"seed": 0}],
     }
     for kind, changes in wrong.items():
         built = KIND_BLOCKS[kind] in config.blocks
-        for change in changes if built else [{"level": 1}]:
-            yield f"{kind.name} with {change}", [begin, make.mask(kind, values, **change)], [bad]
+        for change in changes if built else [{}]:
+            good = make.mask(kind, values, level=1)
+            header = COMMANDS[op].decode(good) | change
+            broken = make.command(op, **header) + good[COMMANDS[op].beats(beat) * beat :]
+            yield f"{kind.name} with {change}", [begin, broken], [bad]
     refused = make.command(Op.BEGIN, version=ISA_VERSION + 1)
     yield "MASK without BEGIN", [refused, packet], [(Fault.WRONG_VERSION, 1), (Fault.NOT_BEGUN, op)]
 
