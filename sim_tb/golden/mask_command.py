@@ -76,6 +76,8 @@ class MaskCommand:
                 answer = packed_words(outputs.reshape(-1)[:asked], self.config.a_width).tolist()
             else:
                 answer = _bitmap_words(bits)
+                if data.fault == Fault.SHORT_PACKET:  # the last row ends with the value that is missing
+                    answer = answer[: data.count // length * -(-length // 32) + data.count % length // 32 + 1]
         words += self._padded(answer) + self._padded(self._statistics(data, bits))
         fault = self._store(slot, bits, data.fault) if fields["store"] else data.fault
         return np.array(words, np.uint32), fault
