@@ -3,6 +3,7 @@
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
+from maskwork.rtl.requantise import choose
 from maskwork.rtl.values import words_signature
 
 STATISTICS = 4
@@ -18,6 +19,7 @@ class PackBits(wiring.Component):
     """Bits to words, each row's padded to a word. Latency 1 cycle, one bit a cycle.
 
     Members:
+        start: the next bit is a row's first.
         i: bits; with ``closes`` a row ends.
         o: words.
         fresh: the word at ``o`` is new, whether it leaves or not.
@@ -25,7 +27,7 @@ class PackBits(wiring.Component):
 
     def __init__(self):
         bit = data.StructLayout({"bit": 1, "closes": 1, "last": 1})
-        super().__init__({"i": In(stream.Signature(bit)), "o": Out(words_signature()), "fresh": Out(1)})
+        super().__init__({"start": In(1), "i": In(stream.Signature(bit)), "o": Out(words_signature()), "fresh": Out(1)})
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
@@ -35,7 +37,7 @@ class PackBits(wiring.Component):
         m = Module()
         i = self.i.payload
         word = Signal(32, reset_less=True)
-        at = Signal(32, init=1)  # the bit that comes, one-hot
+        at = Signal(32, init=1, reset_less=True)  # the bit that comes, one-hot
         full, last = Signal(), Signal()
         takes, ends = Signal(), Signal()
         m.d.comb += [
@@ -54,10 +56,10 @@ class PackBits(wiring.Component):
                 word.eq((word & ~at[0].replicate(32)) | (at & i.bit.replicate(32))),
                 at.eq(at << 1),
             ]
-            with m.If(ends):
-                m.d.sync += at.eq(1)
         with m.Elif(self.o.ready):
             m.d.sync += full.eq(0)
+        with m.If((takes & ends) | self.start):
+            m.d.sync += at.eq(1)
         return m
 
 
@@ -100,5 +102,5 @@ class Statistics(wiring.Component):
             m.d.sync += kept.eq(kept + 1)
         with m.If(self.clear):
             m.d.sync += [total.eq(0), kept.eq(0), nonzeros.eq(0)]
-        m.d.comb += self.word.eq(Array([total[:32], total[32:], kept, nonzeros])[self.index])
+        m.d.comb += self.word.eq(choose([total[:32], total[32:], kept, nonzeros], self.index))
         return m

@@ -1,5 +1,7 @@
 """Channel norms of the mask unit: for each column the sum of magnitudes and the number of values that are not 0."""
 
+from itertools import pairwise
+
 from amaranth import *
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -25,7 +27,7 @@ class Norms(wiring.Component):
             more.
         magnitude: that value's, two cycles later.
         next: go on to the next column that is read out, beginning with column 0 behind a row's last value.
-        low, high: the column's words, two cycles after it was gone to, until ``next``.
+        upper, word: the column's word, the second with ``upper``; two cycles after it was gone to, until ``next``.
         final: it is the last that the first row had.
     """
 
@@ -38,8 +40,8 @@ class Norms(wiring.Component):
                 "closes": In(1),
                 "magnitude": In(config.a_width),
                 "next": In(1),
-                "low": Out(32),
-                "high": Out(32),
+                "upper": In(1),
+                "word": Out(32),
                 "final": Out(1),
             }
         )
@@ -61,26 +63,26 @@ class Norms(wiring.Component):
         read, write = ram.read_port(), ram.write_port()
         held = Signal(sum_width + COUNT_WIDTH, reset_less=True)
         columns = [column, *(Signal.like(column, name=f"column_{n + 1}", reset_less=True) for n in range(LATENCY))]
-        steps, firsts = Signal(LATENCY), Signal(2, reset_less=True)
+        steps, was_first = Signal(LATENCY), Signal(reset_less=True)
         new = Signal.like(held, reset_less=True)
-        old = Mux(firsts[1], 0, held)
-        total, count = old[:sum_width], old[sum_width:]
+        total, count = held[:sum_width], held[sum_width:]
         m.d.comb += [
             read.addr.eq(column),
             write.addr.eq(columns[LATENCY]),
             write.en.eq(steps[-1]),
             write.data.eq(new),
-            self.low.eq(held[:sum_width][:32]),
-            self.high.eq(Cat(held[sum_width:], held[:sum_width][32:])),
+            self.word.eq(Mux(self.upper, Cat(held[sum_width:], held[:sum_width][32:]), held[:sum_width])),
             self.final.eq(column == reached),
         ]
         m.d.sync += [
             held.eq(read.data),
-            *(later.eq(sooner) for sooner, later in zip(columns, columns[1:], strict=False)),
+            *(later.eq(sooner) for sooner, later in pairwise(columns)),
             steps.eq(Cat(self.step, steps)),
-            firsts.eq(Cat(first, firsts)),
+            was_first.eq(first & self.step),
             new.eq(Cat((total + self.magnitude)[:sum_width], (count + self.magnitude.any())[:COUNT_WIDTH])),
         ]
+        with m.If(was_first):
+            m.d.sync += held.eq(0)
         with m.If(self.step & first):
             m.d.sync += reached.eq(column)
         with m.If(self.step | self.next):

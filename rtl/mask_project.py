@@ -7,6 +7,7 @@ from maskwork.gen.config import Config
 from maskwork.gen.isa import MAX_PROJECT
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.lfsr import Lfsr
+from maskwork.rtl.requantise import choose
 
 SYMBOLS = 4
 """Signs that are taken from one shift register for every value."""
@@ -15,6 +16,14 @@ SYMBOL_WIDTH = 6
 
 PLUS, SIGNED = 11, 22
 """Symbols below PLUS add the value, others below SIGNED subtract it."""
+
+
+def below(value: Value, limit: int) -> Value:
+    """``value < limit`` in gates: for so few bits they are less than a carry chain."""
+    result: Value = Const(0)
+    for n, bit in enumerate(value):
+        result = (~bit | result) if limit >> n & 1 else (~bit & result)
+    return result
 
 
 class Project(wiring.Component):
@@ -68,12 +77,12 @@ class Project(wiring.Component):
         for t, total in enumerate(sums):
             symbol = states[t // SYMBOLS][SYMBOL_WIDTH * (t % SYMBOLS) :][:SYMBOL_WIDTH]
             adds, minus = Signal(name=f"adds{t}"), Signal(name=f"minus{t}")
-            m.d.sync += [adds.eq(self.step & (symbol < SIGNED)), minus.eq(symbol >= PLUS)]
+            m.d.sync += [adds.eq(self.step & below(symbol, SIGNED)), minus.eq(~below(symbol[:-1], PLUS))]
             # plus the value, or plus its complement and 1: the lowest bit is only there to carry
             addend = Cat(minus, self.value.as_unsigned() ^ minus.replicate(config.a_width)).as_signed()
             with m.If(adds):
                 m.d.sync += total.eq((Cat(minus, total).as_signed() + addend)[1:])
             with m.If(self.clear):
                 m.d.sync += total.eq(0)
-        m.d.comb += self.sum.eq(Array(sums)[self.index])
+        m.d.comb += self.sum.eq(choose([*sums], self.index))
         return m

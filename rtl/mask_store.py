@@ -1,5 +1,7 @@
 """Mask store of the mask unit: masks in block RAM, to be replayed."""
 
+from itertools import pairwise
+
 from amaranth import *
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
@@ -76,7 +78,7 @@ class MaskStore(wiring.Component):
         m.d.sync += [
             held.eq(read.data),
             self.lacking.eq(((filled & chosen) == 0) | (held != shape)),
-            *(later.eq(sooner) for sooner, later in zip(bits, bits[1:], strict=False)),
+            *(later.eq(sooner) for sooner, later in pairwise(bits)),
             self.bit.eq(held.bit_select(bits[2], 1)),
         ]
         with m.If(self.step):

@@ -13,7 +13,7 @@ class Threshold(wiring.Component):
 
     Members:
         value, magnitude: a value (signed) and its magnitude.
-        level, by_magnitude: a command's, stable two cycles before its first value; level is 1 or more by magnitude.
+        level, by_magnitude: what to compare with, and how.
         over: a register.
     """
 
@@ -36,7 +36,7 @@ class Threshold(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         subject = Signal(signed(self._width + 1))
-        limit = Signal(signed(self._width), reset_less=True)
         m.d.comb += subject.eq(Mux(self.by_magnitude, self.magnitude, self.value))
-        m.d.sync += [limit.eq(self.level - self.by_magnitude), self.over.eq(subject > limit)]
+        # another bit below the lowest decides between > and >=
+        m.d.sync += self.over.eq(Cat(self.by_magnitude, subject).as_signed() > Cat(Const(0, 1), self.level).as_signed())
         return m

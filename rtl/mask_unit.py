@@ -164,8 +164,8 @@ class MaskUnit(wiring.Component):
                 sums.magnitude.eq(magnitudes[2]),
                 sums.next.eq(reply.next),
                 reply.columns.eq(flags[NORMS_LATENCY].last & norms),
-                reply.low.eq(sums.low),
-                reply.high.eq(sums.high),
+                sums.upper.eq(reply.upper),
+                reply.norm.eq(sums.word),
                 reply.final.eq(sums.final),
             ]
         if "project" in blocks:
@@ -269,6 +269,7 @@ class MaskUnit(wiring.Component):
             statistics.kept.eq(bit & done.valid),
             statistics.index.eq(reply.index),
             reply.statistics.eq(statistics.word),
+            bits.start.eq(self.start),
             pack.i.payload.eq(Cat(o.value, o.last)),
             bits.i.payload.eq(Cat(o.bit, o.closes, o.last)),
             queue.o.ready.eq(Mux(command.values, pack.i.ready, bits.i.ready)),

@@ -62,10 +62,9 @@ class Reference:
     def lacking(self, c):
         return (c["slot"] not in self.slots) or self.slots[c["slot"]][:2] != (c["length"], c["rows"])
 
-    def reply(self, c, words=(), ended=True):
-        """Words, end and overflow; ``words``: those of the packet, whole beats, after the header; ``ended``: the last
-        beat of them is the packet's last."""
-        length, rows, total = c["length"], c["rows"], c["length"] * c["rows"]
+    def reply(self, c, words=()):
+        """Words, end and overflow; ``words``: those of the packet behind its header, whole beats."""
+        length, total = c["length"], c["length"] * c["rows"]
         payload, end = given(self.config, words)[:total], LoadEnd.GOOD
         if has_payload(c):
             needed = len(beats(packed([0] * total, self.config.a_width), self.config.stream_words))
@@ -146,8 +145,10 @@ def command(kind, length, rows, **fields):
 
 
 def run_unit(config, commands, idle=0.0, stall=0.0, seed=0, cycles=200_000):
-    """Runs commands, each with its payload's words (whole beats): answers, for each, words, end and overflow, or None
-    for a REPLAY whose mask is lacking. The command None is a ``clear``."""
+    """Runs commands, each with its payload's words (whole beats). The command None is a ``clear``.
+
+    Answers, for each, words, end and overflow, or None for a REPLAY whose mask is lacking.
+    """
     dut, rng, answers = MaskUnit(config), random.Random(seed), []
 
     async def process(ctx):
