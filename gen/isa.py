@@ -10,10 +10,7 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from maskwork.gen.config import Config
+from typing import Any
 
 ISA_VERSION = 3
 """Version of the instruction set; BEGIN refuses a program made for another."""
@@ -346,8 +343,8 @@ COMMANDS: dict[Op, Packet] = {
 }  # fmt: skip
 
 
-def commands_of(config: Config) -> dict[Op, Packet]:
-    """The commands that a configuration's hardware has: VECTOR and MASK need their units."""
+def commands_of(config: Any) -> dict[Op, Packet]:
+    """The commands that the hardware of a configuration has (a Config): VECTOR and MASK need their units."""
     absent = {*(() if config.vector else (Op.VECTOR,)), *(() if config.blocks else (Op.MASK,))}
     return {op: packet for op, packet in COMMANDS.items() if op not in absent}
 

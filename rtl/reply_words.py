@@ -1,18 +1,11 @@
 """Words of the replies that the sequencer itself makes."""
 
-from __future__ import annotations
-
-from typing import TYPE_CHECKING
-
 from amaranth import *
 from maskwork.gen.config import Config
 from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, REPLIES, Op, Reply
 
-if TYPE_CHECKING:
-    from maskwork.rtl.sequencer import Sequencer
 
-
-def reply_words(m: Module, config: Config, sequencer: Sequencer, reply: Value, index: Value, header, fault: Value):
+def reply_words(m: Module, config: Config, sequencer, reply: Value, index: Value, header, fault: Value):
     """Adds what the word number ``index`` of a reply is (``sequencer.o.payload``), and which counter it needs.
 
     Of VECTOR's and MASK's replies only the header, padded to a beat; ``last`` never comes there.

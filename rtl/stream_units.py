@@ -1,11 +1,10 @@
 """Stream units, behind one port of the sequencer: one command's payload in, the words of its reply out."""
 
-from __future__ import annotations
-
 from amaranth import *
 from maskwork.gen.config import Config
 from maskwork.gen.isa import Op
 from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.mask_unit import MaskUnit, mask_fields
 from maskwork.rtl.sequencer import Sequencer
 from maskwork.rtl.vector import VectorUnit, vector_fields
 
@@ -13,7 +12,7 @@ _SELECT = 0
 """Bit of the opcode that tells MASK from VECTOR."""
 
 
-def add_stream_units(m: Module, platform, config: Config, sequencer: Sequencer) -> None:
+def add_stream_units(m: Module, platform, config: Config, sequencer: Sequencer):
     """Adds the vector unit and the mask unit, those that the configuration has, and connects them to the sequencer.
 
     No latency: the command's opcode selects.
@@ -27,8 +26,6 @@ def add_stream_units(m: Module, platform, config: Config, sequencer: Sequencer) 
         m.d.comb += vector.command.eq(vector_fields(header))
         _connect(m, sequencer, vector, ~is_mask if both else Const(1))
     if config.blocks:
-        from maskwork.rtl.mask_unit import MaskUnit, mask_fields
-
         submodule(m, "mask", mask := MaskUnit(config), platform)
         m.d.comb += [
             mask.command.eq(mask_fields(config, header)),
