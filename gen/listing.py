@@ -38,7 +38,7 @@ def _line(op: Op, fields: Mapping[str, int], data: Mapping[str, Any] | None = No
 
 
 def disassemble(program: Program) -> str:
-    """A readable listing of a program: fields that are 0 are left out (banks, tags and k excepted)."""
+    """A readable listing of a program: fields that are 0 are left out (banks, tags, kinds and k excepted)."""
     name, number = program.config.name, program.config.hash
     lines = [f"; maskwork program, instruction set {ISA_VERSION}, configuration {name} ({number:#010x})"]
     for name, spec in program.operands.items():

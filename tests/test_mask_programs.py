@@ -19,8 +19,10 @@ from maskwork.gen.listing import disassemble, disassemble_words
 from maskwork.gen.lower import lower_mask, lower_matmul
 from maskwork.gen.program import Program, bind
 from maskwork.gen.results import ResultAssembler
-from maskwork.sim_tb.device import GoldenDevice
+from maskwork.sim_tb.device import GoldenDevice, open_device
 from maskwork.sim_tb.packets import Machine, faults
+
+from .variants import CONFIGS
 
 TRAIN, WIDE = preset("small-train"), preset("small-train").replace(a_width=18, stream_words=4)
 G = MaskKind
@@ -36,6 +38,29 @@ def test_programs_survive_a_file(config, tmp_path):
         check_bound(config, bound.words, bound.last)
         if kind != G.REPLAY:
             execute_bound(GoldenDevice(config), program, bound)
+
+
+def train(device):
+    """Every function once, masks of one for the next."""
+    rng = np.random.default_rng(8)
+    x, g = rng.integers(-200, 200, (2, 3, 4, 20))
+    forward = generators.threshold(device, x, 0, slot=0)
+    back = generators.replay(device, 0, g)
+    pruned = generators.prune(device, back.values, generators.prune_level(back.magnitudes, g.size, 0.9), 7, slot=1)
+    dropped = generators.dropout(device, pruned.values, 0.7, 9)
+    alone = generators.dropout_mask(device, (12, 20), 0.7, 9, slot=2)
+    masks = [forward, back, pruned, dropped, alone, *(generators.replay(device, n, shape=(12, 20)) for n in (0, 1, 2))]
+    parts = [part for m in masks for part in (m.mask, m.values, m.magnitudes, m.kept, m.nonzeros)]
+    return [*parts, *generators.channel_norms(device, x), generators.project(device, g, 5)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("target", ["rtl", "cycle"])
+def test_functions_on_every_target(target):
+    config = CONFIGS["abc-1-2"]
+    with open_device("golden", config) as golden, open_device(target, config) as device:
+        for ours, expected in zip(train(device), train(golden), strict=True):
+            assert np.array_equal(ours, expected)
 
 
 def test_listings():
