@@ -232,6 +232,17 @@ def test_not_begun_after_reset(device):
     check_good_program(device)
 
 
+def test_reset_empties_slots(device):
+    fault = Fault.MASK_EMPTY if "store" in device.config.blocks else Fault.UNKNOWN_OPCODE
+    machine = Machine(device.config, device)
+    replays = [machine.mask(MaskKind.REPLAY, rows=2, length=3, slot=n) for n in range(device.config.mask_slots)]
+    stores = [machine.mask(MaskKind.GREATER, np.ones((2, 3), int), store=1, slot=n) for n in range(len(replays))]
+    answer = Reply.MASK if fault == Fault.MASK_EMPTY else Reply.ERROR
+    assert [r["reply"] for r in machine.send(*stores, *replays)] == [answer] * 2 * len(replays)
+    device.reset()
+    assert faults(machine.send(machine.begin_packet(), *replays)) == [(fault, Op.MASK)] * len(replays)
+
+
 def test_program_of_another_configuration(device):
     device.reset()
     other = device.config.replace(k_depth=64, a_depth=512)
