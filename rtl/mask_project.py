@@ -37,7 +37,7 @@ class Project(wiring.Component):
         seed, load: shift register q begins at ``seed`` rotated left by 8 * q.
         step: a value comes.
         value: that value, a cycle later.
-        clear: the sums become 0; not while a value comes, or in the cycle after.
+        clear: the sums become 0; not in the cycle after a value came.
         index, sum: a sum, two cycles after the row's last value.
     """
 

@@ -107,10 +107,14 @@ class MaskUnit(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config, command, blocks = self._config, self.command, self._config.blocks
-        dropout, replay, prune, norms, project = (
-            command.kind == kind
-            for kind in (MaskKind.DROPOUT, MaskKind.REPLAY, MaskKind.PRUNE, MaskKind.NORMS, MaskKind.PROJECT)
-        )
+        # in registers, for what they decide is late enough
+        is_kind = {kind: register(name=kind.name.lower()) for kind in MaskKind}
+        payload = register(name="payload")
+        m.d.sync += [
+            *(signal.eq(command.kind == kind) for kind, signal in is_kind.items()),
+            payload.eq(command.values | ~((command.kind == MaskKind.DROPOUT) | (command.kind == MaskKind.REPLAY))),
+        ]
+        norms, project = is_kind[MaskKind.NORMS], is_kind[MaskKind.PROJECT]
         submodule(m, "unpack", unpack := Unpack(config), platform)
         submodule(m, "reply", reply := MaskReply(config), platform)
         wiring.connect(m, wiring.flipped(self.i), unpack.i)
@@ -122,7 +126,7 @@ class MaskUnit(wiring.Component):
             unpack.ended.eq(self.ended),
             unpack.length.eq(command.length),
             unpack.count.eq(command.rows),
-            unpack.payload.eq(command.values | ~(dropout | replay)),
+            unpack.payload.eq(payload),
             unpack.room.eq(space & ~paused),
             self.end.eq(unpack.end),
             element.eq(token.valid | token.missing),
@@ -141,14 +145,14 @@ class MaskUnit(wiring.Component):
         if blocks & RANDOM:
             submodule(m, "lfsr", lfsr := Lfsr(), platform)
             m.d.comb += [
-                load.eq(self.start | (token.closes & ~prune)),
+                load.eq(self.start | (token.closes & ~is_kind[MaskKind.PRUNE])),
                 lfsr.seed.eq(command.seed),
                 lfsr.load.eq(load),
                 lfsr.step.eq(element),
                 number.eq(lfsr.state),
             ]
         if blocks & ELEMENTWISE:
-            self._elements(m, platform, reply, flags, values, magnitudes, number, space)
+            self._elements(m, platform, reply, is_kind, payload, flags, values, magnitudes, number, space)
         if "norms" in blocks:
             submodule(m, "norms", sums := Norms(config), platform)
             short = Signal()  # a row is over before its first sum is in the memory
@@ -170,6 +174,8 @@ class MaskUnit(wiring.Component):
             ]
         if "project" in blocks:
             submodule(m, "project", rows := Project(config), platform)
+            clear = Signal()
+            m.d.sync += clear.eq(reply.left | self.start)
             with m.If(token.closes & project):
                 m.d.sync += paused.eq(1)
             with m.If(reply.left):
@@ -180,7 +186,7 @@ class MaskUnit(wiring.Component):
                 rows.load.eq(load),
                 rows.step.eq(element),
                 rows.value.eq(values[1]),
-                rows.clear.eq(reply.left | self.start),
+                rows.clear.eq(clear),
                 rows.index.eq(reply.index),
                 reply.row_ends.eq(flags[2].closes & project),
                 reply.last.eq(flags[2].last),
@@ -188,7 +194,7 @@ class MaskUnit(wiring.Component):
             ]
         return m
 
-    def _elements(self, m, platform, reply, flags, values, magnitudes, number, space):
+    def _elements(self, m, platform, reply, is_kind, payload, flags, values, magnitudes, number, space):
         """From values to words: which elements are kept, and what they become."""
         config, command, blocks = self._config, self.command, self._config.blocks
         width = config.a_width
@@ -200,9 +206,7 @@ class MaskUnit(wiring.Component):
         zero = register(name="zero")  # value 3 is, where there is a payload
         keep = Signal()  # of value 3
         chosen, instead = Signal(), Signal(signed(width))
-        by_magnitude = command.kind != MaskKind.GREATER
-        made = (command.kind == MaskKind.DROPOUT) | (command.kind == MaskKind.REPLAY)  # needs no values
-        m.d.sync += zero.eq((magnitudes[2] == 0) & (command.values | ~made))
+        m.d.sync += zero.eq((magnitudes[2] == 0) & payload)
         if blocks & {"threshold", "prune"}:
             submodule(m, "threshold", threshold := Threshold(width), platform)
             over = register(name="over")
@@ -210,7 +214,7 @@ class MaskUnit(wiring.Component):
                 threshold.value.eq(values[1]),
                 threshold.magnitude.eq(magnitudes[1]),
                 threshold.level.eq(command.level),
-                threshold.by_magnitude.eq(by_magnitude),
+                threshold.by_magnitude.eq(~is_kind[MaskKind.GREATER]),
                 keep.eq(over),
             ]
             m.d.sync += over.eq(threshold.over)
@@ -221,7 +225,7 @@ class MaskUnit(wiring.Component):
                 pruner.magnitude.eq(magnitudes[2]),
                 pruner.negative.eq(values[2][-1]),
                 pruner.level.eq(command.level),
-                chosen.eq(pruner.chosen & (command.kind == MaskKind.PRUNE)),
+                chosen.eq(pruner.chosen & is_kind[MaskKind.PRUNE]),
                 instead.eq(pruner.instead),
             ]
         if "dropout" in blocks:
@@ -229,7 +233,7 @@ class MaskUnit(wiring.Component):
             kept = [register(name=f"kept{n}") for n in (2, 3)]
             m.d.comb += [dropout.number.eq(number[:RANDOM_BITS]), dropout.level.eq(command.level)]
             m.d.sync += [kept[0].eq(dropout.keep), kept[1].eq(kept[0])]
-            with m.If(command.kind == MaskKind.DROPOUT):
+            with m.If(is_kind[MaskKind.DROPOUT]):
                 m.d.comb += keep.eq(kept[1])
         if "store" in blocks:
             submodule(m, "store", store := MaskStore(config), platform)
@@ -244,12 +248,12 @@ class MaskUnit(wiring.Component):
                 store.clear.eq(self.clear),
                 store.word.eq(bits.o.payload.word),
                 store.write.eq(bits.fresh & command.store),
-                store.step.eq(flags[0].valid & (command.kind == MaskKind.REPLAY)),
+                store.step.eq(flags[0].valid & is_kind[MaskKind.REPLAY]),
                 store.closes.eq(flags[0].closes),
                 self.lacking.eq(store.lacking),
                 self.overflowed.eq(store.overflowed),
             ]
-            with m.If(command.kind == MaskKind.REPLAY):
+            with m.If(is_kind[MaskKind.REPLAY]):
                 m.d.comb += keep.eq(store.bit)
         result, bit = register(width, name="result"), register(name="bit")
         m.d.sync += [
@@ -257,7 +261,7 @@ class MaskUnit(wiring.Component):
             bit.eq((keep & ~zero) | chosen),
         ]
         done = flags[LATENCY]
-        elementwise = (command.kind != MaskKind.NORMS) & (command.kind != MaskKind.PROJECT)
+        elementwise = ~is_kind[MaskKind.NORMS] & ~is_kind[MaskKind.PROJECT]
         o = queue.o.payload
         m.d.comb += [
             space.eq(queue.space),
