@@ -51,6 +51,16 @@ def test_sequence(seed):
     assert all(lfsr.leap(seed, n) == far[n] for n in (65535, 200_001))
 
 
+def test_numbers_are_even_and_independent():
+    """Means of bits, and of products of the numbers of values up to 64 apart, within 5 standard deviations."""
+    u = masks.numbers(0x5EED, 1 << 18)
+    ones = np.unpackbits(u.astype("<u2").view(np.uint8)).reshape(-1, 16).mean(axis=0)
+    assert np.abs(ones - 0.5).max() < 5 * 0.5 / 512
+    v = (u - 32767.5) / (65536 / math.sqrt(12))
+    for lag in range(1, 65):
+        assert abs((v[lag:] * v[:-lag]).mean()) < 5 / 512
+
+
 def test_polynomial_is_primitive():
     """The order of the state's map is 2^32 - 1: it returns after so many bits, and after no quotient by a prime."""
     identity, period = lfsr.bits_later(0), (1 << 32) - 1
@@ -184,6 +194,19 @@ def test_pruning_of_normal_values(width, sigma, sparsity, density):
         deviation = math.sqrt(float((size * (level - size))[chosen].sum()))
         assert abs(int((done.values - x)[chosen].sum())) < 4.5 * deviation
         assert (4.5 + 3.1) * deviation < (0.016 if chosen.all() else 0.023) * sigma * chosen.sum()
+
+
+def test_a_biased_pruner_is_noticed(monkeypatch):
+    """One that keeps small values with a probability that is 0.013 too large."""
+
+    def biased(x, level, seed):
+        size, u = np.abs(x), masks.numbers(seed, x.size).reshape(x.shape)
+        kept = level * u < (size << 16) + int(0.013 * 65536 * level)
+        return np.where(size >= level, x, np.where(kept, np.sign(x) * level, 0))
+
+    monkeypatch.setattr(masks, "prune", biased)
+    with pytest.raises(AssertionError):
+        test_pruning_of_normal_values(9, 60, 0.5, 0.741)
 
 
 def test_pruning_goes_on_from_command_to_command(monkeypatch):
