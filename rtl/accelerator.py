@@ -15,12 +15,13 @@ from maskwork.rtl.counters import Counters
 from maskwork.rtl.drain import DRAIN_LATENCY
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.loader import Loader
+from maskwork.rtl.mask_unit import LATENCY as MASK_LATENCY
 from maskwork.rtl.pe import LOOKUP_LATENCY, MULTIPLY_LATENCY
 from maskwork.rtl.post import PostProcess
 from maskwork.rtl.sequencer import Sequencer
 from maskwork.rtl.stream import SkidBuffer, beat_layout
 from maskwork.rtl.stream_units import add_stream_units
-from maskwork.rtl.vector import LATENCY
+from maskwork.rtl.vector import LATENCY as VECTOR_LATENCY
 
 REASONS = COUNTERS[:8]
 """Counters of PE-cycles; the others follow."""
@@ -45,7 +46,8 @@ class Accelerator(wiring.Component):
         "multiply": MULTIPLY_LATENCY,
         "drain": DRAIN_LATENCY,
         "post": PostProcess.LATENCY,
-        "vector": LATENCY,
+        "vector": VECTOR_LATENCY,
+        "mask": MASK_LATENCY,
     }
 
     def __init__(self, config: Config):
