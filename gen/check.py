@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from maskwork.gen import pack
 from maskwork.gen.chains import Chains
+from maskwork.gen.check_masks import Slots, check_masks, mask_data, mask_fields
 from maskwork.gen.check_vector import check_vectors, vector_data, vector_fields
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError, ProgramError
-from maskwork.gen.isa import COMMANDS, ISA_VERSION, Fault, Op
+from maskwork.gen.isa import COMMANDS, ISA_VERSION, Fault, Op, commands_of
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -46,6 +47,7 @@ class Legality:
     def __init__(self, config: Config) -> None:
         self.config = config
         self.begun = False
+        self._slots = Slots(config)
         self._reset()
 
     def _reset(self) -> None:
@@ -75,18 +77,22 @@ class Legality:
                 return Fault.WRONG_CONFIG, f"config must be {self.config.hash:#010x}, not {fields.get('config', 0):#x}"
             self.begun = True
             return None
+        if op == Op.ABORT:
+            self._slots.clear()
         if op < Op.LOAD_A:
             return None
-        if op == Op.VECTOR and not self.config.vector:
-            return Fault.UNKNOWN_OPCODE, "VECTOR needs a configuration with vector = true"
+        if op not in commands_of(self.config):
+            key = "vector = true" if op == Op.VECTOR else "generators"
+            return Fault.UNKNOWN_OPCODE, f"{op.name} needs a configuration with {key}"
         if not self.begun:
             return Fault.NOT_BEGUN, "BEGIN must come first"
         f = {field.name: fields.get(field.name, 0) for field in COMMANDS[op].fields}
-        message = vector_fields(f) if op == Op.VECTOR else self._fields(op, f)
+        streams = {Op.VECTOR: vector_fields, Op.MASK: lambda f: mask_fields(self.config, f)}
+        message = streams[op](f) if op in streams else self._fields(op, f)
         if message:
             return Fault.BAD_FIELD, message
-        if op == Op.VECTOR:
-            return None
+        if op in streams:
+            return self._slots.step(f) if op == Op.MASK else None
         clusters = [c for c in range(self.config.clusters) if f["clusters"] >> c & 1]
         if op == Op.RUN:
             return self._run(f, clusters)
@@ -235,6 +241,7 @@ def check_program(program: Program) -> None:
     legality = Legality(config)
     finals: list[dict[str, int]] = []
     vectors: list[Mapping[str, int]] = []
+    masks: list[Mapping[str, int]] = []
     for number, command in enumerate(program.commands):
         where = f"command {number} ({command.get('op')})"
         try:
@@ -262,6 +269,9 @@ def check_program(program: Program) -> None:
         elif message is None and op == Op.VECTOR:
             message = vector_data(program, fields, command.get("data"))
             vectors.append(fields)
+        elif message is None and op == Op.MASK:
+            masks.append({field.name: fields.get(field.name, 0) for field in COMMANDS[op].fields})
+            message = mask_data(program, masks[-1], command.get("data"))
         elif message is None and op in (Op.LOAD_A, Op.LOAD_B, Op.LOAD_C, Op.LOAD_P):
             message = _data(program, op, fields, command.get("data"))
         if message:
@@ -271,6 +281,7 @@ def check_program(program: Program) -> None:
     except (KeyError, TypeError, AttributeError):
         raise ProgramError("results: each entry needs tag, row, output and parts (lanes, rows, columns)") from None
     check_vectors(program, vectors)
+    check_masks(program, masks)
 
 
 def _matrix_shape(shape: list[int]) -> tuple[int, int]:

@@ -28,6 +28,10 @@ POST_MAX_SHIFT = 47
 """Largest right shift of the requantisation."""
 
 
+GENERATORS = ("threshold", "prune", "dropout", "norms", "project", "store")
+"""Blocks of the mask unit, as the key ``generators`` names them."""
+
+
 def _doc(text: str, default: Any) -> Any:
     return field(default=default, metadata={"doc": text})
 
@@ -79,6 +83,15 @@ class Config:
     post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
     counters: bool = _doc("performance counters are built; without them READ_COUNTERS answers zeros", True)
     vector: bool = _doc("the vector unit is built: pooling and residual addition, command VECTOR", False)
+    generators: str = _doc(
+        "blocks of the mask unit (command MASK): names of threshold, prune, dropout, norms, project and store, with "
+        "commas between them; empty: no unit",
+        "",
+    )
+    mask_slots: int = _doc("masks that the mask unit's block store keeps", 4)
+    mask_depth: int = _doc("32-bit words of one mask there", 64)
+    norm_channels: int = _doc("columns of which the mask unit's block norms makes norms at once", 256)
+    project_sums: int = _doc("random projections that the mask unit's block project makes of a row", 8)
 
     # ------------------------------------------------------------------ checks
 
@@ -143,10 +156,24 @@ class Config:
                 f"fifo_depth must be at least rows_in_flight * {least} = {self.rows_in_flight * least} (a ring of "
                 f"words for every row in flight), not {self.fifo_depth}"
             )
+        self._check_generators()
         if self.tile_columns > 256:
             raise ConfigError(
                 f"pes_per_lane * slots (the columns of an N tile) must be at most 256, not {self.tile_columns}"
             )
+
+    def _check_generators(self) -> None:
+        names = [name.strip() for name in self.generators.split(",")] if self.generators else []
+        if not set(names) <= set(GENERATORS) or len(set(names)) < len(names):
+            raise ConfigError(
+                f"generators must be names of {', '.join(GENERATORS)}, separated by commas, each at most once, not "
+                f"{self.generators!r}"
+            )
+        object.__setattr__(self, "generators", ",".join(name for name in GENERATORS if name in names))
+        self._power_of_two("mask_slots", 1, 16)
+        self._power_of_two("mask_depth", 16, 4096)
+        self._power_of_two("norm_channels", 16, 4096)
+        self._power_of_two("project_sums", 4, 16)
 
     def _in_range(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)
@@ -181,6 +208,11 @@ class Config:
     def mask_words(self) -> int:
         """32-bit words of one row's C mask, or of one k's bitmap of B (before padding to a beat)."""
         return -(-self.tile_columns // 32)
+
+    @property
+    def blocks(self) -> frozenset[str]:
+        """Blocks of the mask unit that are built, names of :data:`GENERATORS`; none without the unit."""
+        return frozenset(self.generators.split(",")) & frozenset(GENERATORS)
 
     @property
     def sum_rows(self) -> int:
@@ -298,6 +330,10 @@ _preset(
     "2 PEs, for tests and for reading the Verilog",
 )  # fmt: skip
 _preset(Config(name="small", vector=True), "16 PEs in one cluster: simulation, first experiments")
+_preset(
+    Config(name="small-train", vector=True, generators=",".join(GENERATORS)),
+    "small with every block of the mask unit: masks made, kept and replayed while training",
+)
 _preset(Config(name="dense-small", skip="", vector=True), "small without any skipping: the dense baseline")
 _preset(
     Config(name="ulx3s-85f", lanes=12, k_depth=64, a_depth=1024, a_segments=256, psum_rows=32, psum_in_pe=True,

@@ -10,8 +10,9 @@ from __future__ import annotations
 import enum
 from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
-ISA_VERSION = 2
+ISA_VERSION = 3
 """Version of the instruction set; BEGIN refuses a program made for another."""
 
 
@@ -30,6 +31,7 @@ class Op(enum.IntEnum):
     LOAD_P = 0x13
     RUN = 0x20
     VECTOR = 0x30
+    MASK = 0x31
 
 
 class Reply(enum.IntEnum):
@@ -42,6 +44,7 @@ class Reply(enum.IntEnum):
     COUNTERS = 0x86
     RESULT = 0x90
     VECTOR = 0x91
+    MASK = 0x92
     ERROR = 0xEE
 
 
@@ -54,6 +57,39 @@ class VectorKind(enum.IntEnum):
 
 MAX_WINDOW = 1 << 14
 """Most values of a window of VECTOR."""
+
+
+class MaskKind(enum.IntEnum):
+    """What MASK does with its values."""
+
+    GREATER = 0
+    MAGNITUDE = 1
+    PRUNE = 2
+    DROPOUT = 3
+    REPLAY = 4
+    NORMS = 5
+    PROJECT = 6
+
+
+KIND_BLOCKS: dict[MaskKind, str] = {
+    MaskKind.GREATER: "threshold",
+    MaskKind.MAGNITUDE: "threshold",
+    MaskKind.PRUNE: "prune",
+    MaskKind.DROPOUT: "dropout",
+    MaskKind.REPLAY: "store",
+    MaskKind.NORMS: "norms",
+    MaskKind.PROJECT: "project",
+}
+"""The block of the mask unit (:data:`maskwork.gen.config.GENERATORS`) that each kind of MASK needs."""
+
+SEEDED = frozenset({MaskKind.PRUNE, MaskKind.DROPOUT, MaskKind.PROJECT})
+"""Kinds of MASK that draw random numbers: their seed must not be 0."""
+
+MAX_PROJECT = 1 << 14
+"""Longest row of a MASK of kind PROJECT."""
+
+RANDOM_BITS = 16
+"""Bits of the random number that PRUNE and DROPOUT draw for a value."""
 
 
 class Fault(enum.IntEnum):
@@ -69,10 +105,11 @@ class Fault(enum.IntEnum):
     WRONG_CONFIG = 8
     WRONG_VERSION = 9
     BUFFER_FULL = 10
+    MASK_EMPTY = 11
 
 
 FAULT_DOCS: dict[Fault, str] = {
-    Fault.UNKNOWN_OPCODE: "no such command, or VECTOR without a vector unit; the packet was dropped to its last word",
+    Fault.UNKNOWN_OPCODE: "no such command, or VECTOR or MASK without its unit; the packet was dropped to its end",
     Fault.SHORT_PACKET: "the packet ended before its header or its data were complete; a bank it was loading is empty",
     Fault.LONG_PACKET: "the packet went on after its data were complete; it was dropped, and a bank it was loading is "
     "empty",
@@ -82,7 +119,9 @@ FAULT_DOCS: dict[Fault, str] = {
     Fault.NOT_BEGUN: "no program was begun (BEGIN), or the last BEGIN was refused",
     Fault.WRONG_CONFIG: "the program was made for another configuration (hash)",
     Fault.WRONG_VERSION: "the program was made for another version of the instruction set",
-    Fault.BUFFER_FULL: "the data do not fit the bank (words or segments of A, rows of C masks); the bank is empty",
+    Fault.BUFFER_FULL: "the data do not fit the bank (words or segments of A, rows of C masks), or the mask its slot; "
+    "bank or slot is empty",
+    Fault.MASK_EMPTY: "no mask of the length and rows that a REPLAY names is in its slot",
 }
 
 COUNTERS = (
@@ -285,7 +324,35 @@ COMMANDS: dict[Op, Packet] = {
                "whole padded to a beat",
        doc="pools or adds, where the configuration has the `vector` unit; answers one VECTOR reply while the data "
            "come, and the next command waits until that has left; RUNs go on meanwhile"),
+    Op.MASK: Packet(Op.MASK, "MASK", 4, (
+        Field("tag", 0, 8, 8, doc="returned in the reply"),
+        Field("kind", 0, 16, 3, doc=", ".join(f"{int(k)}: {k.name}" for k in MaskKind)),
+        Field("values", 0, 19, 1, doc="1: the reply has values, 0: bitmaps; 1 for NORMS and PROJECT"),
+        Field("store", 0, 20, 1, doc="1: the mask is stored in the slot (kinds 0 to 3)"),
+        Field("slot", 0, 24, 4, doc="slot to store in, or that REPLAY reads; always below `mask_slots`"),
+        *_pair(1, "length", "rows", (f"values of a row: at most `norm_channels` (NORMS), {MAX_PROJECT} (PROJECT)",
+                                     "rows; both 1 or more")),
+        Field("level", 2, 0, 18, True, doc="GREATER: any value of a_width bits; MAGNITUDE, PRUNE: 1 to "
+              "2**(a_width - 1) - 1; DROPOUT: 1 to 65535"),
+        Field("seed", 3, 0, 32, doc="first state of the random sequence: not 0 for PRUNE, DROPOUT and PROJECT"),
+    ), payload="`rows` x `length` packed values of a_width bits, the rows one after the other without gaps; the whole "
+               "padded to a beat. DROPOUT and REPLAY with `values` = 0 have none",
+       doc="makes a mask, stores it or replays one, or makes norms or random projections, where the configuration has "
+           "the mask unit and the block of that kind (`generators`); answers one MASK reply while the data come, and "
+           "the next command waits until that has left; RUNs go on meanwhile. Masks stay stored until ABORT"),
 }  # fmt: skip
+
+
+def commands_of(config: Any) -> dict[Op, Packet]:
+    """The commands that the hardware of a configuration has (a Config): VECTOR and MASK need their units."""
+    absent = {*(() if config.vector else (Op.VECTOR,)), *(() if config.blocks else (Op.MASK,))}
+    return {op: packet for op, packet in COMMANDS.items() if op not in absent}
+
+
+def mask_has_payload(kind: int, values: int) -> bool:
+    """Whether a MASK of that kind, and field ``values``, has a payload."""
+    return bool(values) or kind not in (MaskKind.DROPOUT, MaskKind.REPLAY)
+
 
 REPLIES: dict[Reply, Packet] = {
     Reply.IDENTITY: Packet(Reply.IDENTITY, "IDENTITY", 4, (
@@ -311,6 +378,12 @@ REPLIES: dict[Reply, Packet] = {
         Field("count", 0, 16, 16, doc="outputs that the command asked for"),
     ), payload="packed outputs of a_width bits, zeros included; the whole padded to a beat. After a command whose data "
                "end too early: the outputs whose windows are complete, then one that is 0; an ERROR follows"),
+    Reply.MASK: Packet(Reply.MASK, "MASK", 2, (
+        Field("tag", 0, 8, 8, doc="tag of the command"),
+        Field("values", 0, 16, 1, doc="that of the command"),
+        *_pair(1, "length", "rows", ("that of the command", "that of the command")),
+    ), payload="what was asked for, then (kinds 0 to 4) the statistics, each padded to a beat: see "
+               "[what MASK answers](#what-mask-answers)"),
     Reply.ERROR: Packet(Reply.ERROR, "ERROR", 1, (
         Field("fault", 0, 8, 8, doc="what was wrong"),
         Field("opcode", 0, 16, 8, doc="opcode of the packet at fault"),

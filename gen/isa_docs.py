@@ -60,6 +60,49 @@ for j in 0 .. count - 1:
 `low` and `high` are first brought into the range of `a_width` bits, as those of LOAD_P are. Nothing overflows.
 """
 
+_MASK_MEANING = """### What MASK computes
+
+x is a row's value of a column j, u its random number of 16 bits:
+
+| kind | output |
+|---|---|
+| GREATER | x if x > level, else 0 |
+| MAGNITUDE | x if abs(x) >= level, else 0 |
+| PRUNE | x if abs(x) >= level; else sign(x) * level if level * u < abs(x) * 2**16; else 0 |
+| DROPOUT | x if u < level, else 0; u is that of the column, the same in every row |
+| REPLAY | x if the mask in the slot keeps it, else 0 |
+| NORMS | for every column, over the rows: sum of abs(x) and number of values that are not 0 |
+| PROJECT | for every row and t = 0 .. `project_sums` - 1: sum over j of r[t, j] * x, with r of +1, -1 and 0 |
+
+The mask of kinds 0 to 3 keeps what has an output that is not 0; without payload, a column with u < level. `store`
+keeps it in the slot, each row in words of its own, at most `mask_depth` words. A slot is empty from the start of the
+command that stores there until it has ended without an ERROR. Slots outlive BEGIN and SYNC; reset and ABORT empty
+them.
+
+Random numbers come from a sequence of bits, b[n + 32] = b[n + 7] ^ b[n + 6] ^ b[n + 2] ^ b[n]. A state s is 32 bits
+of it, bit i of s is b[n + i], and `seed` is the first state; from one value to the next n grows by 24. u is s[15:0].
+PRUNE goes on with the sequence through all values of the command, DROPOUT and PROJECT begin again with every row.
+PROJECT has a sequence for every four sums: that of sums 4 q to 4 q + 3 begins with `seed` rotated left by 8 q bits.
+Of sum t, bits s[6 (t mod 4) + 5 : 6 (t mod 4)] decide: below 11 r is +1, below 22 it is -1, else 0.
+
+### What MASK answers
+
+Behind the header, padded to a beat, comes one of these, padded to a beat:
+
+* kinds 0 to 4, `values` = 1: the outputs, zeros included, packed without gaps between rows;
+* kinds 0 to 4, `values` = 0: the mask, a bitmap for each row, padded to a word;
+* NORMS: for each column two words: bits 31:0 of the sum; then the count in bits 15:0 and bits 47:32 of the sum above;
+* PROJECT: for each row `project_sums` words, signed.
+
+Kinds 0 to 4 then have statistics, four words padded to a beat: bits 31:0, then 47:32 of the sum of abs(x), how many
+are kept, and how many x are not 0; of the payload, so that without one only the second count is not 0. Sums wrap.
+
+After data that end too early the reply is that of a command that ended with one value more, a 0, in the row that it
+belongs to: one more output, or a last bitmap that ends with its word; of NORMS the columns up to it, if it is in the
+first row; of PROJECT the sums of its row as far as they got. The 0 does not count in the statistics. ERROR follows,
+and the slot is empty if the mask was to be stored.
+"""
+
 _FAULTS = """## Faults
 
 Codes of ERROR replies. The packet at fault is dropped to its last beat; the accelerator stays usable.
@@ -109,7 +152,7 @@ def isa_markdown() -> str:
     for packet in COMMANDS.values():
         lines += _packet(packet)
     lines += [f"Loop levels of RUN, outermost first: {', '.join(f'`{level}`' for level in LEVELS)}.", "", _RUN_MEANING]
-    lines += [_VECTOR_MEANING]
+    lines += [_VECTOR_MEANING, _MASK_MEANING]
     lines += ["## Replies", ""]
     for packet in REPLIES.values():
         lines += _packet(packet)

@@ -25,9 +25,9 @@ def _line(op: Op, fields: Mapping[str, int], data: Mapping[str, Any] | None = No
     parts = []
     for f in COMMANDS[op].fields:
         value = fields.get(f.name, 0)
-        if value == 0 and f.name not in ("bank", "a_bank", "b_bank", "tag", "k"):
+        if value == 0 and f.name not in ("bank", "a_bank", "b_bank", "tag", "k", "kind"):
             continue
-        text = f"{value:#x}" if f.name in ("clusters", "lanes", "config", "token") else str(value)
+        text = f"{value:#x}" if f.name in ("clusters", "lanes", "config", "token", "seed") else str(value)
         parts.append(f"{f.name}={text}")
     if data:
         if "operand" in data:
@@ -38,7 +38,7 @@ def _line(op: Op, fields: Mapping[str, int], data: Mapping[str, Any] | None = No
 
 
 def disassemble(program: Program) -> str:
-    """A readable listing of a program: fields that are 0 are left out (banks, tags and k excepted)."""
+    """A readable listing of a program: fields that are 0 are left out (banks, tags, kinds and k excepted)."""
     name, number = program.config.name, program.config.hash
     lines = [f"; maskwork program, instruction set {ISA_VERSION}, configuration {name} ({number:#010x})"]
     for name, spec in program.operands.items():

@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 from maskwork.gen.config import CHUNK, Config
 from maskwork.gen.errors import ProgramError
-from maskwork.gen.isa import COMMANDS, Op
+from maskwork.gen.isa import COMMANDS, Op, mask_has_payload
 from numpy.typing import NDArray
 
 Words = NDArray[np.uint32]
@@ -300,6 +300,8 @@ def payload_words(config: Config, op: Op, fields: Mapping[str, int], payload: Wo
         return pad_words(2 * fields["columns"], sw), 0
     if op == Op.VECTOR:
         return value_words(fields["count"] * fields["window"], config.a_width, sw), 0
+    if op == Op.MASK and mask_has_payload(fields["kind"], fields["values"]):
+        return value_words(fields["rows"] * fields["length"], config.a_width, sw), 0
     if op not in (Op.LOAD_A, Op.LOAD_B):
         return 0, 0
     is_a = op == Op.LOAD_A

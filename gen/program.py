@@ -46,6 +46,10 @@ class Program:
         vectors: one for each VECTOR, in order: {"tag", "output", "elements": ranges}. Its j-th output is element
             elements[j] of the output, whose axes are all flattened. VECTOR's data are an operand of role a, of which
             ``rows`` are the outputs and ``columns`` their windows' values; elements that a mask removes are sent as 0.
+        masks: one for each MASK, in order: {"tag", "output", "rows": ranges, "stats"}. Its rows (of NORMS: its columns)
+            are these rows of the output; norms of several MASKs are added up. "stats" is the output (sum of
+            magnitudes, kept, nonzeros) to which its statistics are added; NORMS and PROJECT have none. Its data are
+            ``rows`` and ``columns`` of an operand of role a.
         products: {"a", "b", "k", "window"}: operands that check_overflow looks at (for matrix products with the k,
             for weight gradients with the window of :func:`~maskwork.gen.overflow.window_maxima`).
     """
@@ -57,6 +61,7 @@ class Program:
     outputs: dict[str, dict[str, Any]] = field(default_factory=dict)
     products: list[dict[str, Any]] = field(default_factory=list)
     vectors: list[dict[str, Any]] = field(default_factory=list)
+    masks: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> str:
         """The program file's text."""
@@ -70,6 +75,7 @@ class Program:
             "outputs": self.outputs,
             "products": self.products,
             "vectors": self.vectors,
+            "masks": self.masks,
         }
         lines = [f"{json.dumps(key)}: {json.dumps(value)}" for key, value in head.items()]
         for key, rows in (("commands", self.commands), ("results", self.results)):
@@ -99,7 +105,7 @@ class Program:
         for key in ("config", "operands", "outputs"):
             if not isinstance(values[key], dict):
                 raise ProgramError(f"{where}: {key} must be an object, not {type(values[key]).__name__}")
-        for key in ("commands", "results", "vectors"):
+        for key in ("commands", "results", "vectors", "masks"):
             rows = values.get(key, [])
             if not isinstance(rows, list) or not all(isinstance(v, dict) for v in rows):
                 raise ProgramError(f"{where}: {key} must be a list of objects")
@@ -112,7 +118,7 @@ class Program:
                 f"{where}: config_hash must be {config.hash}, that of its config, not {values['config_hash']!r}"
             )
         program = cls(config, values["operands"], values["commands"], values["results"], values["outputs"],
-                      values.get("products", []), values.get("vectors", []))  # fmt: skip
+                      values.get("products", []), values.get("vectors", []), values.get("masks", []))  # fmt: skip
         program._check_names(where)
         return program
 
@@ -276,8 +282,8 @@ class _Operands:
         chosen = mask[pack.index_of(data["rows"], data["columns"])]
         return pack.pack_bitmaps(chosen, self.config.stream_words).reshape(-1)
 
-    def vector(self, data: Mapping[str, Any]) -> NDArray[np.uint32]:
-        """Payload words of VECTOR."""
+    def stream(self, data: Mapping[str, Any]) -> NDArray[np.uint32]:
+        """Payload words of VECTOR or MASK."""
         windows = self.values[data["operand"]][pack.index_of(data["rows"], data["columns"])]
         return pack.pack_rows(windows.reshape(1, -1), None, self.config.a_width, self.config.stream_words)
 
@@ -331,15 +337,15 @@ def bind(
         op = Op[command["op"]]
         fields = {key: value for key, value in command.items() if key not in ("op", "data")}
         payload = np.zeros(0, dtype=np.uint32)
-        if op in (Op.LOAD_A, Op.LOAD_B, Op.LOAD_C, Op.LOAD_P, Op.VECTOR):
+        if op in (Op.LOAD_A, Op.LOAD_B, Op.LOAD_C, Op.LOAD_P, Op.VECTOR) or (op == Op.MASK and "data" in command):
             data = command["data"]
             if (key := f"{op.name}{data}") not in cache:
                 if op == Op.LOAD_C:
                     cache[key] = state.c_rows(data)
                 elif op == Op.LOAD_P:
                     cache[key] = state.parameters(data)
-                elif op == Op.VECTOR:
-                    cache[key] = state.vector(data)
+                elif op in (Op.VECTOR, Op.MASK):
+                    cache[key] = state.stream(data)
                 else:
                     cache[key] = state.packed(data, "a" if op == Op.LOAD_A else "b")
             payload = cache[key]

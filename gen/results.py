@@ -8,7 +8,8 @@ from typing import Any
 import numpy as np
 from maskwork.gen import pack
 from maskwork.gen.errors import DeviceError
-from maskwork.gen.isa import COUNTERS, FAULT_DOCS, REPLIES, Fault, Op, Reply
+from maskwork.gen.isa import COUNTERS, FAULT_DOCS, REPLIES, Fault, MaskKind, Op, Reply
+from maskwork.gen.mask_replies import mask_reply
 from maskwork.gen.program import Program
 from numpy.typing import NDArray
 
@@ -46,7 +47,7 @@ class ResultAssembler:
     Members:
         synced: tags of the SYNCED replies so far.
         counters: the last COUNTERS reply, or None.
-        packets: packets of results (RESULT, VECTOR) so far.
+        packets: packets of results (RESULT, VECTOR, MASK) so far.
     """
 
     def __init__(self, program: Program) -> None:
@@ -93,7 +94,8 @@ class ResultAssembler:
         self._offset = np.cumsum(self._rows_of) - self._rows_of
         self._rows = np.concatenate(rows) if rows else np.zeros(0, dtype=np.int64)
         self._seen = np.zeros(len(self._rows), dtype=np.bool_)
-        self._vectors_seen = 0
+        self._vectors_seen = self._masks_seen = 0
+        self._mask_commands = [command for command in self.program.commands if command["op"] == Op.MASK.name]
         tags = np.array([run["tag"] for run in runs], dtype=np.int64)
         for tag in np.unique(tags):
             self._by_tag[int(tag)] = np.flatnonzero(tags == tag)
@@ -152,6 +154,8 @@ class ResultAssembler:
             self.synced.append(REPLIES[Reply.SYNCED].decode([int(packet[0])])["tag"])
         elif kind == Reply.VECTOR:
             self._vector(packet)
+        elif kind == Reply.MASK:
+            self._mask(packet)
         elif kind == Reply.COUNTERS:
             self.counters = parse_counters(packet, self.config.stream_words)
 
@@ -178,6 +182,21 @@ class ResultAssembler:
         values = pack.unpack_values(packet[None, head:], len(elements), config.a_width)[0]
         self._arrays[entry["output"]].reshape(-1)[elements] = values
         self._vectors_seen += 1
+        self.packets += 1
+
+    def _mask(self, packet: NDArray[np.uint32]) -> None:
+        """Store what the next MASK made: the replies come in its program's order."""
+        masks = self.program.masks
+        if self._masks_seen == len(masks):
+            raise DeviceError(f"there are more MASK replies than the program's {len(masks)}")
+        entry, command = masks[self._masks_seen], self._mask_commands[self._masks_seen]
+        values, stats = mask_reply(self.config, command, packet)
+        rows = pack.expand_ranges(entry["rows"])
+        output = self._arrays[entry["output"]]
+        output[rows] = values + (output[rows] if command["kind"] == MaskKind.NORMS else 0)
+        if stats is not None:
+            self._arrays[entry["stats"]][0] += stats
+        self._masks_seen += 1
         self.packets += 1
 
     def _results(self, words: NDArray[np.uint32], starts: NDArray[np.int64], sizes: NDArray[np.int64]) -> None:
@@ -288,7 +307,8 @@ class ResultAssembler:
     @property
     def complete(self) -> bool:
         """Whether every result has come."""
-        return bool(self._seen.all()) and self._vectors_seen == len(self.program.vectors)
+        streams = self._vectors_seen == len(self.program.vectors) and self._masks_seen == len(self.program.masks)
+        return bool(self._seen.all()) and streams
 
     def outputs(self) -> dict[str, NDArray[Any]]:
         """Output arrays by name (int32, or int64 where acc_width > 32); what was masked out is 0.
@@ -296,9 +316,10 @@ class ResultAssembler:
         Raises:
             DeviceError: if results are missing.
         """
-        if self._vectors_seen < len(self.program.vectors):
-            raise DeviceError(f"{len(self.program.vectors) - self._vectors_seen} of {len(self.program.vectors)} VECTOR "
-                              "replies are missing")  # fmt: skip
+        for name, seen, entries in (("VECTOR", self._vectors_seen, self.program.vectors),
+                                    ("MASK", self._masks_seen, self.program.masks)):  # fmt: skip
+            if seen < len(entries):
+                raise DeviceError(f"{len(entries) - seen} of {len(entries)} {name} replies are missing")
         if not self.complete:
             missing = np.flatnonzero(~self._seen)
             part = int(np.searchsorted(self._offset, missing[0], side="right")) - 1

@@ -15,11 +15,13 @@ from maskwork.rtl.counters import Counters
 from maskwork.rtl.drain import DRAIN_LATENCY
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.loader import Loader
+from maskwork.rtl.mask_unit import LATENCY as MASK_LATENCY
 from maskwork.rtl.pe import LOOKUP_LATENCY, MULTIPLY_LATENCY
 from maskwork.rtl.post import PostProcess
 from maskwork.rtl.sequencer import Sequencer
 from maskwork.rtl.stream import SkidBuffer, beat_layout
-from maskwork.rtl.vector import LATENCY, VectorUnit
+from maskwork.rtl.stream_units import add_stream_units
+from maskwork.rtl.vector import LATENCY as VECTOR_LATENCY
 
 REASONS = COUNTERS[:8]
 """Counters of PE-cycles; the others follow."""
@@ -44,7 +46,8 @@ class Accelerator(wiring.Component):
         "multiply": MULTIPLY_LATENCY,
         "drain": DRAIN_LATENCY,
         "post": PostProcess.LATENCY,
-        "vector": LATENCY,
+        "vector": VECTOR_LATENCY,
+        "mask": MASK_LATENCY,
     }
 
     def __init__(self, config: Config):
@@ -84,16 +87,7 @@ class Accelerator(wiring.Component):
             sequencer.load_done.eq(loader.done),
             sequencer.load_end.eq(loader.end),
         ]
-        if config.vector:
-            submodule(m, "vector", vector := VectorUnit(config), platform)
-            wiring.connect(m, sequencer.vector_i, vector.i)
-            wiring.connect(m, vector.o, sequencer.vector_o)
-            m.d.comb += [
-                vector.command.eq(sequencer.vector),
-                vector.start.eq(sequencer.vector_start),
-                vector.ended.eq(sequencer.vector_ended),
-                sequencer.vector_end.eq(vector.end),
-            ]
+        add_stream_units(m, platform, config, sequencer)
         for number, cluster in enumerate(clusters):
             selected = sequencer.selected[number]
             wiring.connect(m, cluster.o, getattr(collector, f"i{number + 1}"))

@@ -1,4 +1,6 @@
-"""The lanes alone, between registers: what is placed and routed to measure the array without what is around it."""
+"""Parts alone, between registers: what is placed and routed to measure them without what is around them."""
+
+from collections.abc import Mapping
 
 from amaranth import *
 from amaranth.lib import wiring
@@ -8,10 +10,13 @@ from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.lane import Lane
 
 
-class ArrayHarness(wiring.Component):
-    """All lanes of a configuration; their inputs come from a shift register, their outputs end in another.
+class Harness(wiring.Component):
+    """Components whose inputs come from a shift register, and whose outputs end in another.
 
-    Every input and output of a lane is a register's, as in the accelerator, and nothing is left out by synthesis.
+    Every input and output of a component is a register's, as in the accelerator, and nothing is left out by synthesis.
+
+    Args:
+        parts: the components, by name.
 
     Members:
         i: serial in.
@@ -19,24 +24,20 @@ class ArrayHarness(wiring.Component):
         shift: the output register shifts instead of gathering.
     """
 
-    def __init__(self, config: Config):
-        self._config = config
+    def __init__(self, parts: Mapping[str, wiring.Component]):
+        self._parts = parts
         super().__init__({"i": In(1), "shift": In(1), "o": Out(1)})
 
-    def hierarchy_key(self):
-        """Identity of the emitted module."""
-        return ("ArrayHarness", self._config.hash)
-
     def elaborate(self, platform):
-        """Build the lanes and both registers."""
+        """Build the components and both registers."""
         m = Module()
         previous: Value = self.i
         gathered = []
-        for number in range(self._config.lanes):
-            submodule(m, f"lane{number}", lane := Lane(self._config), platform)
-            for path, member, port in lane.signature.flatten(lane):
+        for part, component in self._parts.items():
+            submodule(m, part, component, platform)
+            for path, member, port in component.signature.flatten(component):
                 value = Value.cast(port)
-                name = f"lane{number}_{'_'.join(map(str, path))}"
+                name = f"{part}_{'_'.join(map(str, path))}"
                 if member.flow == In:
                     register = Signal(len(value), name=name)
                     m.d.sync += register.eq(Cat(previous, register)[: len(value)])
@@ -49,3 +50,15 @@ class ArrayHarness(wiring.Component):
         m.d.sync += register.eq(Mux(self.shift, Cat(previous, register[:-1]), outputs ^ register))
         m.d.comb += self.o.eq(register[-1])
         return m
+
+
+class ArrayHarness(Harness):
+    """All lanes of a configuration."""
+
+    def __init__(self, config: Config):
+        self._config = config
+        super().__init__({f"lane{number}": Lane(config) for number in range(config.lanes)})
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("ArrayHarness", self._config.hash)

@@ -4,7 +4,7 @@ from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import POST_MAX_SHIFT, Config
-from maskwork.gen.isa import COMMANDS, MAX_WINDOW, Op, VectorKind
+from maskwork.gen.isa import COMMANDS, KIND_BLOCKS, MAX_PROJECT, MAX_WINDOW, RANDOM_BITS, MaskKind, Op, VectorKind
 from maskwork.rtl.banks import bank_flags
 from maskwork.rtl.load_common import Load, load_layout
 
@@ -16,7 +16,7 @@ class CommandCheck(wiring.Component):
 
     Members:
         header: the words.
-        is_load, is_run, is_vector: kind of command.
+        is_load, is_run, is_stream: kind of command; is_stream: VECTOR or MASK. is_replay: MASK of that kind.
         bad: a field lies outside what the configuration has.
         append, has_fresh: the load adds to its bank; its buffer has the rule that loaded data must be used.
         clusters: those selected.
@@ -31,7 +31,8 @@ class CommandCheck(wiring.Component):
                 "header": In(data.ArrayLayout(32, 4)),
                 "is_load": Out(1),
                 "is_run": Out(1),
-                "is_vector": Out(1),
+                "is_stream": Out(1),
+                "is_replay": Out(1),
                 "bad": Out(1),
                 "append": Out(1),
                 "has_fresh": Out(1),
@@ -84,7 +85,8 @@ class CommandCheck(wiring.Component):
         m.d.sync += [
             self.is_load.eq(0),
             self.is_run.eq(opcode == Op.RUN),
-            self.is_vector.eq((opcode == Op.VECTOR) if config.vector else 0),
+            self.is_stream.eq(0),
+            self.is_replay.eq((get(Op.MASK, "kind") == MaskKind.REPLAY) if config.blocks else 0),
             self.clusters.eq(clusters),
             self.bad.eq(0),
             self.bank.eq(0),
@@ -104,13 +106,6 @@ class CommandCheck(wiring.Component):
             self.run.use_c.eq(get(Op.RUN, "use_c")),
         ]
         beyond = clusters[config.clusters :].any() | (clusters == 0)
-        vector_bad = Signal()
-        m.d.sync += vector_bad.eq(
-            self._outside(get(Op.VECTOR, "window"), MAX_WINDOW)
-            | (get(Op.VECTOR, "count") == 0)
-            | (get(Op.VECTOR, "kind") >= len(VectorKind))
-            | (get(Op.VECTOR, "shift") > POST_MAX_SHIFT)
-        )
         with m.Switch(opcode):
             for op, kind in LOADS.items():
                 name = op.name[-1].lower()
@@ -139,8 +134,56 @@ class CommandCheck(wiring.Component):
                 ]
             if config.vector:
                 with m.Case(Op.VECTOR):
-                    m.d.sync += self.bad.eq(vector_bad)
+                    m.d.sync += [self.is_stream.eq(1), self.bad.eq(self._vector_problem(m))]
+            if config.blocks:
+                with m.Case(Op.MASK):
+                    m.d.sync += [self.is_stream.eq(1), self.bad.eq(self._mask_problem(m))]
         return m
+
+    def _vector_problem(self, m) -> Value:
+        """What is wrong with a VECTOR, a cycle after its header."""
+        bad = Signal(name="vector_bad")
+        m.d.sync += bad.eq(
+            self._outside(self._get(Op.VECTOR, "window"), MAX_WINDOW)
+            | (self._get(Op.VECTOR, "count") == 0)
+            | (self._get(Op.VECTOR, "kind") >= len(VectorKind))
+            | (self._get(Op.VECTOR, "shift") > POST_MAX_SHIFT)
+        )
+        return bad
+
+    def _mask_problem(self, m) -> Value:
+        """What is wrong with a MASK, a cycle after its header."""
+        config = self._config
+        kind, level, length = (self._get(Op.MASK, name) for name in ("kind", "level", "length"))
+        above = level[config.a_width - 1 :]  # bits that a value's magnitude does not have
+        magnitude = (level == 0) | above.any()
+        stores, bitmaps = self._get(Op.MASK, "store"), ~self._get(Op.MASK, "values")
+        no_seed = Signal()
+        m.d.comb += no_seed.eq(self._get(Op.MASK, "seed") == 0)
+        problems: dict[MaskKind, Value] = {
+            MaskKind.GREATER: above.any() & ~above.all(),
+            MaskKind.MAGNITUDE: magnitude,
+            MaskKind.PRUNE: magnitude | no_seed,
+            MaskKind.DROPOUT: (level == 0) | level[RANDOM_BITS:].any() | no_seed,
+            MaskKind.REPLAY: stores,
+            MaskKind.NORMS: stores | bitmaps | (length > config.norm_channels),
+            MaskKind.PROJECT: stores | bitmaps | (length > MAX_PROJECT) | no_seed,
+        }
+        of_kind, bad = Signal(), Signal(name="mask_bad")
+        m.d.comb += of_kind.eq(1)  # of a kind that is not built
+        with m.Switch(kind):
+            for k, problem in problems.items():
+                if KIND_BLOCKS[k] in config.blocks:
+                    with m.Case(k):
+                        m.d.comb += of_kind.eq(problem)
+        m.d.sync += bad.eq(
+            of_kind
+            | (length == 0)
+            | (self._get(Op.MASK, "rows") == 0)
+            | (self._get(Op.MASK, "slot") >= config.mask_slots)
+            | (stores & Const("store" not in config.blocks))
+        )
+        return bad
 
     @staticmethod
     def _outside(value: Value, most: int) -> Value:

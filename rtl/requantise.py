@@ -7,7 +7,9 @@ from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import POST_MULT_WIDTH, Config
 
-__all__ = ["BIAS_WIDTH", "LIMIT_WIDTH", "SHIFT_WIDTH", "Requantise", "register", "saturate", "shift_and_clamp"]
+__all__ = [
+    "BIAS_WIDTH", "LIMIT_WIDTH", "SHIFT_WIDTH", "Requantise", "choose", "register", "saturate", "shift_and_clamp",
+]  # fmt: skip
 
 BIAS_WIDTH = 32
 """Bits of a bias, signed."""
@@ -37,7 +39,7 @@ def saturate(value: Value, width: int) -> Value:
     return Cat(Mux(fits, value[: width - 1], (~sign).replicate(width - 1)), sign).as_signed()
 
 
-def _choose(options: list[Value], select: Value) -> Value:
+def choose(options: list[Value], select: Value) -> Value:
     """``options[select]`` as a tree of two-way choices."""
     for bit in select:
         options = [Mux(bit, high, low) for low, high in zip(options[0::2], options[1::2], strict=True)]
@@ -71,9 +73,9 @@ def shift_and_clamp(
             top = shifted[len(kept) - 1 :]
             excess.append(top.any() & ~top.all() if len(top) > 1 else C(0, 1))
         m.d.sync += [
-            kept.eq(_choose([s.as_signed() for s in slices], select)),
-            next_sticky.eq(sticky | _choose(dropped, select)),
-            next_overflow.eq(overflow | _choose(excess, select)),
+            kept.eq(choose([s.as_signed() for s in slices], select)),
+            next_sticky.eq(sticky | choose(dropped, select)),
+            next_overflow.eq(overflow | choose(excess, select)),
             next_sign.eq(sign),
             next_shift.eq(shift),
         ]

@@ -7,14 +7,13 @@ from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
-from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, REPLIES, Fault, Op, Reply
+from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, REPLIES, Fault, Op, Reply, commands_of
 from maskwork.rtl.banks import bank_flags
 from maskwork.rtl.command_check import CommandCheck
 from maskwork.rtl.hierarchy import submodule
-from maskwork.rtl.layouts import clog2
 from maskwork.rtl.load_common import LoadEnd, load_layout
+from maskwork.rtl.reply_words import reply_words
 from maskwork.rtl.stream import beat_layout
-from maskwork.rtl.vector import vector_fields, vector_layout
 
 HEADER_WORDS = 4
 """Header words that the sequencer keeps (with a vector unit, one more); RUN's others go straight to the clusters."""
@@ -32,7 +31,8 @@ class Sequencer(wiring.Component):
         i: command packets.
         o: replies, one word a cycle, ``last`` with a packet's last word.
         payload, load, load_start, load_ended, load_done, load_end: to and from the loader; the stream during a load.
-        vector, vector_start, vector_ended, vector_i, vector_o, vector_end: the same of the vector unit.
+        unit_start, unit_ended, unit_i, unit_o, unit_end: the same of the stream units, for the command in unit_header.
+        unit_overflowed: with unit_end: a mask did not fit its slot. unit_lacking: the slot lacks the mask of a REPLAY.
         selected: clusters that the load in progress, or a RUN, is for.
         run_word, run_we, run_commit, run_cancel, run_space: RUN words to the clusters.
         run: banks of the RUN that is committed.
@@ -58,12 +58,14 @@ class Sequencer(wiring.Component):
                 "load_ended": Out(1),
                 "load_done": In(1),
                 "load_end": In(LoadEnd),
-                "vector": Out(vector_layout()),
-                "vector_start": Out(1),
-                "vector_ended": Out(1),
-                "vector_i": Out(stream.Signature(beat_layout(config))),
-                "vector_o": In(stream.Signature(data.StructLayout({"word": 32, "last": 1}))),
-                "vector_end": In(LoadEnd),
+                "unit_header": Out(data.ArrayLayout(32, HEADER_WORDS + config.vector)),
+                "unit_start": Out(1),
+                "unit_ended": Out(1),
+                "unit_i": Out(stream.Signature(beat_layout(config))),
+                "unit_o": In(stream.Signature(data.StructLayout({"word": 32, "last": 1}))),
+                "unit_end": In(LoadEnd),
+                "unit_overflowed": In(1),
+                "unit_lacking": In(1),
                 "selected": Out(clusters),
                 "run_word": Out(32),
                 "run_we": Out(1),
@@ -98,11 +100,13 @@ class Sequencer(wiring.Component):
         m = Module()
         config = self._config
         words = config.stream_words
-        run = COMMANDS[Op.RUN]
+        commands, run = commands_of(config), COMMANDS[Op.RUN]
+        streams = [kind for kind in (Reply.VECTOR, Reply.MASK) if Op[kind.name] in commands]  # of the stream units
         header_words = HEADER_WORDS + config.vector
         header = [Signal(32, name=f"header{n}") for n in range(header_words)]
         submodule(m, "check", check := CommandCheck(config), platform)
         m.d.comb += [check.header[n].eq(header[n]) for n in range(HEADER_WORDS)]
+        m.d.comb += [target.eq(word) for target, word in zip(self.unit_header, header, strict=True)]
         m.d.comb += [self.load.eq(check.load), self.selected.eq(check.clusters), self.run.eq(check.run)]
 
         beat = self.i.payload
@@ -117,13 +121,13 @@ class Sequencer(wiring.Component):
         m.d.comb += [
             length.eq(0),
             self.payload.payload.eq(beat),
+            self.unit_i.payload.eq(beat),
             self.run_word.eq(word),
         ]
         with m.Switch(word[:8]):
-            for code, packet in COMMANDS.items():
-                if code != Op.VECTOR or config.vector:
-                    with m.Case(code):
-                        m.d.comb += length.eq(packet.words)
+            for code, packet in commands.items():
+                with m.Case(code):
+                    m.d.comb += length.eq(packet.words)
 
         begun = Signal()
         ended = Signal()  # the packet's last beat was taken
@@ -134,10 +138,13 @@ class Sequencer(wiring.Component):
         reply = Signal(8)
         reply_word = Signal(range(2 * len(COUNTERS) + words))
         all_idle, run_space = Signal(), Signal()
-        vectoring, opens = Signal(), Signal()  # the vector unit answers; it will, behind the header of its reply
-        if config.vector:
-            m.d.comb += [self.vector.eq(vector_fields(header)), self.vector_i.payload.eq(beat)]
-        m.d.comb += settled.eq(settle == SETTLE)
+        # a stream unit answers; it will, behind the header of its reply; that ends
+        streaming, opens, opened = Signal(), Signal(), Signal()
+        for kind in streams:
+            with m.If(reply == kind):
+                m.d.comb += opened.eq(opens & (reply_word == REPLIES[kind].beats(words) * words - 1))
+        overflowed = Signal()  # the mask that it stored did not fit
+        m.d.comb += [settled.eq(settle == SETTLE), self.unit_ended.eq(ended)]
         m.d.sync += [settle.eq(0), all_idle.eq(self.idle.all()), run_space.eq(self.run_space.all())]
         stopping = Signal()  # SYNCED was answered and has not left
         # a SYNCED of the program before may still be leaving when a new one has begun to count
@@ -152,7 +159,7 @@ class Sequencer(wiring.Component):
             m.next = "DROP"
 
         def answer(kind: Reply):
-            m.d.sync += [reply.eq(kind), reply_word.eq(0), opens.eq(kind == Reply.VECTOR)]
+            m.d.sync += [reply.eq(kind), reply_word.eq(0), opens.eq(kind in streams)]
             m.next = "REPLY"
 
         def wait():
@@ -207,9 +214,9 @@ class Sequencer(wiring.Component):
                 m.d.sync += number.eq(0)
                 wait()
                 with m.If(settled):
-                    with m.If(~check.is_load & ~check.is_vector & ~ended):
+                    with m.If(~check.is_load & ~check.is_stream & ~ended):
                         wrong(Fault.LONG_PACKET)
-                    with m.Elif((check.is_load | check.is_run | check.is_vector) & ~begun):
+                    with m.Elif((check.is_load | check.is_run | check.is_stream) & ~begun):
                         wrong(Fault.NOT_BEGUN)
                     with m.Elif(check.bad):
                         wrong(Fault.BAD_FIELD)
@@ -255,8 +262,15 @@ class Sequencer(wiring.Component):
                                 m.next = "COUNTERS"
                             if config.vector:
                                 with m.Case(Op.VECTOR):
-                                    m.d.comb += [self.vector_start.eq(1), self.vector_ended.eq(ended)]
+                                    m.d.comb += self.unit_start.eq(1)
                                     answer(Reply.VECTOR)
+                            if config.blocks:
+                                with m.Case(Op.MASK):
+                                    with m.If(check.is_replay & self.unit_lacking):
+                                        wrong(Fault.MASK_EMPTY)
+                                    with m.Else():
+                                        m.d.comb += self.unit_start.eq(1)
+                                        answer(Reply.MASK)
                             with m.Default():
                                 answer(Reply.IDENTITY)
             with m.State("LOAD"):
@@ -311,33 +325,39 @@ class Sequencer(wiring.Component):
                 with m.If(self.o.valid & self.o.ready):
                     m.d.sync += settle.eq(0)
                     m.d.sync += reply_word.eq(reply_word + 1)
-                    with m.If(self.o.payload.last | (opens & (reply_word == words - 1))):
+                    with m.If(self.o.payload.last | opened):
                         m.d.sync += reply_word.eq(0)
                         m.next = "HEADER"
-                        if config.vector:
+                        if streams:
                             with m.If(opens):
-                                m.next = "VECTOR"
-            if config.vector:
-                with m.State("VECTOR"):
+                                m.next = "STREAM"
+            if streams:
+                with m.State("STREAM"):
                     m.d.comb += [
-                        vectoring.eq(1),
-                        self.vector_i.valid.eq(self.i.valid),
-                        self.i.ready.eq(self.vector_i.ready),
-                        self.o.valid.eq(self.vector_o.valid),
-                        self.vector_o.ready.eq(self.o.ready),
+                        streaming.eq(1),
+                        self.unit_i.valid.eq(self.i.valid),
+                        self.i.ready.eq(self.unit_i.ready),
+                        self.o.valid.eq(self.unit_o.valid),
+                        self.unit_o.ready.eq(self.o.ready),
                     ]
-                    m.d.sync += [end.eq(self.vector_end), ended.eq(self.vector_end != LoadEnd.LONG)]
-                    with m.If(self.o.valid & self.o.ready & self.vector_o.payload.last):
-                        m.next = "VECTORED"
-                with m.State("VECTORED"):
+                    m.d.sync += [
+                        end.eq(self.unit_end),
+                        ended.eq(self.unit_end != LoadEnd.LONG),
+                        overflowed.eq(self.unit_overflowed),
+                    ]
+                    with m.If(self.o.valid & self.o.ready & self.unit_o.payload.last):
+                        m.next = "STREAMED"
+                with m.State("STREAMED"):
                     m.next = "HEADER"
                     with m.If(end == LoadEnd.SHORT):
                         wrong(Fault.SHORT_PACKET)
+                    with m.Elif(overflowed):
+                        wrong(Fault.BUFFER_FULL)
                     with m.Elif(end == LoadEnd.LONG):
                         wrong(Fault.LONG_PACKET)
-        self._reply(m, reply, reply_word, header, fault)
-        with m.If(vectoring):
-            m.d.comb += self.o.payload.eq(self.vector_o.payload)
+        reply_words(m, config, self, reply, reply_word, header, fault)
+        with m.If(streaming):
+            m.d.comb += self.o.payload.eq(self.unit_o.payload)
         return m
 
     def _bank_state(self, m, check):
@@ -358,42 +378,3 @@ class Sequencer(wiring.Component):
         result = Signal(4)
         m.d.sync += result.eq(reduce(or_, own))
         return result[0], result[1], result[2], result[3]
-
-    def _reply(self, m, reply, index, header, fault):
-        config = self._config
-        identity = REPLIES[Reply.IDENTITY].encode(
-            {
-                "version": ISA_VERSION,
-                "config": config.hash,
-                "lanes": config.lanes,
-                "pes_per_lane": config.pes_per_lane,
-                "slots": config.slots,
-                "stream_words": config.stream_words,
-            }
-        )
-        out = self.o.payload
-        words = config.stream_words  # the counters begin on a beat of their own
-        m.d.comb += [out.word.eq(reply), out.last.eq(1), self.counter_address.eq((index - words)[: clog2(64)] >> 1)]
-        with m.Switch(reply):
-            with m.Case(Reply.IDENTITY):
-                m.d.comb += [out.word.eq(Array(identity)[index[:2]]), out.last.eq(index == len(identity) - 1)]
-            with m.Case(Reply.ECHOED):
-                m.d.comb += out.last.eq(index == 1)
-                with m.If(index == 1):
-                    m.d.comb += out.word.eq(header[1])
-            with m.Case(Reply.SYNCED):
-                m.d.comb += out.word.eq(Cat(reply, header[0][8:]))
-            if config.vector:
-                with m.Case(Reply.VECTOR):
-                    m.d.comb += [out.word.eq(0), out.last.eq(0)]
-                    with m.If(index == 0):
-                        m.d.comb += out.word.eq(Cat(reply, header[0][8:16], header[1][16:]))
-            with m.Case(Reply.ERROR):
-                m.d.comb += out.word.eq(Cat(reply, fault, header[0][:8]))
-            with m.Case(Reply.COUNTERS):
-                m.d.comb += out.last.eq(index == 2 * len(COUNTERS) + words - 1)
-                with m.If(index != 0):
-                    m.d.comb += out.word.eq(0)
-                with m.If(index >= words):
-                    low = index[0] == words % 2
-                    m.d.comb += out.word.eq(Mux(low, self.counter_value[:32], self.counter_value[32:]))

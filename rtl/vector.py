@@ -13,6 +13,7 @@ from maskwork.rtl.multiplier import Multiplier
 from maskwork.rtl.queue import Queue
 from maskwork.rtl.requantise import LIMIT_WIDTH, SHIFT_WIDTH, register, saturate, shift_and_clamp
 from maskwork.rtl.stream import beat_layout
+from maskwork.rtl.values import Pack, Unpack, token_layout, words_signature
 
 SUM_STAGES = 4
 """Cycles from a value to its window's sum: operands, product, product put together, sum."""
@@ -74,7 +75,7 @@ class VectorUnit(wiring.Component):
                 "command": In(vector_layout()),
                 "start": In(1),
                 "ended": In(1),
-                "o": Out(stream.Signature(data.StructLayout({"word": 32, "last": 1}))),
+                "o": Out(words_signature()),
                 "end": Out(LoadEnd),
             }
         )
@@ -86,95 +87,35 @@ class VectorUnit(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        config = self._config
+        config, command = self._config, self.command
         layout = data.StructLayout({"value": config.a_width, "last": 1, "missing": 1})
         queue = Queue(layout, DEPTH, LATENCY + 2, block=not config.lut_ram)
         submodule(m, "queue", queue, platform)
-        value, factor, token = self._unpack(m, queue.space)
-        result, flags = self._compute(m, value, factor, token, platform)
+        submodule(m, "unpack", unpack := Unpack(config, command.window.shape()), platform)
+        submodule(m, "pack", pack := Pack(config), platform)
+        wiring.connect(m, wiring.flipped(self.i), unpack.i)
+        wiring.connect(m, queue.o, pack.i)
+        wiring.connect(m, pack.o, wiring.flipped(self.o))
+        token, odd = unpack.token, Signal()
+        m.d.comb += [
+            unpack.start.eq(self.start),
+            unpack.ended.eq(self.ended),
+            unpack.length.eq(command.window),
+            unpack.count.eq(command.count),
+            unpack.payload.eq(1),
+            unpack.room.eq(queue.space),
+            self.end.eq(unpack.end),
+        ]
+        with m.If(token.valid):
+            m.d.sync += odd.eq(~odd & ~token.closes)
+        with m.If(self.start):
+            m.d.sync += odd.eq(0)
+        result, flags = self._compute(m, unpack.value, Mux(odd, command.mult1, command.mult0), token, platform)
         m.d.comb += [
             queue.i.valid.eq(flags.valid),
             queue.i.payload.eq(Cat(result, flags.last, flags.missing)),
         ]
-        self._pack(m, queue.o)
         return m
-
-    def _unpack(self, m, room):
-        """One value of the payload after the other, its multiplier, and what it is within its window."""
-        config, command = self._config, self.command
-        words, width, per_word = config.stream_words, config.a_width, config.values_per_word(config.a_width)
-        active, short, trailing = Signal(), Signal(), Signal()
-        ended = Signal()  # the packet's last beat was taken
-        position = Signal(range(max(2, words)))  # of the word in its beat
-        word = Signal(per_word * width, reset_less=True)
-        held = Signal(range(per_word + 1))  # values in it
-        # both count from 2: one ahead, and from 1, so that registers say what is the last
-        index, number = Signal.like(command.window), Signal.like(command.count)
-        closes, final = Signal(), Signal()  # the window's last value, the last window
-        first, odd = Signal(), Signal()
-        single = Signal()  # windows of one value; known in time, for the header waits for its check
-        issue, lacks = Signal(), Signal()  # a value enters; the first that is missing does
-        wants, takes, beat_ends = Signal(), Signal(), Signal()
-        token = Signal(_token())
-        m.d.comb += [
-            beat_ends.eq(position == words - 1),
-            lacks.eq(active & (held == 0) & ended & room),
-            issue.eq(active & (held != 0) & room),
-            wants.eq(active & ~ended & ((held == 0) | ((held == 1) & room & ~(closes & final)))),
-            takes.eq(wants & self.i.valid),
-            # behind the last value the rest of its beat is taken
-            self.i.ready.eq((wants & beat_ends) | (trailing & (position != 0))),
-            token.valid.eq(issue),
-            token.first.eq(first),
-            token.closes.eq((issue & closes) | lacks),
-            token.last.eq((closes & final) | lacks),
-            token.missing.eq(lacks),
-        ]
-        m.d.sync += [trailing.eq(issue & closes & final), single.eq(command.window == 1)]
-        with m.If(issue):
-            m.d.sync += [
-                word.eq(word >> width),
-                held.eq(held - 1),
-                first.eq(closes),
-                odd.eq(~odd & ~closes),
-                index.eq(index + 1),
-                closes.eq(index == command.window),
-            ]
-            with m.If(closes):
-                m.d.sync += [
-                    index.eq(2),
-                    closes.eq(single),
-                    number.eq(number + 1),
-                    final.eq(number == command.count),
-                ]
-            with m.If(closes & final):
-                m.d.sync += active.eq(0)
-        with m.If(lacks):
-            m.d.sync += [active.eq(0), short.eq(1)]
-        with m.If(takes):
-            m.d.sync += [
-                word.eq(self.i.payload.data.word_select(position[: (words - 1).bit_length()], 32)),
-                held.eq(per_word),
-                position.eq(Mux(beat_ends, 0, position + 1)),
-            ]
-        with m.If((takes & beat_ends) | (trailing & (position != 0))):
-            m.d.sync += ended.eq(self.i.payload.last)
-        with m.If(self.start):
-            m.d.sync += [
-                active.eq(1),
-                short.eq(0),
-                ended.eq(self.ended),
-                position.eq(0),
-                held.eq(0),
-                index.eq(2),
-                closes.eq(single),
-                number.eq(2),
-                final.eq(command.count == 1),
-                first.eq(1),
-                odd.eq(0),
-            ]
-        m.d.comb += self.end.eq(Mux(short, LoadEnd.SHORT, Mux(ended, LoadEnd.GOOD, LoadEnd.LONG)))
-        return word[:width].as_signed(), Mux(odd, command.mult1, command.mult0), token
 
     def _compute(self, m, value, factor, token, platform):
         """Outputs, and their flags, LATENCY cycles after their windows' last values."""
@@ -188,7 +129,7 @@ class VectorUnit(wiring.Component):
         product = register(signed(width + POST_MULT_WIDTH), name="product")
         total = register(signed(len(product) + (MAX_WINDOW - 1).bit_length()), name="total")
         m.d.sync += product.eq((high.product << _HALF) + low.product)
-        tokens = [token, *(Signal(_token(), name=f"token_{n + 1}") for n in range(LATENCY))]
+        tokens = [token, *(Signal(token_layout(), name=f"token_{n + 1}") for n in range(LATENCY))]
         for sooner, later in pairwise(tokens):
             m.d.sync += later.eq(sooner)
         arrived = tokens[SUM_STAGES - 1]
@@ -209,34 +150,6 @@ class VectorUnit(wiring.Component):
         done = tokens[LATENCY]
         flags = data.View(_flags(), Cat(done.closes, done.last, done.missing))
         return result, flags
-
-    def _pack(self, m, outputs):
-        """Outputs to words."""
-        width, per_word = self._config.a_width, self._config.values_per_word(self._config.a_width)
-        fields = [Signal(width, name=f"field_{n}", reset_less=True) for n in range(per_word)]
-        at = Signal(range(max(2, per_word)))
-        full, last = Signal(), Signal()
-        takes, ends = Signal(), Signal()
-        m.d.comb += [
-            outputs.ready.eq(~full | self.o.ready),
-            takes.eq(outputs.valid & outputs.ready),
-            ends.eq((at == per_word - 1) | outputs.payload.last),
-            self.o.valid.eq(full),
-            self.o.payload.word.eq(Cat(fields)),
-            self.o.payload.last.eq(last),
-        ]
-        with m.If(takes):
-            m.d.sync += [full.eq(ends), last.eq(outputs.payload.last), at.eq(Mux(ends, 0, at + 1))]
-            for n, field in enumerate(fields):
-                with m.If((at == n) | (at == 0)):  # a word's first output clears the others
-                    m.d.sync += field.eq(Mux((at == n) & ~outputs.payload.missing, outputs.payload.value, 0))
-        with m.Elif(self.o.ready):
-            m.d.sync += full.eq(0)
-
-
-def _token() -> data.StructLayout:
-    """What goes along with a value."""
-    return data.StructLayout({"valid": 1, "first": 1, "closes": 1, "last": 1, "missing": 1})
 
 
 def _flags() -> data.StructLayout:

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 from maskwork.gen.config import Config
-from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, REPLIES, Fault, Op, Reply
+from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, REPLIES, Fault, MaskKind, Op, Reply
 from maskwork.sim_tb.device import Device, GoldenDevice
 from numpy.typing import ArrayLike, NDArray
 
@@ -109,6 +109,13 @@ class Packets:
         data = packed(values.reshape(-1), self.config.a_width)
         return self.command(Op.VECTOR, **header) + padded(data, self.config.stream_words)
 
+    def mask(self, kind: MaskKind, matrix: Any = None, **fields: int) -> Packet:
+        """MASK of the values, shape (rows, length), which the reply shall have too; or without them. The seed is 1."""
+        shape = {} if matrix is None else {"rows": len(matrix), "length": np.shape(matrix)[1]}
+        header = {"kind": int(kind), "values": int(matrix is not None), "seed": 1, **shape, **fields}
+        data = [] if matrix is None else packed(np.asarray(matrix).reshape(-1), self.config.a_width)
+        return self.command(Op.MASK, **header) + padded(data, self.config.stream_words)
+
 
 def joined(config: Config, packets: Sequence[Packet]) -> tuple[NDArray[np.uint32], NDArray[np.bool_]]:
     """Words and ``last`` (one a beat) of packets in order."""
@@ -120,7 +127,8 @@ def joined(config: Config, packets: Sequence[Packet]) -> tuple[NDArray[np.uint32
 
 def decode(config: Config, words: NDArray[np.uint32]) -> dict[str, Any]:
     """A reply packet: ``reply`` (its kind), its fields, counters by name, and a result's values as ``columns``,
-    those of a VECTOR as ``outputs``.
+    those of a VECTOR as ``outputs``; of a MASK, whose header does not say what it is of, the words behind the header as
+    ``body``.
 
     Raises:
         AssertionError: if the packet is not exactly what its header announces.
@@ -158,6 +166,9 @@ def decode(config: Config, words: NDArray[np.uint32]) -> dict[str, Any]:
         fields = [value & ((1 << config.a_width) - 1) for value in fields[: reply["count"]]]
         reply["outputs"] = [value - (value >> (config.a_width - 1) << config.a_width) for value in fields]
         at += len(padded([0] * -(-len(fields) // per_word), beat))
+    if kind == Reply.MASK:
+        reply["body"] = data[at:]
+        at = len(data)
     assert len(data) == at, (kind.name, len(data), at)
     return reply
 

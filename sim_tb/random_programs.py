@@ -13,6 +13,7 @@ from maskwork.gen.config import Config
 from maskwork.gen.isa import LEVELS, Op
 from maskwork.gen.pack import bank_words, row_words
 from maskwork.sim_tb.packets import Packet, Packets
+from maskwork.sim_tb.random_masks import RandomMasks
 from numpy.typing import NDArray
 
 Fields = dict[str, int]
@@ -64,24 +65,28 @@ class RandomProgram:
         config: the accelerator's configuration.
         chance: source of every choice; contents of arrays come from a generator that it seeds.
         runs: chains of RUNs (K tiles) to make.
+        faults: MASK commands are at times such that ERRORs answer them: not legal then, but what the rest of the
+            program answers stays the same.
 
     Members:
         packets: the commands: BEGIN first; SYNC and READ_COUNTERS last.
         shared: tag -> the RUN with that tag was shared. Every RUN has a tag of its own.
         results: RESULT packets that will come.
         vectors: VECTOR replies that will come; none without a vector unit.
+        masks: MASK commands, each answered by a reply; with ``faults`` by a reply, an ERROR or both.
         synced: there is a SYNC before the last, so that counters stopped early.
     """
 
-    def __init__(self, config: Config, chance: random.Random, runs: int = 4) -> None:
+    def __init__(self, config: Config, chance: random.Random, runs: int = 4, faults: bool = False) -> None:
         self.config = config
         self.shared: dict[int, bool] = {}
         self.results = 0
-        self.vectors = 0
+        self.vectors = self.masks = 0
         self.synced = False
         self._chance = chance
         self._numbers = np.random.default_rng(chance.getrandbits(32))
         self._make = Packets(config)
+        self._masks = RandomMasks(config, chance, self._numbers, faults)
         self._clusters = [_Cluster() for _ in range(config.clusters)]
         self.packets: list[Packet] = [self._make.begin_packet()]
         for _ in range(runs):
@@ -299,7 +304,7 @@ class RandomProgram:
             self._chance.shuffle(loads)
             for load in loads:
                 load()
-                self._vector()
+                self._stream()
             if tile:
                 kept = rows
                 shape = self._descriptor(kept)
@@ -319,7 +324,7 @@ class RandomProgram:
                     "row_words": min(65535, row_words(config, longest, taps)),
                 },
             ))  # fmt: skip
-            self._vector()
+            self._stream()
             for c in clusters:
                 for bank in [self._clusters[c].a[a_bank], self._clusters[c].b[b_bank]] + (
                     [self._clusters[c].c[c_bank]] if use_c else []
@@ -328,8 +333,14 @@ class RandomProgram:
             if final:
                 self.results += rows * len(clusters) * (config.lanes_per_cluster if share else 1)
 
+    def _stream(self) -> None:
+        """At times, VECTOR and MASK: behind a load, or while RUNs are in flight."""
+        self._vector()
+        while self.config.blocks - {"store"} and self._likely(0.25):
+            self.packets.append(self._masks.packet())
+            self.masks += 1
+
     def _vector(self) -> None:
-        """At times, VECTOR: behind a load, or while RUNs are in flight."""
         if not self.config.vector or not self._likely(0.2):
             return
         window = self._chance.choice((1, 1, 2, 3, 4, 9, 49, self._upto(1, 300)))

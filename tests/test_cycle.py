@@ -21,14 +21,15 @@ from maskwork.sim_tb.golden import macs
 from maskwork.sim_tb.packets import Packets, decode, joined
 from maskwork.sim_tb.random_programs import RandomProgram
 
+from .variants import ALL, TWO
 from .variants import CONFIGS as VARIANTS
-from .variants import TWO
 
 SMALL, TINY = preset("small"), preset("tiny")
 WIDE = TWO.replace(skip="ac", load_slots=2, stream_words=8)
 CONFIGS: dict[str, tuple[Config, int]] = {
-    "tiny": (TINY, 36),
+    "tiny": (TINY, 30),
     "small": (SMALL, 12),
+    "small-train": (preset("small-train"), 6),
     "dense-small": (preset("dense-small"), 8),
     "ulx3s-85f": (preset("ulx3s-85f"), 4),
     "sim-64": (preset("sim-64"), 4),
@@ -171,10 +172,11 @@ def total_of(config, programs):
     ("post.hpp", "constexpr int POST_LATENCY = "),
     ("model.hpp", "constexpr int SETTLE = "),
     ("vector.hpp", "constexpr int VECTOR_LATENCY = "),
+    ("masks.hpp", "constexpr int MASK_LATENCY = "),
 ])  # fmt: skip
 def test_a_changed_latency_is_noticed(monkeypatch, tmp_path, file, old):
     """A cycle more in one place, and counters of the random programs are others."""
-    config = TINY.replace(vector=True)
+    config = TINY.replace(vector=True, generators=ALL)
     programs = [compiled(config, 4, f"tiny {seed}") for seed in range(3)]
     expected = total_of(config, programs)
     copy = tmp_path / "cycle"

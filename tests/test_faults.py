@@ -4,8 +4,8 @@ import random
 
 import numpy as np
 import pytest
-from maskwork.gen.config import Config
-from maskwork.gen.isa import COMMANDS, ISA_VERSION, Fault, Op, Reply
+from maskwork.gen.config import GENERATORS, Config
+from maskwork.gen.isa import COMMANDS, ISA_VERSION, KIND_BLOCKS, Fault, MaskKind, Op, Reply, commands_of
 from maskwork.sim_tb.device import GoldenDevice, RtlDevice
 from maskwork.sim_tb.packets import Machine, Packets, decode, faults, joined
 from maskwork.sim_tb.random_programs import RandomProgram
@@ -15,10 +15,11 @@ pytestmark = pytest.mark.slow
 
 TWO = Config(name="two", lanes=4, lanes_per_cluster=2, pes_per_lane=2, slots=8, queue_depth=8, k_depth=32, a_depth=256,
              a_segments=64, c_rows=32, psum_rows=8, fifo_depth=64, run_depth=2)  # fmt: skip
+ALL = ",".join(GENERATORS)
 CONFIGS = {
-    "abc-1-2": TWO.replace(vector=True),
-    "abc-4-2": TWO.replace(stream_words=4, fetch_width=2, slots=32, vector=True),
-    "c-1-4": TWO.replace(skip="c", rows_in_flight=4, fifo_depth=128),
+    "abc-1-2": TWO.replace(vector=True, generators=ALL),
+    "abc-4-2": TWO.replace(stream_words=4, fetch_width=2, slots=32, vector=True, generators=ALL),
+    "c-1-4": TWO.replace(skip="c", rows_in_flight=4, fifo_depth=128, generators="threshold,store", mask_depth=16),
     "ac-4-4": TWO.replace(skip="ac", stream_words=4, rows_in_flight=4, fifo_depth=128, acc_width=40, post=False),
 }
 every_config = pytest.mark.parametrize("name", CONFIGS)
@@ -67,9 +68,7 @@ def cases(make):
     begin, run = make.begin_packet(), make.run(1, 1)
     unknown = [0x77, *more[1:]], [0x00] * 3 * beat
     yield "unknown opcodes", unknown, [(Fault.UNKNOWN_OPCODE, 0x77), (Fault.UNKNOWN_OPCODE, 0)]
-    for op, layout in COMMANDS.items():
-        if op == Op.VECTOR and not config.vector:
-            continue
+    for op, layout in commands_of(config).items():
         whole = make.command(op)
         if len(whole) > beat:
             yield f"short header of {op.name}", [begin, whole[:-beat]], [(Fault.SHORT_PACKET, op)]
@@ -158,18 +157,67 @@ def vector_cases(make):
     yield "VECTOR without BEGIN", [refused, packet], [(Fault.WRONG_VERSION, 1), (Fault.NOT_BEGUN, op)]
 
 
+def mask_cases(make):
+    """The same of MASK; the blocks threshold and store are built, or no unit."""
+    config, beat, begin, op = make.config, make.config.stream_words, make.begin_packet(), Op.MASK
+    values = np.arange(-20, 20).reshape(5, 8)
+    packet = make.mask(MaskKind.GREATER, values)
+    if not config.blocks:
+        yield "MASK without the unit", [begin, packet], [(Fault.UNKNOWN_OPCODE, op)]
+        return
+    short, long, empty, full, bad = ((Fault(code), op) for code in (2, 3, 11, 10, 4))
+    replay = make.mask(MaskKind.REPLAY, rows=5, length=8)
+    stored = make.mask(MaskKind.GREATER, values, store=1)
+    yield "short MASKs", [begin, *(packet[:-n] for n in range(beat, 12, beat))], [short] * len(range(beat, 12, beat))
+    yield "only the header of MASK", [begin, packet[: COMMANDS[op].beats(beat) * beat]], [short]
+    yield "long MASKs", [begin, packet + [0] * beat, packet + [5] * 9 * beat, packet], [long] * 2
+    cut, extended = stored[:-beat], [*stored, *[0] * beat]
+    yield "REPLAY of masks that broken packets left", [begin, stored, replay, cut, replay, stored, extended, replay], [
+        short, empty, long, empty]  # fmt: skip
+    yield "REPLAY after ABORT", [begin, stored, make.command(Op.ABORT), replay], [empty]
+    yield "REPLAY of another shape", [begin, stored, *(make.mask(MaskKind.REPLAY, rows=r, length=n) for r, n in (
+        (5, 7), (4, 8), (8, 5), (5, 8)))], [empty] * 3  # fmt: skip
+    yield "REPLAY with data too long", [begin, stored, [*replay, *[0] * beat], replay], [long]
+    much = np.ones((config.mask_depth + 1, 1), int)
+    overflows = make.mask(MaskKind.GREATER, much, store=1)
+    gone = make.mask(MaskKind.REPLAY, rows=len(much), length=1)
+    yield "a mask beyond its slot", [begin, overflows, gone, overflows + [0] * beat, overflows[:-beat], gone], [
+        full, empty, full, short, empty]  # fmt: skip
+    yield "a mask that fills its slot", [begin, make.mask(MaskKind.GREATER, much[1:], store=1),
+                                         make.mask(MaskKind.REPLAY, rows=len(much) - 1, length=1)], []  # fmt: skip
+    largest = 1 << (config.a_width - 1)
+    wrong = {
+        MaskKind.GREATER: [{"length": 0}, {"rows": 0}, {"level": largest}, {"level": -largest - 1}, {"slot": 15}],
+        MaskKind.MAGNITUDE: [{"level": 0}, {"level": -1}, {"level": largest}, {"length": 0}, {"kind": 7}],
+        MaskKind.PRUNE: [{"level": 0}, {"level": -1}, {"level": largest}, {"seed": 0}],
+        MaskKind.DROPOUT: [{"level": 0}, {"level": 1 << 16}, {"level": -1}, {"seed": 0}],
+        MaskKind.REPLAY: [{"store": 1}, {"slot": config.mask_slots}, {"rows": 0}],
+        MaskKind.NORMS: [{"length": config.norm_channels + 1}, {"store": 1}, {"values": 0}],
+        MaskKind.PROJECT: [{"length": (1 << 14) + 1}, {"store": 1}, {"values": 0}, {"seed": 0}],
+    }
+    for kind, changes in wrong.items():
+        built = KIND_BLOCKS[kind] in config.blocks
+        for change in changes if built else [{}]:
+            good = make.mask(kind, values, level=1)
+            header = COMMANDS[op].decode(good) | change
+            broken = make.command(op, **header) + good[COMMANDS[op].beats(beat) * beat :]
+            yield f"{kind.name} with {change}", [begin, broken], [bad]
+    refused = make.command(Op.BEGIN, version=ISA_VERSION + 1)
+    yield "MASK without BEGIN", [refused, packet], [(Fault.WRONG_VERSION, 1), (Fault.NOT_BEGUN, op)]
+
+
 def test_every_fault(device):
     device.reset()
     make = Packets(device.config)
     seen = set()
-    for what, packets, expected in [*cases(make), *vector_cases(make)]:
+    for what, packets, expected in [*cases(make), *vector_cases(make), *mask_cases(make)]:
         machines = [Machine(device.config, d, begin=False) for d in (device, GoldenDevice(device.config))]
         ours, golden = ([r for r in machine.send(*packets) if r["reply"] == Reply.ERROR] for machine in machines)
         assert faults(golden) == expected, what
         assert faults(ours) == expected, what
         check_good_program(device)
         seen |= {fault for fault, _ in expected}
-    assert seen == set(Fault)
+    assert seen == set(Fault) - ({Fault.MASK_EMPTY} if not device.config.blocks else set())
 
 
 def test_not_begun_after_reset(device):
@@ -182,6 +230,17 @@ def test_not_begun_after_reset(device):
     replies = machine.send(make.command(Op.IDENTIFY), make.command(Op.ABORT), make.command(Op.READ_COUNTERS))
     assert [r["reply"] for r in replies] == [Reply.IDENTITY, Reply.ABORTED, Reply.COUNTERS]
     check_good_program(device)
+
+
+def test_reset_empties_slots(device):
+    fault = Fault.MASK_EMPTY if "store" in device.config.blocks else Fault.UNKNOWN_OPCODE
+    machine = Machine(device.config, device)
+    replays = [machine.mask(MaskKind.REPLAY, rows=2, length=3, slot=n) for n in range(device.config.mask_slots)]
+    stores = [machine.mask(MaskKind.GREATER, np.ones((2, 3), int), store=1, slot=n) for n in range(len(replays))]
+    answer = Reply.MASK if fault == Fault.MASK_EMPTY else Reply.ERROR
+    assert [r["reply"] for r in machine.send(*stores, *replays)] == [answer] * 2 * len(replays)
+    device.reset()
+    assert faults(machine.send(machine.begin_packet(), *replays)) == [(fault, Op.MASK)] * len(replays)
 
 
 def test_program_of_another_configuration(device):
@@ -225,12 +284,19 @@ def garbage(make, chance):
     return packet
 
 
+def small(packet):
+    """A MASK of few values: those without data answer as much as they are asked."""
+    if packet[0] & 0xFF == Op.MASK and len(packet) > 1:
+        packet[1] &= 0x003F003F
+    return packet
+
+
 def fuzz(device, chance, count):
     """Packets of garbage, between BEGINs; then ECHO must answer."""
     make = Packets(device.config)
     packets = [make.begin_packet()]
     for _ in range(count):
-        packets.append(make.begin_packet() if chance.random() < 0.05 else garbage(make, chance))
+        packets.append(make.begin_packet() if chance.random() < 0.05 else small(garbage(make, chance)))
     token = chance.getrandbits(32)
     packets += [make.command(Op.SYNC, tag=0xFEED), make.command(Op.ECHO, token=token)]
     words, last = joined(device.config, packets)
@@ -258,11 +324,11 @@ def test_any_order_of_packets(device):
     device.reset()
     for seed in range(40):
         chance = random.Random(f"order {seed}")
-        program = RandomProgram(device.config, chance, runs=3)
+        program = RandomProgram(device.config, chance, runs=3, faults=True)
         packets = program.packets[1:-2]
         chance.shuffle(packets)
         make = Packets(device.config)
-        packets = [make.begin_packet(), *packets, make.command(Op.SYNC, tag=1)]
+        packets = [make.command(Op.ABORT), make.begin_packet(), *packets, make.command(Op.SYNC, tag=1)]
         words, last = joined(device.config, packets)
         limits = limits_for(words, last, device.config.stream_words, LIMITS)
         result = device.model.run(words, last, out_stall=chance.choice((0.0, 0.5)), seed=seed, limits=limits)

@@ -73,7 +73,7 @@ def test_random_commands(name, chance, in_stall, out_stall):
 
 def check_random_commands(name, chance, in_stall, out_stall):
     config = CONFIGS[name]
-    program = RandomProgram(config, chance)
+    program = RandomProgram(config, chance, faults=True)
     words, last = joined(config, program.packets)
     golden = split(config, *GoldenDevice(config).execute(words, last))
     ours = run(name, words, last, in_stall, out_stall, chance.getrandbits(30))

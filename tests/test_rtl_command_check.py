@@ -1,8 +1,9 @@
 """Simulator tests of the command check: every field of every command, against the configuration."""
 
 import pytest
-from maskwork.gen.config import Config
-from maskwork.gen.isa import COMMANDS, Op
+from maskwork.gen.check_masks import mask_fields
+from maskwork.gen.config import GENERATORS, Config
+from maskwork.gen.isa import COMMANDS, MaskKind, Op
 from maskwork.rtl.command_check import CommandCheck
 from maskwork.rtl.load_common import Load
 
@@ -135,3 +136,31 @@ def test_command_check_of_the_other_commands():
     cases = [(op, {}) for op in Op if op not in GOOD]
     for got in checked(CHECKED, cases):
         assert not got["bad"] and not got["is_load"] and not got["is_run"]
+
+
+@pytest.mark.parametrize("config", [
+    Config(generators=",".join(GENERATORS)),
+    Config(generators="prune,norms,store", a_width=18, mask_slots=16, norm_channels=16),
+    Config(generators="threshold,dropout,project", a_width=4, mask_slots=1, vector=True),
+], ids=["all", "18 bits", "4 bits"])  # fmt: skip
+def test_command_check_of_masks(config):
+    """Every kind at the limits of its fields, against the rules that programs are checked by."""
+    largest = (1 << (config.a_width - 1)) - 1
+    levels = {0, 1, -1, largest, largest + 1, -largest - 1, -largest - 2, 65535, 65536, (1 << 17) - 1, -(1 << 17)}
+    limits = COMMANDS[Op.MASK].field("level").limits
+    changes = [
+        *({"level": level} for level in levels if limits[0] <= level <= limits[1]),
+        *({"length": length} for length in (0, 2, 16, 17, 256, 257, 1 << 14, (1 << 14) + 1, 65535)),
+        *({"slot": slot} for slot in (1, 3, 4, 15)),
+        {"rows": 0}, {"rows": 65535}, {"seed": 0}, {"seed": 1 << 31}, {"values": 0}, {"store": 1}, {"tag": 255},
+    ]  # fmt: skip
+    good = {"rows": 1, "length": 1, "level": 1, "seed": 1, "values": 1}
+    cases = [(Op.MASK, good | change | {"kind": kind}) for kind in range(8) for change in changes]
+    wrong = set()
+    for (op, fields), got in zip(cases, checked(config, cases), strict=True):
+        message = mask_fields(config, {f.name: fields.get(f.name, 0) for f in COMMANDS[op].fields})
+        assert got["bad"] == (message is not None), (fields, message)
+        assert (got["is_stream"], got["is_load"], got["is_run"]) == (1, 0, 0)
+        assert got["is_replay"] == (fields["kind"] == MaskKind.REPLAY)
+        wrong.add(got["bad"])
+    assert wrong == {0, 1}

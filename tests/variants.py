@@ -1,23 +1,30 @@
 """Small configurations that between them have every option that shapes the hardware; tests share their simulators."""
 
-from maskwork.gen.config import Config, preset
+from maskwork.gen.config import GENERATORS, Config, preset
 
 TWO = Config(name="two", lanes=4, lanes_per_cluster=2, pes_per_lane=2, slots=8, queue_depth=8, k_depth=32, a_depth=256,
              a_segments=64, c_rows=32, psum_rows=8, fifo_depth=64, run_depth=2)  # fmt: skip
+ALL = ",".join(GENERATORS)
 CONFIGS = {
-    "abc-1-2": TWO.replace(vector=True),
+    "abc-1-2": TWO.replace(vector=True, generators=ALL),
     "abc-2-4": TWO.replace(stream_words=2, rows_in_flight=4, fifo_depth=128),
-    "abc-4-2": TWO.replace(stream_words=4, fetch_width=2, slots=32, vector=True),
+    "abc-4-2": TWO.replace(
+        stream_words=4, fetch_width=2, slots=32, vector=True, generators=ALL, mask_slots=2, mask_depth=16
+    ),
     "none-1-2": TWO.replace(skip=""),
-    "a-2-4": TWO.replace(skip="a", stream_words=2, rows_in_flight=4, fifo_depth=128, a_width=17, vector=True),
+    "a-2-4": TWO.replace(
+        skip="a", stream_words=2, rows_in_flight=4, fifo_depth=128, a_width=17, vector=True, generators="norms,dropout"
+    ),
     "b-4-2": TWO.replace(skip="b", stream_words=4),
     "c-1-4": TWO.replace(skip="c", rows_in_flight=4, fifo_depth=128),
-    "ab-2-2": TWO.replace(skip="ab", stream_words=2),
+    "ab-2-2": TWO.replace(skip="ab", stream_words=2, generators="threshold,store", mask_slots=1),
     "ac-4-4": TWO.replace(
         skip="ac", stream_words=4, rows_in_flight=4, fifo_depth=128, acc_width=40, post=False, vector=True
     ),
-    "bc-1-2": TWO.replace(skip="bc", a_width=5, b_width=14, vector=True),
-    "block RAM": TWO.replace(lut_ram=False, slots=32, vector=True),
+    "bc-1-2": TWO.replace(
+        skip="bc", a_width=5, b_width=14, vector=True, generators="prune,dropout,project", project_sums=4
+    ),
+    "block RAM": TWO.replace(lut_ram=False, slots=32, vector=True, generators=ALL, norm_channels=16, project_sums=16),
     "icebreaker": preset("icebreaker").replace(counters=True),
     "K in PEs, abc": TWO.replace(psum_in_pe=True),  # sums in LUT RAM
     "K in PEs, a": TWO.replace(psum_in_pe=True, skip="a", rows_in_flight=4, fifo_depth=128, psum_rows=16),

@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from maskwork.gen.config import Config
 from maskwork.gen.errors import BankOverflow, MaskworkValueError
-from maskwork.gen.isa import COMMANDS, COUNTERS, REPLIES, Op, Reply
+from maskwork.gen.isa import COMMANDS, COUNTERS, REPLIES, Op, Reply, commands_of
 from maskwork.sim_tb.cache import Cache, content_key
 from maskwork.sim_tb.run import beats_of
 from maskwork.sim_tb.tools import find_compiler, run_tool
@@ -24,7 +24,7 @@ _CONFIG = (
     "lanes", "lanes_per_cluster", "pes_per_lane", "slots", "rows_in_flight", "queue_depth", "a_width", "b_width",
     "acc_width", "stream_words", "skip_a", "skip_b", "skip_c", "fetch_width", "k_depth", "a_depth", "a_segments",
     "c_rows", "psum_rows", "fifo_depth", "run_depth", "lut_ram", "post", "counters", "psum_in_pe",
-    "load_slots",
+    "load_slots", "project_sums",
 )  # fmt: skip
 _REASONS = ("fetch", "imbalance", "drain", "load", "dispatch", "idle")
 _RESULT = ("multiply", "lookup", "cycles", "words_in", "words_out", "compute_cycles", "total_cycles", "beats_in",
@@ -85,9 +85,8 @@ def _c_config(config: Config) -> _Config:
     result = _Config(**values)
     run = COMMANDS[Op.RUN]
     result.run_words = run.words
-    for op, packet in COMMANDS.items():
-        if op != Op.VECTOR or config.vector:
-            result.header_words[op] = packet.words
+    for op, packet in commands_of(config).items():
+        result.header_words[op] = packet.words
     for index, name in enumerate(_RUN_ORDER):
         f = run.field(name)
         result.run[index] = _Field(f.word, f.lsb, f.width, f.signed)

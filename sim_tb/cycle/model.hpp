@@ -5,6 +5,7 @@
 #pragma once
 
 #include "loader.hpp"
+#include "masks.hpp"
 #include "vector.hpp"
 
 namespace maskwork {
@@ -13,7 +14,7 @@ constexpr int SETTLE = 7;           // rtl/sequencer.py
 constexpr int COUNTERS_IN_REPLY = 12;
 
 enum Op { BEGIN = 1, IDENTIFY = 2, ECHO = 3, SYNC = 4, ABORT = 5, READ_COUNTERS = 6, LOAD_A = 16, LOAD_B, LOAD_C, LOAD_P,
-          RUN = 32, VECTOR = 48 };
+          RUN = 32, VECTOR = 48, MASK = 49 };
 
 struct Result {
     int64_t reasons[REASONS];       // PE-cycles: fetch, imbalance, drain, load, dispatch; idle is the rest
@@ -29,13 +30,14 @@ struct Model {
     std::vector<Cluster> clusters;
     Loader loader;
     Vector vector;
+    Masks masks;
 
     const uint32_t* words = nullptr;
     const uint8_t* lasts = nullptr;
     int64_t beats = 0, offered = 0;     // beats that are inside, or were
     int entry = 0;                      // of them, in the input's buffer
 
-    enum State : uint8_t { HEADER, OPCODE, WORD, CHECK, LOADING, LOADED, COUNTERS, REPLY, VECTORING, VECTORED };
+    enum State : uint8_t { HEADER, OPCODE, WORD, CHECK, LOADING, LOADED, COUNTERS, REPLY, STREAM, STREAMED };
     State state = HEADER;
     uint32_t header[32] = {};
     int number = 0, position = 0, left = 0, settle = 0, reply_word = 0, reply_words = 0;
@@ -66,6 +68,7 @@ struct Model {
         reset();
         loader.create(config, clusters);
         vector.create(config);
+        masks.create(config);
     }
 
     // What BEGIN does to the array.
@@ -218,6 +221,7 @@ struct Model {
     bool started = false;
 
     void answer(int kind, int count);
+    bool streams() const { return reply == VECTOR || reply == MASK; }
     void give_word(bool last);
     void step_sequencer(bool has_beat, bool load_done, bool packer_was_full, bool& pop);
     bool needed_busy() const;

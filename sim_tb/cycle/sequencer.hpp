@@ -91,28 +91,33 @@ inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was
                 next_settle = 0;
                 const bool last = reply_word == reply_words - 1;
                 ++reply_word;
-                give_word(last && reply != VECTOR);
+                give_word(last && !streams());
                 if (last) {
                     reply_word = 0;
-                    state = reply == VECTOR ? VECTORING : HEADER;
+                    state = streams() ? STREAM : HEADER;
                 }
             }
+            // a mask that needs no payload may be on its way already
+            if (reply == MASK) masks.step(false, false, false);
             break;
         }
-        case VECTORING: {
-            if (vector.too_short()) illegal("VECTOR has too few data");
-            const Vector::Moved moved = vector.step(has_beat, has_beat && last_at_entry(), !packer_was_full);
+        case STREAM: {
+            const Unpack& unpack = reply == MASK ? masks.unpack : vector.unpack;
+            if (unpack.too_short()) illegal("VECTOR or MASK has too few data");
+            const bool beat_last = has_beat && last_at_entry(), ready = !packer_was_full;
+            const Moved moved =
+                reply == MASK ? masks.step(has_beat, beat_last, ready) : vector.step(has_beat, beat_last, ready);
             pop = moved.pop;
             if (moved.word) {
                 give_word(moved.last);
                 if (moved.last) {
-                    if (!vector.ended) illegal("VECTOR has too many data");
-                    state = VECTORED;
+                    if (!unpack.ended) illegal("VECTOR or MASK has too many data");
+                    state = STREAMED;
                 }
             }
             break;
         }
-        case VECTORED:
+        case STREAMED:
             state = HEADER;
             break;
     }
@@ -173,6 +178,11 @@ inline void Model::check(bool busy, bool all_idle) {
         case VECTOR:
             vector.start(bits(header[1], 0, 16), bits(header[1], 16, 16), packet_ended);
             answer(VECTOR, config.stream_words);
+            return;
+        case MASK:
+            masks.start(static_cast<int>(bits(header[0], 16, 3)), bits(header[0], 19, 1), bits(header[1], 0, 16),
+                        bits(header[1], 16, 16), packet_ended);
+            answer(MASK, std::max(2, config.stream_words));
             return;
         default: illegal("ABORT cannot be modelled");
     }

@@ -4,9 +4,10 @@
 :class:`Interpreter` executes the words of the command stream and answers the words of the reply stream.
 """
 
+from maskwork.sim_tb.golden import masks
 from maskwork.sim_tb.golden.interpreter import Interpreter
 from maskwork.sim_tb.golden.product import conv2d, conv2d_macs, macs, masked_matmul
 from maskwork.sim_tb.golden.requantise import requantise
 from maskwork.sim_tb.golden.vector import vector
 
-__all__ = ["Interpreter", "conv2d", "conv2d_macs", "macs", "masked_matmul", "requantise", "vector"]
+__all__ = ["Interpreter", "conv2d", "conv2d_macs", "macs", "masked_matmul", "masks", "requantise", "vector"]

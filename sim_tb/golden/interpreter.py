@@ -11,7 +11,19 @@ from collections.abc import Sequence
 import numpy as np
 from maskwork.gen.config import CHUNK, POST_MAX_SHIFT, Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
-from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, MAX_WINDOW, REPLIES, Fault, Op, Reply, VectorKind
+from maskwork.gen.isa import (
+    COMMANDS,
+    COUNTERS,
+    ISA_VERSION,
+    MAX_WINDOW,
+    REPLIES,
+    Fault,
+    Op,
+    Reply,
+    VectorKind,
+    commands_of,
+)
+from maskwork.sim_tb.golden.mask_command import MaskCommand
 from maskwork.sim_tb.golden.payload import Payload, RefusedError, packed_values, packed_words, require
 from maskwork.sim_tb.golden.rows import ABank, BBank, CBank, Cluster, Parameters, fold, run_cluster
 from maskwork.sim_tb.golden.vector import vector
@@ -21,7 +33,7 @@ BoolArray = NDArray[np.bool_]
 Words = NDArray[np.uint32]
 Fields = dict[str, int]
 
-_NEEDS_BEGIN = frozenset({Op.LOAD_A, Op.LOAD_B, Op.LOAD_C, Op.LOAD_P, Op.RUN, Op.VECTOR})
+_NEEDS_BEGIN = frozenset({Op.LOAD_A, Op.LOAD_B, Op.LOAD_C, Op.LOAD_P, Op.RUN, Op.VECTOR, Op.MASK})
 
 
 class Interpreter:
@@ -43,6 +55,7 @@ class Interpreter:
         self._counting = False
         self._multiplies = 0
         self._clusters = [Cluster() for _ in range(config.clusters)]
+        self._masks = MaskCommand(config)
 
     def execute(self, words: ArrayLike, ends: Sequence[int] | Sequence[bool] | NDArray[np.generic]) -> list[Words]:
         """Execute whole packets.
@@ -107,7 +120,7 @@ class Interpreter:
             op = Op(code)
         except ValueError:
             raise RefusedError(Fault.UNKNOWN_OPCODE) from None
-        require(op != Op.VECTOR or self.config.vector, Fault.UNKNOWN_OPCODE)
+        require(op in commands_of(self.config), Fault.UNKNOWN_OPCODE)
         if op == Op.BEGIN:  # by its first word, whatever becomes of the packet
             self._counting, self._multiplies = True, 0
         layout = COMMANDS[op]
@@ -129,6 +142,7 @@ class Interpreter:
                 return [self._reply(Reply.SYNCED, tag=fields["tag"])]
             case Op.ABORT:
                 self._empty()
+                self._masks.clear()
                 return [self._reply(Reply.ABORTED)]
             case Op.READ_COUNTERS:
                 return [self._counters()]
@@ -144,6 +158,9 @@ class Interpreter:
                 return self._run(fields)
             case Op.VECTOR:
                 return self._vector(fields, payload)
+            case Op.MASK:
+                reply, fault = self._masks.execute(fields, payload)
+                return [reply, *self._behind(fault, op)]
         return []
 
     # ------------------------------------------------------------------ replies and state
@@ -359,5 +376,8 @@ class Interpreter:
             fault = Fault.LONG_PACKET
         header = self._padded(REPLIES[Reply.VECTOR].encode({"tag": fields["tag"], "count": count}))
         reply = np.array(header + self._padded(packed_words(outputs, config.a_width).tolist()), np.uint32)
-        errors = [] if fault is None else [self._reply(Reply.ERROR, fault=fault, opcode=Op.VECTOR)]
-        return [reply, *errors]
+        return [reply, *self._behind(fault, Op.VECTOR)]
+
+    def _behind(self, fault: Fault | None, op: Op) -> list[Words]:
+        """The ERROR behind a reply, if there is a fault."""
+        return [] if fault is None else [self._reply(Reply.ERROR, fault=fault, opcode=op)]
