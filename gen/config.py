@@ -27,6 +27,15 @@ POST_MULT_WIDTH = 24
 POST_MAX_SHIFT = 47
 """Largest right shift of the requantisation."""
 
+POST_MAX_SUM = 48
+"""Most bits of an accumulator with post-processing."""
+
+NOISE_KEY = 0x9E37
+"""Constant of the rounds that make a row's state for stochastic rounding (docs/numerics.md)."""
+
+NOISE_STEPS = ((8, 20), (9, 8), (13, 5), (11, 3), (15, 1), (10, 1), (14, 1), (8, 1))
+"""For each bit of a column that is 1: the shift and the rotation that a row's state takes."""
+
 
 def _doc(text: str, default: Any) -> Any:
     return field(default=default, metadata={"doc": text})
@@ -79,6 +88,7 @@ class Config:
     post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
     counters: bool = _doc("performance counters are built; without them READ_COUNTERS answers zeros", True)
     vector: bool = _doc("the vector unit is built: pooling and residual addition, command VECTOR", False)
+    stochastic: bool = _doc("post-processing can also round at random (LOAD_P's flag stochastic)", False)
 
     # ------------------------------------------------------------------ checks
 
@@ -115,8 +125,12 @@ class Config:
                 f"acc_width must hold one product, a_width + b_width = {self.a_width + self.b_width} bits or more, "
                 f"not {self.acc_width}"
             )
-        if self.post and self.acc_width > 32:
-            raise ConfigError(f"acc_width must be at most 32 with post-processing (post = true), not {self.acc_width}")
+        if self.post and self.acc_width > POST_MAX_SUM:
+            raise ConfigError(
+                f"acc_width must be at most {POST_MAX_SUM} with post-processing (post = true), not {self.acc_width}"
+            )
+        if self.stochastic and not self.post:
+            raise ConfigError("stochastic must be false without post-processing (post = false), not true")
         self._power_of_two("stream_words", 1, 8)
         self._power_of_two("fetch_width", 2, 8)
         self._power_of_two("k_depth", 16, 8192)

@@ -11,6 +11,11 @@ from maskwork.rtl.load_common import Load, load_layout
 LOADS = {Op.LOAD_A: Load.A, Op.LOAD_B: Load.B, Op.LOAD_C: Load.C, Op.LOAD_P: Load.P}
 
 
+def header_words(config: Config) -> int:
+    """Header words that the check looks at."""
+    return 5 if config.stochastic else 4
+
+
 class CommandCheck(wiring.Component):
     """Reads the first header words of a command. Results are registered: valid 2 cycles after the header.
 
@@ -28,7 +33,7 @@ class CommandCheck(wiring.Component):
         self._config = config
         super().__init__(
             {
-                "header": In(data.ArrayLayout(32, 4)),
+                "header": In(data.ArrayLayout(32, header_words(config))),
                 "is_load": Out(1),
                 "is_run": Out(1),
                 "is_vector": Out(1),
@@ -71,7 +76,8 @@ class CommandCheck(wiring.Component):
             | self._outside(get(Op.LOAD_C, "columns"), config.tile_columns),
             Op.LOAD_P: self._outside(get(Op.LOAD_P, "columns"), config.tile_columns)
             | self._outside(get(Op.LOAD_P, "lanes"), (1 << config.lanes_per_cluster) - 1)
-            | (not config.post),
+            | (not config.post)
+            | (get(Op.LOAD_P, "stochastic") & ((get(Op.LOAD_P, "seed") == 0) if config.stochastic else 1)),
             Op.RUN: self._run_problem(get),
         }
         lists = {
@@ -103,6 +109,8 @@ class CommandCheck(wiring.Component):
             self.run.c.eq(get(Op.RUN, "c_bank")),
             self.run.use_c.eq(get(Op.RUN, "use_c")),
         ]
+        if config.stochastic:
+            m.d.sync += load.seed.eq(Mux(get(Op.LOAD_P, "stochastic"), get(Op.LOAD_P, "seed"), 0))
         beyond = clusters[config.clusters :].any() | (clusters == 0)
         vector_bad = Signal()
         m.d.sync += vector_bad.eq(
