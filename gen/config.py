@@ -344,6 +344,15 @@ _preset(
            a_depth=512, a_segments=64, c_rows=64, psum_rows=16, fifo_depth=128, run_depth=2),
     "2 PEs for a Tang Nano 9K (GW1NR-9C)",
 )  # fmt: skip
+_preset(
+    Config(name="small-int16", a_width=16, b_width=16, acc_width=48, vector=True, stochastic=True),
+    "small with 16-bit operands, 48-bit sums and stochastic rounding, for training",
+)
+_preset(
+    Config(name="sim-64-int16", lanes=16, stream_words=4, a_width=16, b_width=16, acc_width=48, k_depth=32,
+           a_depth=1024, fifo_depth=256, psum_rows=16, psum_in_pe=True, load_slots=4, vector=True, stochastic=True),
+    "sim-64 with 16-bit operands, 48-bit sums and stochastic rounding, with shorter K tiles and half the partial sums",
+)  # fmt: skip
 
 
 def presets() -> dict[str, Config]:
