@@ -139,7 +139,7 @@ def test_listings():
 
 def test_presets():
     has = {name for name, config in presets().items() if config.vector}
-    assert has == {"small", "dense-small", "ulx3s-85f", "sim-64", "ecp5-25f"}
+    assert has == {"small", "dense-small", "ulx3s-85f", "sim-64", "ecp5-25f", "small-int16", "sim-64-int16"}
     assert not Config().vector
 
 
