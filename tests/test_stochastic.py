@@ -229,7 +229,7 @@ def test_rows_in_any_order(fields):
             row.values = dict(itertools.islice(row.values.items(), 30))
         rows.append(row)
     rows += rows[:5]  # the same rows once more
-    bench = RandomBench(config, rows, seeds, parameters=parameters, limits=limits, idle=chance.choice((0, 0.2)))
+    bench = RandomBench(config, rows, seeds, parameters=parameters, limits=limits, idle=0)
     bench.run().check()
     assert bench.packets[-5:] == bench.packets[:5]
 
