@@ -69,7 +69,7 @@ class Compress(wiring.Component):
     -------
     i : In(CompressWord(config))
         A word in every cycle, NONE if there is none. START, VALUEs of rising column, END; at least ``gap`` NONEs
-        follow an END and ``value_gap`` a VALUE.
+        follow an END and ``value_gap`` a VALUE without ``post``.
     room : Out(1)
         There is memory for what ``slack`` more words need.
     o : Out(stream of beats)
