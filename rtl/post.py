@@ -123,8 +123,7 @@ class PostProcess(wiring.Component):
 
     One word a cycle, apart from ``Compress.gap`` cycles after each END (and one after each VALUE that is a raw sum of
     two beats); the first beat of a row is offered post_latency + ``Compress.header_beats`` + 5 cycles after its END.
-    Nothing
-    in the pipeline stalls: words are taken only while the result memory has room for all that is on its way.
+    Nothing in the pipeline stalls: words are taken only while the result memory has room for all that is on its way.
 
     Parameters
     ----------
