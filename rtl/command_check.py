@@ -11,11 +11,6 @@ from maskwork.rtl.load_common import Load, load_layout
 LOADS = {Op.LOAD_A: Load.A, Op.LOAD_B: Load.B, Op.LOAD_C: Load.C, Op.LOAD_P: Load.P}
 
 
-def header_words(config: Config) -> int:
-    """Header words that the check looks at."""
-    return 5 if config.stochastic else 4
-
-
 class CommandCheck(wiring.Component):
     """Reads the first header words of a command. Results are registered: valid 2 cycles after the header.
 
@@ -33,7 +28,7 @@ class CommandCheck(wiring.Component):
         self._config = config
         super().__init__(
             {
-                "header": In(data.ArrayLayout(32, header_words(config))),
+                "header": In(data.ArrayLayout(32, 4 + config.stochastic)),
                 "is_load": Out(1),
                 "is_run": Out(1),
                 "is_vector": Out(1),

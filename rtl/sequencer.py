@@ -9,12 +9,15 @@ from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
 from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, REPLIES, Fault, Op, Reply
 from maskwork.rtl.banks import bank_flags
-from maskwork.rtl.command_check import CommandCheck, header_words
+from maskwork.rtl.command_check import CommandCheck
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import clog2
 from maskwork.rtl.load_common import LoadEnd, load_layout
 from maskwork.rtl.stream import beat_layout
 from maskwork.rtl.vector import vector_fields, vector_layout
+
+HEADER_WORDS = 4
+"""Header words kept (with ``vector`` or ``stochastic`` one more); RUN's others go straight to the clusters."""
 
 SETTLE = 7
 """Cycles until what a command changed in the clusters shows in their registered state."""
@@ -96,16 +99,15 @@ class Sequencer(wiring.Component):
         config = self._config
         words = config.stream_words
         run = COMMANDS[Op.RUN]
-        # RUN's other words go straight to the clusters
-        kept = 5 if config.vector else header_words(config)
-        header = [Signal(32, name=f"header{n}") for n in range(kept)]
+        header_words = HEADER_WORDS + (config.vector or config.stochastic)
+        header = [Signal(32, name=f"header{n}") for n in range(header_words)]
         submodule(m, "check", check := CommandCheck(config), platform)
-        m.d.comb += [check.header[n].eq(header[n]) for n in range(header_words(config))]
+        m.d.comb += [check.header[n].eq(header[n]) for n in range(len(check.header))]
         m.d.comb += [self.load.eq(check.load), self.selected.eq(check.clusters), self.run.eq(check.run)]
 
         beat = self.i.payload
         position = Signal(range(max(2, words)))  # of the word in its beat
-        number = Signal(range(kept + 1))  # of the word in the header, as far as words are kept
+        number = Signal(range(header_words + 1))  # of the word in the header, as far as words are kept
         left = Signal(range(run.words + 1))  # header words after this one
         header_ends = Signal()
         is_run, known = Signal(), Signal()
@@ -183,10 +185,10 @@ class Sequencer(wiring.Component):
                     self.run_we.eq(takes & is_run),
                 ]
                 with m.If(takes):
-                    for n in range(kept):
+                    for n in range(header_words):
                         with m.If(number == n):
                             m.d.sync += header[n].eq(word)
-                    with m.If(number != kept):
+                    with m.If(number != header_words):
                         m.d.sync += number.eq(number + 1)
                     m.d.sync += [
                         left.eq(left - 1),
