@@ -119,6 +119,11 @@ class Legality:
             return f"columns must be from 1 to {config.tile_columns} (the N tile), not {f['columns']}"
         if "lanes" in f and not 0 < f["lanes"] < 1 << config.lanes_per_cluster:
             return f"lanes must name some of {config.lanes_per_cluster} lanes, a bit each, not {f['lanes']:#x}"
+        if op == Op.LOAD_P and f["stochastic"]:
+            if not config.stochastic:
+                return "stochastic must be 0 on a configuration with stochastic = false"
+            if not f["seed"]:
+                return f"seed must be from 1 to {(1 << 32) - 1} with stochastic, not 0"
         if op == Op.LOAD_A and not f["dense"] and "a" not in config.skip:
             return 'dense must be 1 without "a" in skip'
         if op == Op.LOAD_A and f["length"] > config.k_depth:

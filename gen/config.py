@@ -27,6 +27,15 @@ POST_MULT_WIDTH = 24
 POST_MAX_SHIFT = 47
 """Largest right shift of the requantisation."""
 
+POST_MAX_SUM = 48
+"""Most bits of an accumulator with post-processing."""
+
+NOISE_KEY = 0x9E37
+"""Constant of the rounds that make a row's state for stochastic rounding (docs/numerics.md)."""
+
+NOISE_STEPS = ((8, 20), (9, 8), (13, 5), (11, 3), (15, 1), (10, 1), (14, 1), (8, 1))
+"""For each bit of a column that is 1: the shift and the rotation that a row's state takes."""
+
 
 GENERATORS = ("threshold", "prune", "dropout", "norms", "project", "store")
 """Blocks of the mask unit, as the key ``generators`` names them."""
@@ -92,6 +101,7 @@ class Config:
     mask_depth: int = _doc("32-bit words of one mask there", 64)
     norm_channels: int = _doc("columns of which the mask unit's block norms makes norms at once", 256)
     project_sums: int = _doc("random projections that the mask unit's block project makes of a row", 8)
+    stochastic: bool = _doc("post-processing can also round at random (LOAD_P's flag stochastic)", False)
 
     # ------------------------------------------------------------------ checks
 
@@ -128,8 +138,12 @@ class Config:
                 f"acc_width must hold one product, a_width + b_width = {self.a_width + self.b_width} bits or more, "
                 f"not {self.acc_width}"
             )
-        if self.post and self.acc_width > 32:
-            raise ConfigError(f"acc_width must be at most 32 with post-processing (post = true), not {self.acc_width}")
+        if self.post and self.acc_width > POST_MAX_SUM:
+            raise ConfigError(
+                f"acc_width must be at most {POST_MAX_SUM} with post-processing (post = true), not {self.acc_width}"
+            )
+        if self.stochastic and not self.post:
+            raise ConfigError("stochastic must be false without post-processing (post = false), not true")
         self._power_of_two("stream_words", 1, 8)
         self._power_of_two("fetch_width", 2, 8)
         self._power_of_two("k_depth", 16, 8192)
@@ -365,6 +379,15 @@ _preset(
     Config(name="tang-nano-9k", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=8, queue_depth=8, k_depth=64,
            a_depth=512, a_segments=64, c_rows=64, psum_rows=16, fifo_depth=128, run_depth=2),
     "2 PEs for a Tang Nano 9K (GW1NR-9C)",
+)  # fmt: skip
+_preset(
+    Config(name="small-int16", a_width=16, b_width=16, acc_width=48, vector=True, stochastic=True),
+    "small with 16-bit operands, 48-bit sums and stochastic rounding, for training",
+)
+_preset(
+    Config(name="sim-64-int16", lanes=16, stream_words=4, a_width=16, b_width=16, acc_width=48, k_depth=32,
+           a_depth=1024, fifo_depth=256, psum_rows=16, psum_in_pe=True, load_slots=4, vector=True, stochastic=True),
+    "sim-64 with 16-bit operands, 48-bit sums and stochastic rounding, with shorter K tiles and half the partial sums",
 )  # fmt: skip
 
 

@@ -303,10 +303,13 @@ COMMANDS: dict[Op, Packet] = {
         *_pair(2, "rows", "columns", ("rows of C masks in the packet", "columns of each row")),
     ), payload="for each row: a bitmap of `columns` bits padded to a beat",
        doc="loads C masks, appended from row 0 of the bank"),
-    Op.LOAD_P: Packet(Op.LOAD_P, "LOAD_P", 4, (
-        _BANK, _CLUSTERS,
+    Op.LOAD_P: Packet(Op.LOAD_P, "LOAD_P", 5, (
+        _BANK,
+        Field("stochastic", 0, 9, 1, doc="1: results are rounded at random; 0: to the nearest, half to even"),
+        _CLUSTERS,
         *_pair(2, "lanes", "columns", ("lanes of each cluster whose parameters these are, a bit each", "columns")),
         *_pair(3, "low", "high", ("clamp: smallest result", "clamp: largest result"), True),
+        Field("seed", 4, 0, 32, doc="of the random numbers, not 0; without `stochastic` ignored, and sent as 0"),
     ), payload="for each column two words: bias (signed 32 bits), then mult (bits 23:0) and shift (bits 29:24); the "
                "whole padded to a beat",
        doc="loads post-processing parameters, kept with the weight bank"),

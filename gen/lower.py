@@ -7,7 +7,7 @@ from __future__ import annotations
 from maskwork.gen.lower_conv import conv_output_shape, lower_conv
 from maskwork.gen.lower_mask import lower_mask
 from maskwork.gen.lower_matmul import lower_matmul
-from maskwork.gen.lower_schedule import Post
+from maskwork.gen.lower_post import Post
 from maskwork.gen.lower_vector import lower_vector
 from maskwork.gen.lower_wgrad import by_channel, exchanged_pads, lower_weight_grad
 

@@ -19,11 +19,11 @@ from maskwork.gen.deal import as_work, deal
 from maskwork.gen.errors import MaskworkValueError, ProgramError
 from maskwork.gen.lower_costs import Density, densities
 from maskwork.gen.lower_matmul import add_operands, keep_indices, schedule_matmul
+from maskwork.gen.lower_post import Post
 from maskwork.gen.lower_schedule import (
     Indices,
     KTile,
     Part,
-    Post,
     Scheduler,
     deltas,
     split,

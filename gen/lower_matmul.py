@@ -11,11 +11,11 @@ from maskwork.gen import pack
 from maskwork.gen.config import CHUNK, Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError, ProgramError
 from maskwork.gen.lower_costs import ASSUMED, LOAD_OVERHEAD, RUN_OVERHEAD, Costs, Density, densities, total
+from maskwork.gen.lower_post import Post
 from maskwork.gen.lower_schedule import (
     Indices,
     KTile,
     Part,
-    Post,
     Scheduler,
     deltas,
     k_limit,

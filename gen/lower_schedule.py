@@ -17,8 +17,8 @@ from typing import Any
 import numpy as np
 from maskwork.gen import pack
 from maskwork.gen.config import CHUNK, Config
-from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
 from maskwork.gen.isa import ISA_VERSION, LEVELS
+from maskwork.gen.lower_post import Post, tile_seed
 from maskwork.gen.program import Program
 from numpy.typing import NDArray
 
@@ -27,46 +27,6 @@ Indices = NDArray[np.int64]
 SHARES = ("no", "columns", "cluster", "all")
 """Who gets a row: one lane; one lane of every cluster, and clusters hold different columns; all lanes of one cluster,
 which hold different columns (the same in every cluster); all lanes of all clusters, which hold different columns."""
-
-
-@dataclass(frozen=True)
-class Post:
-    """Requantisation of a program's results: clamp(round_half_even((sum + bias) * mult / 2**shift), low, high).
-
-    bias, mult and shift are operands of shape (N,), bound under these names.
-    """
-
-    low: int
-    high: int
-    bias: str = "bias"
-    mult: str = "mult"
-    shift: str = "shift"
-
-    @classmethod
-    def of(cls, value: Any, config: Config) -> Post | None:
-        """From None, a Post, or a mapping with keys low and high (and optionally the names).
-
-        Raises:
-            MaskworkTypeError, MaskworkValueError: for anything else, or limits that a_width cannot hold.
-        """
-        if value is None:
-            return None
-        if not isinstance(value, Post):
-            try:
-                value = cls(**dict(value))
-            except (TypeError, ValueError):
-                raise MaskworkTypeError(
-                    f"post must have low and high (and may name bias, mult and shift), not {value!r}"
-                ) from None
-        if not config.post:
-            raise MaskworkValueError("post needs a configuration with post = true, not false")
-        limit = 1 << (config.a_width - 1)
-        if not -limit <= value.low <= value.high < limit:
-            raise MaskworkValueError(
-                f"post: low <= high must lie in {-limit}..{limit - 1} (a_width bits, signed), not "
-                f"{value.low}..{value.high}"
-            )
-        return value
 
 
 @dataclass(frozen=True)
@@ -138,11 +98,14 @@ class Scheduler:
     finals: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
+        self._numbers: dict[Hashable, int] = {}  # of seeds
+        self._runs = 0
         self._forget()
 
     def _forget(self) -> None:
         self._banks = {"A": _Banks(), "B": _Banks(), "C": _Banks()}
-        self._parameters: tuple[dict[int, int], dict[int, int]] = ({}, {})
+        self._parameters: tuple[dict[int, Hashable], dict[int, Hashable]] = ({}, {})
+        self._starts: dict[tuple[int, int], int] = {}
         self._ranges: dict[int, pack.Ranges] = {}
 
     def begin(self) -> None:
@@ -190,6 +153,9 @@ class Scheduler:
         assert share in SHARES
         assert share in ("no", "columns") or not self.use_c
         self._forget()
+        self._runs += 1
+        if self.post is not None and self.post.seed is not None:
+            self._number_rows(blocks, share)
         outer, inner = (len(blocks), len(n_tiles)) if m_outer else (len(n_tiles), len(blocks))
         backwards = False
         for o in range(outer):
@@ -200,6 +166,17 @@ class Scheduler:
                     flags = {"first": int(step == 0), "final": int(step == len(k_tiles) - 1)}
                     self._step((b, blocks[b]), (k, k_tiles[k]), (n, n_tiles[n]), share, flags)
                 backwards = not backwards
+
+    def _number_rows(self, blocks: Sequence[Sequence[Part]], share: str) -> None:
+        """Give every row a number of its own: its low 16 bits are RUN's row, the others go into the seed."""
+        row = 0
+        for b, parts in enumerate(blocks):
+            for c, part in enumerate(parts):
+                own = c == 0 or share in ("no", "cluster")
+                if own and row % 65536 + len(part.rows) > 65536:
+                    row += -row % 65536
+                self._starts[b, c] = row if own else self._starts[b, 0]
+                row += len(part.rows) if own else 0
 
     def _step(
         self,
@@ -222,7 +199,10 @@ class Scheduler:
                 data = {"operand": "c_mask", "rows": self._compact(parts[c].rows), "columns": self._compact(own)}
                 self._emit("LOAD_C", data, bank=c_bank, clusters=1 << c, rows=len(parts[c].rows), columns=len(own))
         if self.post and flags["final"]:
-            self._load_p(b_bank, [c for c in clusters if self._parameters[b_bank].get(c) != n], n, columns, share)
+            for high in sorted({self._starts.get((b, c), 0) >> 16 for c in clusters}):
+                missing = [c for c in clusters if self._starts.get((b, c), 0) >> 16 == high
+                           and self._parameters[b_bank].get(c) != (n, high)]  # fmt: skip
+                self._load_p(b_bank, missing, (n, high), columns, share)
         a_bank, missing = self._banks["A"].place(dict.fromkeys(clusters, (b, tile.a_key)))
         together = share in ("all", "columns") and missing
         for mask, c in [(sum(1 << c for c in missing), 0)] if together else [(1 << c, c) for c in missing]:
@@ -233,6 +213,8 @@ class Scheduler:
         groups: dict[tuple[tuple[str, int], ...], list[int]] = {}
         for c in clusters:
             fields = {"rows": len(parts[c].rows), **parts[c].run_fields(tile)}
+            if flags["final"] or config.psum_in_pe:
+                fields["row"] = self._starts.get((b, c), 0) & 0xFFFF
             groups.setdefault(tuple(fields.items()), []).append(c)
         for items, members in groups.items():
             mask = sum(1 << c for c in members)
@@ -242,7 +224,7 @@ class Scheduler:
                        tag=self.finals % 256, columns=max(map(len, columns)) - 1, clusters=mask,
                        row_words=pack.row_words(config, len(tile.columns), tile.tap_count), **dict(items))  # fmt: skip
             if flags["final"]:
-                self._result(parts, members, columns, share)
+                self._result(parts, members, columns, share, dict(items)["row"])
 
     def _lanes(self, columns: Sequence[Indices], clusters: Sequence[int], share: str) -> list[tuple[int, int, Indices]]:
         """(cluster mask, lane mask, columns) of the loads of one B tile or its parameters."""
@@ -265,16 +247,22 @@ class Scheduler:
             self._emit("LOAD_B", data, bank=bank, append=int(share in ("cluster", "all") and lanes > 1), clusters=mask,
                        rows=len(tile.b_rows), lanes=lanes, columns=len(own))  # fmt: skip
 
-    def _load_p(self, bank: int, clusters: list[int], n: int, columns: Sequence[Indices], share: str) -> None:
+    def _load_p(self, bank: int, clusters: list[int], key: Hashable, columns: Sequence[Indices], share: str) -> None:
         post = self.post
         assert post is not None
         for mask, lanes, own in self._lanes(columns, clusters, share):
             data = {"bias": post.bias, "mult": post.mult, "shift": post.shift, "columns": self._compact(own)}
+            seed = 0
+            if post.seed is not None:
+                holder = self._runs, key, lanes, mask if share in ("all", "columns") else 0
+                seed = tile_seed(int(post.seed), self._numbers.setdefault(holder, len(self._numbers)))
             self._emit("LOAD_P", data, bank=bank, clusters=mask, lanes=lanes, columns=len(own), low=post.low,
-                       high=post.high)  # fmt: skip
-        self._parameters[bank].update(dict.fromkeys(clusters, n))
+                       high=post.high, stochastic=int(seed != 0), seed=seed)  # fmt: skip
+        self._parameters[bank].update(dict.fromkeys(clusters, key))
 
-    def _result(self, parts: Sequence[Part], members: list[int], columns: Sequence[Indices], share: str) -> None:
+    def _result(
+        self, parts: Sequence[Part], members: list[int], columns: Sequence[Indices], share: str, row: int
+    ) -> None:
         per = self.program.config.lanes_per_cluster
         entries = []
         for c in members:
@@ -286,7 +274,7 @@ class Scheduler:
             for lane in range(per):
                 own = columns[c * per + lane if share == "all" else lane]
                 entries.append({"lanes": [c * per + lane, 1], "rows": rows, "columns": self._compact(own)})
-        self.program.results.append({"tag": self.finals % 256, "row": 0, "output": "c", "parts": entries})
+        self.program.results.append({"tag": self.finals % 256, "row": row, "output": "c", "parts": entries})
         self.finals += 1
 
 

@@ -22,7 +22,8 @@ from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
 from maskwork.gen.lower_conv import conv_output_shape, parse_pads, parse_pair
 from maskwork.gen.lower_costs import Density, densities
 from maskwork.gen.lower_matmul import add_operands, keep_indices
-from maskwork.gen.lower_schedule import Indices, Part, Post, Scheduler, split, split_n, split_shared
+from maskwork.gen.lower_post import Post
+from maskwork.gen.lower_schedule import Indices, Part, Scheduler, split, split_n, split_shared
 from maskwork.gen.lower_spread import spread_loads
 from maskwork.gen.lower_wgrad_plans import MODES, Plan, Problem, expected_cycles, groups
 from maskwork.gen.lower_wgrad_tiles import Layer, Phase, PositionTile, TapsPart, empty_tile, phases, position_tiles

@@ -1,7 +1,6 @@
 """Accelerator: the two-stream top of the generated hardware."""
 
 from functools import reduce
-from typing import ClassVar
 
 from amaranth import *
 from amaranth.lib import stream, wiring
@@ -17,7 +16,7 @@ from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.loader import Loader
 from maskwork.rtl.mask_unit import LATENCY as MASK_LATENCY
 from maskwork.rtl.pe import LOOKUP_LATENCY, MULTIPLY_LATENCY
-from maskwork.rtl.post import PostProcess
+from maskwork.rtl.post import post_latency
 from maskwork.rtl.sequencer import Sequencer
 from maskwork.rtl.stream import SkidBuffer, beat_layout
 from maskwork.rtl.stream_units import add_stream_units
@@ -30,6 +29,19 @@ EARLY_CYCLES = 2
 """What the counters miss between BEGIN's first word and their start, less what they count after SYNCED has left."""
 
 
+def latencies(config: Config) -> dict[str, int]:
+    """Cycles that parts of a configuration's hardware take, for manifests."""
+    return {
+        "copy": COPY_LATENCY,
+        "lookup": LOOKUP_LATENCY,
+        "multiply": MULTIPLY_LATENCY,
+        "drain": DRAIN_LATENCY,
+        "post": post_latency(config),
+        "vector": VECTOR_LATENCY,
+        "mask": MASK_LATENCY,
+    }
+
+
 class Accelerator(wiring.Component):
     """Commands and data in, results and replies out (see :mod:`maskwork.gen.isa`).
 
@@ -40,18 +52,9 @@ class Accelerator(wiring.Component):
         o: reply packets.
     """
 
-    latencies: ClassVar[dict[str, int]] = {
-        "copy": COPY_LATENCY,
-        "lookup": LOOKUP_LATENCY,
-        "multiply": MULTIPLY_LATENCY,
-        "drain": DRAIN_LATENCY,
-        "post": PostProcess.LATENCY,
-        "vector": VECTOR_LATENCY,
-        "mask": MASK_LATENCY,
-    }
-
     def __init__(self, config: Config):
         self.config = config
+        self.latencies = latencies(config)
         signature = stream.Signature(beat_layout(config))
         super().__init__({"i": In(signature), "o": Out(signature)})
 

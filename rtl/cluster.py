@@ -61,7 +61,7 @@ class Cluster(wiring.Component):
                 "c_write": In(c_write_layout(config)),
                 "c_selected": In(1),
                 "p": In(parameter_signature(config)),
-                "limits": In(limits_signature()),
+                "limits": In(limits_signature(config)),
                 "run_word": In(32),
                 "run_we": In(1),
                 "run_commit": In(1),

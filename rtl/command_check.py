@@ -28,7 +28,7 @@ class CommandCheck(wiring.Component):
         self._config = config
         super().__init__(
             {
-                "header": In(data.ArrayLayout(32, 4)),
+                "header": In(data.ArrayLayout(32, 4 + config.stochastic)),
                 "is_load": Out(1),
                 "is_run": Out(1),
                 "is_stream": Out(1),
@@ -72,7 +72,8 @@ class CommandCheck(wiring.Component):
             | self._outside(get(Op.LOAD_C, "columns"), config.tile_columns),
             Op.LOAD_P: self._outside(get(Op.LOAD_P, "columns"), config.tile_columns)
             | self._outside(get(Op.LOAD_P, "lanes"), (1 << config.lanes_per_cluster) - 1)
-            | (not config.post),
+            | (not config.post)
+            | (get(Op.LOAD_P, "stochastic") & ((get(Op.LOAD_P, "seed") == 0) if config.stochastic else 1)),
             Op.RUN: self._run_problem(get),
         }
         lists = {
@@ -105,6 +106,8 @@ class CommandCheck(wiring.Component):
             self.run.c.eq(get(Op.RUN, "c_bank")),
             self.run.use_c.eq(get(Op.RUN, "use_c")),
         ]
+        if config.stochastic:
+            m.d.sync += load.seed.eq(Mux(get(Op.LOAD_P, "stochastic"), get(Op.LOAD_P, "seed"), 0))
         beyond = clusters[config.clusters :].any() | (clusters == 0)
         with m.Switch(opcode):
             for op, kind in LOADS.items():

@@ -69,7 +69,7 @@ class Compress(wiring.Component):
     -------
     i : In(CompressWord(config))
         A word in every cycle, NONE if there is none. START, VALUEs of rising column, END; at least ``gap`` NONEs
-        follow an END and ``value_gap`` a VALUE.
+        follow an END and ``value_gap`` a VALUE without ``post``.
     room : Out(1)
         There is memory for what ``slack`` more words need.
     o : Out(stream of beats)
@@ -149,11 +149,13 @@ class Compress(wiring.Component):
         config = self._config
         width, words = config.a_width, config.stream_words
         group = 64 if self._wide and not self._split else 32
+        unit = 32 if config.post else group
         fields = config.values_per_word(width) if config.post else 1
         beat = register(config.beat_bits)
         held, flush, second = Signal(), Signal(), Signal()
-        # one-hot position of the next value: in groups of a raw sum's words, and within a word
-        in_beat = Signal(words * 32 // group, init=1)
+        # one-hot position of the next value: in words (or what a raw sum takes, where there are no others), and within
+        # a word
+        in_beat = Signal(words * 32 // unit, init=1)
         in_word = Signal(fields, init=1)
         first = Signal()
         m.d.comb += [
@@ -167,32 +169,45 @@ class Compress(wiring.Component):
                 m.d.sync += in_word.eq(in_word.rotate_left(1))
             with m.If(word_is_done):
                 m.d.sync += in_beat.eq(in_beat.rotate_left(1))
+            if group != unit:
+                with m.If(~post):
+                    m.d.sync += in_beat.eq(in_beat.rotate_left(group // unit))
         with m.If(start):
             m.d.sync += [held.eq(0), in_beat.eq(1), in_word.eq(1)]
 
         if self._split:
             other = register(32)
-            m.d.sync += second.eq(take)
+            m.d.sync += second.eq(take & ~post if config.post else take)
             with m.If(take):
-                m.d.sync += [beat.eq(value[:32]), other.eq(value[32:])]
-            with m.If(second):
-                m.d.sync += beat.eq(other)
-            return beat, held, flush
+                m.d.sync += other.eq(value[32:])
+            if not config.post:
+                with m.If(take):
+                    m.d.sync += beat.eq(value[:32])
+                with m.If(second):
+                    m.d.sync += beat.eq(other)
+                return beat, held, flush
 
         for index in range(len(in_beat)):
-            base = index * group
+            base = index * unit
+            before = index % (group // unit)  # of a raw sum's words
             for number in range(fields + 1):
                 # the last field is what no packed value uses
-                begin = number * width if config.post else number * group
-                stop = min(begin + width, group) if number < fields and config.post else group
+                begin = number * width if config.post else number * unit
+                stop = min(begin + width, unit) if number < fields and config.post else unit
                 if begin >= stop:
                     continue
-                raw, packed = value[begin:stop], value[: stop - begin] if number < fields else C(0, stop - begin)
+                raw = value[before * unit :][begin:stop]
+                packed = value[: stop - begin] if number < fields else C(0, stop - begin)
                 enable = in_beat[index] & (~post | in_word[number]) if number < fields else in_beat[index]
+                if before:
+                    enable = Mux(post, enable, in_beat[index - before])
                 with m.If(take & enable):
-                    m.d.sync += beat[base + begin : base + stop].eq(Mux(post, packed, raw) if number else raw)
+                    m.d.sync += beat[base + begin : base + stop].eq(Mux(post, packed, raw) if number or before else raw)
                 with m.Elif(take & first):
                     m.d.sync += beat[base + begin : base + stop].eq(0)
+        if self._split:
+            with m.If(second):
+                m.d.sync += beat.eq(other)
         return beat, held, flush
 
     def _head(self, m, start, take, end, post, value, column):

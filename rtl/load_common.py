@@ -37,6 +37,7 @@ def load_layout(config: Config) -> data.StructLayout:
             "lanes": config.lanes_per_cluster,
             "low": signed(16),
             "high": signed(16),
+            **({"seed": 32} if config.stochastic else {}),  # 0: to the nearest
         }
     )
 

@@ -75,7 +75,7 @@ class LoadP(wiring.Component):
             {
                 **part_members(config),
                 "write": Out(parameter_signature(config)),
-                "limits": Out(limits_signature()),
+                "limits": Out(limits_signature(config)),
             }
         )
 
@@ -107,6 +107,8 @@ class LoadP(wiring.Component):
             self.limits.low.eq(load.low),
             self.limits.high.eq(load.high),
         ]
+        if config.stochastic:
+            m.d.comb += self.limits.seed.eq(load.seed)
         with m.FSM():
             with m.State("IDLE"):
                 m.d.sync += [column.eq(0), word.eq(0), lane.eq(0)]

@@ -44,7 +44,7 @@ class Loader(wiring.Component):
                 "b": Out(b_write_layout(config)),
                 "c": Out(c_write_layout(config)),
                 "p": Out(parameter_signature(config)),
-                "limits": Out(limits_signature()),
+                "limits": Out(limits_signature(config)),
             }
         )
 

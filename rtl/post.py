@@ -10,10 +10,27 @@ from maskwork.gen.config import POST_MULT_WIDTH, Config
 from maskwork.rtl.compress import Compress, PostKind
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import NO_CHECK, clog2
-from maskwork.rtl.requantise import BIAS_WIDTH, LIMIT_WIDTH, SHIFT_WIDTH, Requantise, register, saturate
+from maskwork.rtl.noise import Noise
+from maskwork.rtl.requantise import (
+    BIAS_WIDTH,
+    LIMIT_WIDTH,
+    SHIFT_WIDTH,
+    Requantise,
+    register,
+    requantise_latency,
+    saturate,
+)
 from maskwork.rtl.stream import beat_layout
 
-__all__ = ["DelayLine", "PostKind", "PostProcess", "PostWord", "limits_signature", "parameter_signature"]
+__all__ = [
+    "DelayLine",
+    "PostKind",
+    "PostProcess",
+    "PostWord",
+    "limits_signature",
+    "parameter_signature",
+    "post_latency",
+]
 
 
 def PostWord(config: Config) -> data.StructLayout:
@@ -51,11 +68,25 @@ def parameter_signature(config: Config) -> wiring.Signature:
     )
 
 
-def limits_signature() -> wiring.Signature:
-    """Write of a bank's clamp limits: no handshake, ``valid`` for one cycle."""
+def limits_signature(config: Config) -> wiring.Signature:
+    """Write of a bank's clamp limits: no handshake, ``valid`` for one cycle.
+
+    ``seed`` (with ``stochastic``; 0: to the nearest) is that of the bank and lane of every parameter written meanwhile.
+    """
     return wiring.Signature(
-        {"valid": Out(1), "bank": Out(1), "low": Out(signed(LIMIT_WIDTH)), "high": Out(signed(LIMIT_WIDTH))}
+        {
+            "valid": Out(1),
+            "bank": Out(1),
+            "low": Out(signed(LIMIT_WIDTH)),
+            "high": Out(signed(LIMIT_WIDTH)),
+            **({"seed": Out(32)} if config.stochastic else {}),
+        }
     )
+
+
+def post_latency(config: Config) -> int:
+    """Cycles from :class:`PostProcess`'s input to its compressor's."""
+    return 2 + requantise_latency(config) if config.post else 0
 
 
 class DelayLine(wiring.Component):
@@ -90,9 +121,9 @@ class DelayLine(wiring.Component):
 class PostProcess(wiring.Component):
     """Bias, requantisation and clamp (rows with ``post``) or raw sums, then compression into RESULT packets.
 
-    One word a cycle, apart from ``Compress.gap`` cycles after each END (and one after each VALUE where a raw sum takes
-    two beats); the first beat of a row is offered LATENCY + ``Compress.header_beats`` + 5 cycles after its END. Nothing
-    in the pipeline stalls: words are taken only while the result memory has room for all that is on its way.
+    One word a cycle, apart from ``Compress.gap`` cycles after each END (and one after each VALUE that is a raw sum of
+    two beats); the first beat of a row is offered post_latency + ``Compress.header_beats`` + 5 cycles after its END.
+    Nothing in the pipeline stalls: words are taken only while the result memory has room for all that is on its way.
 
     Parameters
     ----------
@@ -111,7 +142,7 @@ class PostProcess(wiring.Component):
         See ``slack``.
     p : In(parameter_signature(config))
         Parameters of a bank, lane and column.
-    limits : In(limits_signature())
+    limits : In(limits_signature(config))
         Clamp limits of a bank, saturated to ``a_width`` bits. low > high makes every result ``high``.
     o : Out(stream of beat_layout(config))
         RESULT packets.
@@ -120,9 +151,6 @@ class PostProcess(wiring.Component):
     idle : Out(1)
         No row is open, nothing is held, nothing is offered.
     """
-
-    LATENCY = 12
-    """Cycles from ``i`` to the compressor's input, with ``post``; none without."""
 
     if TYPE_CHECKING:
         i: Any
@@ -142,7 +170,7 @@ class PostProcess(wiring.Component):
                 "i": In(stream.Signature(PostWord(config))),
                 "space": Out(1),
                 "p": In(parameter_signature(config)),
-                "limits": In(limits_signature()),
+                "limits": In(limits_signature(config)),
                 "o": Out(stream.Signature(beat_layout(config))),
                 "busy": Out(1),
                 "idle": Out(1),
@@ -157,14 +185,13 @@ class PostProcess(wiring.Component):
         """Build intake, parameters, arithmetic beside a delay line, and compressor."""
         m = Module()
         config = self._config
-        latency = self.LATENCY if config.post else 0
+        latency = post_latency(config)
         submodule(m, "compress", compress := Compress(config, slack=self._slack or latency + 2), platform)
         m.d.comb += self.space.eq(compress.room)
         wiring.connect(m, wiring.flipped(self.o), compress.o)
-        kind = self._intake(m, compress, latency)
-
         word, lane_width = self.i.payload, clog2(config.lanes_per_cluster)
         post, bank, lane = register(name="post"), register(name="bank"), register(lane_width, name="lane")
+        kind = self._intake(m, compress, latency, post)
         with m.If(kind == PostKind.START):
             m.d.sync += [post.eq(word.post), bank.eq(word.bank), lane.eq(word.lane)]
         row_header = Cat(word.row, word.tag, word.lane)
@@ -187,7 +214,7 @@ class PostProcess(wiring.Component):
             delay.o[1 : 1 + len(word.column)],
             delay.o[1 + len(word.column) :],
         )
-        result = self._arithmetic(m, bank, lane, platform)
+        result = self._arithmetic(m, kind, bank, lane, platform)
         # a result takes the place of a VALUE's low bits, not of a START's
         kinds = [kind, *(Signal(PostKind, init=PostKind.NONE, name=f"kind_{n + 1}") for n in range(latency))]
         m.d.sync += [later.eq(sooner) for sooner, later in pairwise(kinds)]
@@ -206,7 +233,7 @@ class PostProcess(wiring.Component):
         ]
         return m
 
-    def _intake(self, m, compress, latency):
+    def _intake(self, m, compress, latency, post):
         """Answer what is taken in this cycle: its kind, or NONE. Drives ``i.ready``, ``busy`` and ``idle``."""
         kind = Signal(PostKind, init=PostKind.NONE)
         with m.If(self.i.valid & self.i.ready):
@@ -216,7 +243,7 @@ class PostProcess(wiring.Component):
             m.d.comb += self.i.ready.eq(1)
         else:
             pause = Signal(range(compress.gap + 1))
-            halt = ended | (kind == PostKind.VALUE) if compress.value_gap else ended
+            halt = ended | ((kind == PostKind.VALUE) & ~post) if compress.value_gap else ended
             m.d.sync += self.i.ready.eq(compress.room & ~halt & (pause == 0))
             with m.If(ended):
                 m.d.sync += pause.eq(compress.gap - 1)
@@ -236,8 +263,8 @@ class PostProcess(wiring.Component):
         ]
         return kind
 
-    def _arithmetic(self, m, bank, lane, platform):
-        """Results, LATENCY cycles after their words were taken."""
+    def _arithmetic(self, m, kind, bank, lane, platform):
+        """Results, post_latency cycles after their words were taken."""
         config = self._config
         submodule(m, "requantise", requantise := Requantise(config), platform)
         layout = data.StructLayout({"bias": signed(BIAS_WIDTH), "mult": POST_MULT_WIDTH, "shift": SHIFT_WIDTH})
@@ -261,6 +288,20 @@ class PostProcess(wiring.Component):
             Cat(requantise.bias, requantise.mult, requantise.shift).eq(operands),
             requantise.value.eq(_shift_register(m, self.i.payload.value, 2)),
         ]
+        if config.stochastic:
+            word = self.i.payload
+            submodule(m, "noise", noise := Noise(config, 2 + requantise.noise_delay), platform)
+            m.d.comb += [
+                noise.write.eq(self.p.valid),
+                noise.address.eq(Cat(self.p.lane[:lane_bits], self.p.bank)),
+                noise.seed.eq(self.limits.seed),
+                noise.start.eq(kind == PostKind.START),
+                noise.place.eq(Cat(word.lane[:lane_bits], word.bank)),
+                noise.row.eq(word.row),
+                noise.column.eq(word.column),
+                requantise.noise.eq(noise.number),
+                requantise.random.eq(noise.random),
+            ]
 
         # low, high, and whether they are inverted
         chosen = Cat(requantise.low, requantise.high, requantise.inverted)
@@ -274,7 +315,7 @@ class PostProcess(wiring.Component):
             with m.If(self.limits.valid & (self.limits.bank == number)):
                 m.d.sync += banks[number].eq(written)
         limits = register(len(chosen))
-        m.d.sync += limits.eq(Mux(_shift_register(m, bank, 1 + requantise.LIMITS_DELAY), banks[1], banks[0]))
+        m.d.sync += limits.eq(Mux(_shift_register(m, bank, 1 + requantise.limits_delay), banks[1], banks[0]))
         m.d.comb += chosen.eq(limits)
         return requantise.result
 

@@ -8,8 +8,17 @@ from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import POST_MULT_WIDTH, Config
 
 __all__ = [
-    "BIAS_WIDTH", "LIMIT_WIDTH", "SHIFT_WIDTH", "Requantise", "choose", "register", "saturate", "shift_and_clamp",
-]  # fmt: skip
+    "BIAS_WIDTH",
+    "LIMIT_WIDTH",
+    "NOISE_WIDTH",
+    "SHIFT_WIDTH",
+    "Requantise",
+    "choose",
+    "register",
+    "requantise_latency",
+    "saturate",
+    "shift_and_clamp",
+]
 
 BIAS_WIDTH = 32
 """Bits of a bias, signed."""
@@ -20,8 +29,11 @@ SHIFT_WIDTH = 6
 LIMIT_WIDTH = 16
 """Bits of a clamp limit as it travels, signed."""
 
+NOISE_WIDTH = 16
+"""Bits of a random number, and bits below the point that it meets."""
+
 _SPLIT = 16
-"""Where both factors are cut: the pieces (16 and 17 by 16 and 8 bits) fit one 18 x 18 multiplier each."""
+"""Where factors are cut: the pieces (16 or, of a sum's top, 17 bits by 16 and 8) fit one 18 x 18 multiplier each."""
 
 
 def register(shape: Any = 1, *, name: str | None = None) -> Signal:
@@ -47,19 +59,28 @@ def choose(options: list[Value], select: Value) -> Value:
 
 
 def shift_and_clamp(
-    m: Module, value: Value, shift: Value, width: int, lower: Value, upper: Value, inverted: Value
+    m: Module,
+    value: Value,
+    shift: Value,
+    width: int,
+    lower: Value,
+    upper: Value,
+    inverted: Value,
+    noise: tuple[Value, Value] | None = None,
 ) -> Value:
     """clamp(round_half_even(value / 2**shift), lower, upper) as ``width`` signed bits, 6 cycles after ``value``.
 
     ``shift`` belongs to the cycle of ``value``; the limits and ``inverted`` (``lower`` > ``upper``: the result is
-    ``upper``) to the fourth cycle after it. Shifts by 16, 4 and 1 times two bits; the shifter narrows as it goes,
-    keeping one guard bit (bit 0 of each stage), a sticky bit for everything below and one overflow flag for everything
-    above.
+    ``upper``) to the fourth cycle after it; ``noise`` (a random number of NOISE_WIDTH bits, and whether it rounds this
+    value) to the third. Shifts by 16, 4 and 1 times two bits; the shifter narrows as it goes, keeping one guard bit
+    (with ``noise``, NOISE_WIDTH bits below the point; the low bits of each stage), a sticky bit for everything below
+    and one overflow flag for everything above.
     """
-    number, sticky, overflow = Cat(C(0, 1), value).as_signed(), C(0, 1), C(0, 1)
+    point = 1 if noise is None else NOISE_WIDTH
+    number, sticky, overflow = Cat(C(0, point), value).as_signed(), C(0, 1), C(0, 1)
     sign = value[-1]
     for step in (16, 4, 1):
-        kept = register(signed(width + step), name=f"kept_{step}")
+        kept = register(signed(width + step + point - 1), name=f"kept_{step}")
         next_sticky = register(name=f"sticky_{step}")
         next_overflow = register(name=f"overflow_{step}")
         next_sign = register(name=f"sign_{step}")
@@ -81,14 +102,17 @@ def shift_and_clamp(
         ]
         number, sticky, overflow, sign, shift = kept, next_sticky, next_overflow, next_sign, next_shift
 
-    # round half to even; number holds width bits above its guard bit
+    # round; number holds width bits above the point
     rounded = register(signed(width + 1))
     round_sign, round_overflow = register(name="round_sign"), register(name="round_overflow")
-    m.d.sync += [
-        rounded.eq(number[1:].as_signed() + (number[0] & (sticky | number[1]))),
-        round_sign.eq(sign),
-        round_overflow.eq(overflow),
-    ]
+    up = sticky | number[point]  # of half-way cases
+    if noise is None:
+        total = number[1:].as_signed() + (number[0] & up)
+    else:
+        # to the nearest: half of the last place, less one of the bits below it in a half-way case that stays down
+        random, chosen = noise
+        total = (number + Mux(chosen, random, Cat((~up).replicate(point - 1), up)))[point:].as_signed()
+    m.d.sync += [rounded.eq(total), round_sign.eq(sign), round_overflow.eq(overflow)]
 
     # compare. What overflowed lies beyond the limit of its sign, rounded or not.
     above, below = register(name="above"), register(name="below")
@@ -107,37 +131,49 @@ def shift_and_clamp(
     return result
 
 
-class Requantise(wiring.Component):
-    """clamp(round_half_even((value + bias) * mult / 2**shift), low, high), one value a cycle.
+def requantise_latency(config: Config) -> int:
+    """Cycles from operands to their result."""
+    return 10 if config.acc_width <= BIAS_WIDTH else 11
 
-    A free-running pipeline: ``result`` belongs to the operands of ``LATENCY`` cycles before. Products are cut into
-    four 18 x 18 multiplications; the shifter narrows as it goes, keeping one guard bit, a sticky bit for everything
-    below and one overflow flag for everything above.
+
+class Requantise(wiring.Component):
+    """clamp(round((value + bias) * mult / 2**shift), low, high), one value a cycle.
+
+    Rounds half to even or, where ``random`` is set, to floor(x + noise / 2**16), x cut off 16 bits below the point. A
+    free-running pipeline: ``result`` belongs to the operands of ``latency`` cycles before. Products are cut into
+    18 x 18 multiplications: four, or six of sums beyond 32 bits.
 
     Parameters
     ----------
     config
-        ``acc_width`` (at most 32) and ``a_width`` give the widths of ``value`` and ``result``.
+        ``acc_width`` (at most 48) and ``a_width`` give the widths of ``value`` and ``result``; ``stochastic``: there
+        are ``noise`` and ``random``.
 
     Members
     -------
     value : In(signed(acc_width)), bias : In(signed(32)), mult : In(24), shift : In(6)
         Operands, all of the same cycle.
+    noise : In(16), random : In(1)
+        Of the value given ``noise_delay`` cycles before.
     low, high : In(signed(a_width)), inverted : In(1)
-        Clamp limits of the value given ``LIMITS_DELAY`` cycles before. ``inverted`` says that low > high: the result
+        Clamp limits of the value given ``limits_delay`` cycles before. ``inverted`` says that low > high: the result
         is then always ``high``, as min(max(x, low), high) has it.
     result : Out(signed(a_width))
-        ``LATENCY`` cycles after its operands.
-    """
+        ``latency`` cycles after its operands.
 
-    LATENCY = 10
-    LIMITS_DELAY = 8
+    Attributes
+    ----------
+    latency : 10 cycles; 11 of sums beyond 32 bits.
+    noise_delay, limits_delay : see the members.
+    """
 
     if TYPE_CHECKING:
         value: Signal
         bias: Signal
         mult: Signal
         shift: Signal
+        noise: Signal
+        random: Signal
         low: Signal
         high: Signal
         inverted: Signal
@@ -146,12 +182,15 @@ class Requantise(wiring.Component):
     def __init__(self, config: Config):
         self._config = config
         width = config.a_width
+        self.latency = requantise_latency(config)
+        self.noise_delay, self.limits_delay = self.latency - 3, self.latency - 2
         super().__init__(
             {
                 "value": In(signed(config.acc_width)),
                 "bias": In(signed(BIAS_WIDTH)),
                 "mult": In(POST_MULT_WIDTH),
                 "shift": In(SHIFT_WIDTH),
+                **({"noise": In(NOISE_WIDTH), "random": In(1)} if config.stochastic else {}),
                 "low": In(signed(width)),
                 "high": In(signed(width)),
                 "inverted": In(1),
@@ -160,7 +199,7 @@ class Requantise(wiring.Component):
         )
 
     def elaborate(self, platform):
-        """Build the ten stages."""
+        """Build the stages."""
         m = Module()
         width = self._config.a_width
 
@@ -169,13 +208,32 @@ class Requantise(wiring.Component):
         mult = register(POST_MULT_WIDTH)
         m.d.sync += [total.eq(self.value + self.bias), mult.eq(self.mult)]
 
-        # 2: four partial products
-        total_low, total_high = total[:_SPLIT], total[_SPLIT:].as_signed()
+        product = self._multiply(m, total, mult)
+
+        # the last six: shift, round, clamp
+        shift = self.shift
+        for stage in range(self.latency - 6):
+            delayed = register(SHIFT_WIDTH, name=f"shift_{stage + 1}")
+            m.d.sync += delayed.eq(shift)
+            shift = delayed
+        noise = (self.noise, self.random) if self._config.stochastic else None
+        result = shift_and_clamp(m, product, shift, width, self.low, self.high, self.inverted, noise)
+        m.d.comb += self.result.eq(result)
+        return m
+
+    @staticmethod
+    def _multiply(m, total, mult):
+        """Product of a register of 33 bits, 3 cycles after it; or of up to 49 bits, 4 cycles."""
+        # 2: partial products
+        wide = len(total) > BIAS_WIDTH + 1
+        total_low, total_high = total[:_SPLIT], total[_SPLIT : None if not wide else 2 * _SPLIT]
+        if not wide:
+            total_high = total_high.as_signed()
         mult_low, mult_high = mult[:_SPLIT], mult[_SPLIT:]
         low_low = register(2 * _SPLIT)
         low_high = register(len(total_low) + len(mult_high))
-        high_low = register(signed(len(total_high) + len(mult_low)))
-        high_high = register(signed(len(total_high) + len(mult_high)))
+        high_low = register((total_high * mult_low).shape())
+        high_high = register((total_high * mult_high).shape())
         m.d.sync += [
             low_low.eq(total_low * mult_low),
             low_high.eq(total_low * mult_high),
@@ -184,20 +242,28 @@ class Requantise(wiring.Component):
         ]
 
         # 3: the two middle products; the outer two do not overlap
-        middle = register(signed(len(high_low) + 1))
-        outer = register(signed(len(low_low) + len(high_high)))
+        middle = register((low_high + high_low).shape())
+        outer = register(Shape(len(low_low) + len(high_high), signed=not wide))
         m.d.sync += [middle.eq(low_high + high_low), outer.eq(Cat(low_low, high_high))]
 
         # 4: the product
-        product = register(signed(len(outer)))
-        m.d.sync += product.eq(Cat(outer[:_SPLIT], (outer[_SPLIT:].as_signed() + middle)[: len(outer) - _SPLIT]))
+        product = register(outer.shape())
+        upper = outer[_SPLIT:] if wide else outer[_SPLIT:].as_signed()
+        m.d.sync += product.eq(Cat(outer[:_SPLIT], (upper + middle)[: len(outer) - _SPLIT]))
+        if not wide:
+            return product
 
-        # 5 to 10: shift, round, clamp
-        shift = self.shift
-        for stage in range(4):
-            delayed = register(SHIFT_WIDTH, name=f"shift_{stage + 1}")
-            m.d.sync += delayed.eq(shift)
-            shift = delayed
-        result = shift_and_clamp(m, product, shift, width, self.low, self.high, self.inverted)
-        m.d.comb += self.result.eq(result)
-        return m
+        # beside them the top of the sum, and 5: the whole
+        total_top = total[2 * _SPLIT :].as_signed()
+        top_low, top_high = register((total_top * mult_low).shape()), register((total_top * mult_high).shape())
+        top = register(signed(len(total_top) + POST_MULT_WIDTH))
+        late_top = register(top.shape())
+        whole = register(signed(2 * _SPLIT + len(top)))
+        m.d.sync += [
+            top_low.eq(total_top * mult_low),
+            top_high.eq(total_top * mult_high),
+            top.eq((top_high << _SPLIT) + top_low),
+            late_top.eq(top),
+            whole.eq(Cat(product[: 2 * _SPLIT], (late_top + product[2 * _SPLIT :])[: len(top)])),
+        ]
+        return whole

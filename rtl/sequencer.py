@@ -16,7 +16,7 @@ from maskwork.rtl.reply_words import reply_words
 from maskwork.rtl.stream import beat_layout
 
 HEADER_WORDS = 4
-"""Header words that the sequencer keeps (with a vector unit, one more); RUN's others go straight to the clusters."""
+"""Header words kept (with ``vector`` or ``stochastic`` one more); RUN's others go straight to the clusters."""
 
 SETTLE = 7
 """Cycles until what a command changed in the clusters shows in their registered state."""
@@ -102,11 +102,11 @@ class Sequencer(wiring.Component):
         words = config.stream_words
         commands, run = commands_of(config), COMMANDS[Op.RUN]
         streams = [kind for kind in (Reply.VECTOR, Reply.MASK) if Op[kind.name] in commands]  # of the stream units
-        header_words = HEADER_WORDS + config.vector
+        header_words = HEADER_WORDS + (config.vector or config.stochastic)
         header = [Signal(32, name=f"header{n}") for n in range(header_words)]
         submodule(m, "check", check := CommandCheck(config), platform)
-        m.d.comb += [check.header[n].eq(header[n]) for n in range(HEADER_WORDS)]
-        m.d.comb += [target.eq(word) for target, word in zip(self.unit_header, header, strict=True)]
+        m.d.comb += [check.header[n].eq(header[n]) for n in range(len(check.header))]
+        m.d.comb += [target.eq(word) for target, word in zip(self.unit_header, header, strict=False)]
         m.d.comb += [self.load.eq(check.load), self.selected.eq(check.clusters), self.run.eq(check.run)]
 
         beat = self.i.payload

@@ -242,8 +242,11 @@ class RandomProgram:
             low, high = sorted(self._chance.sample(range(-300, 301), 2))
             if self._likely(0.1):
                 low, high = self._chance.choice(((-32768, 32767), (high, low), (1000, 2000)))
+            rounding: Fields = {}
+            if config.stochastic and self._likely(0.7):
+                rounding = {"stochastic": 1, "seed": self._upto(1, (1 << 32) - 1)}
             self.packets.append(self._make.load_p(
-                bias, mult, shift, low, high, bank=bank, lanes=lanes, clusters=self._mask(clusters)
+                bias, mult, shift, low, high, bank=bank, lanes=lanes, clusters=self._mask(clusters), **rounding
             ))  # fmt: skip
         for c in clusters:
             self._clusters[c].p[bank] = _Bank(True, width=columns, uniform=not by_lane)

@@ -28,7 +28,7 @@ SMALL, TINY = preset("small"), preset("tiny")
 WIDE = TWO.replace(skip="ac", load_slots=2, stream_words=8)
 CONFIGS: dict[str, tuple[Config, int]] = {
     "tiny": (TINY, 30),
-    "small": (SMALL, 12),
+    "small": (SMALL, 9),
     "small-train": (preset("small-train"), 6),
     "dense-small": (preset("dense-small"), 8),
     "ulx3s-85f": (preset("ulx3s-85f"), 4),
@@ -36,6 +36,8 @@ CONFIGS: dict[str, tuple[Config, int]] = {
     "ecp5-25f": (preset("ecp5-25f"), 12),
     "icebreaker-link": (preset("icebreaker-link").replace(counters=True), 6),
     "tang-nano-9k": (preset("tang-nano-9k"), 6),
+    "small-int16": (preset("small-int16"), 6),
+    "sim-64-int16": (preset("sim-64-int16"), 3),
     **{name: (config, 12) for name, config in VARIANTS.items()},
     "ac, 8 words": (WIDE, 10),
     "small buffers": (

@@ -92,7 +92,8 @@ def cases(make):
                    {"lanes": 1 << config.lanes_per_cluster}, {"columns": 0}, {"columns": config.tile_columns + 1}],
         "LOAD_C": [{"clusters": 0}, {"rows": 0}, {"rows": config.c_rows + 1}, {"columns": config.tile_columns + 1},
                    {"columns": 0}],
-        "LOAD_P": [{"clusters": 8}, {"lanes": 0}, {"lanes": 8}, {"columns": 0}, {"columns": config.tile_columns + 1}],
+        "LOAD_P": [{"clusters": 8}, {"lanes": 0}, {"lanes": 8}, {"columns": 0}, {"columns": config.tile_columns + 1},
+                   {"stochastic": 1}],
     }  # fmt: skip
     for load, changes in bad.items():
         op = Op[load]

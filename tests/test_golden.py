@@ -152,7 +152,7 @@ def test_requantise_extremes():
         ({"mult": -1}, "mult must be from 0 to 16777215, not -1"),
         ({"shift": [1, 48]}, "shift must be from 0 to 47, not 48"),
         ({"bias": 1 << 31}, "bias must be from -2147483648 to 2147483647, not 2147483648"),
-        ({"acc": [[1 << 31, 0]]}, "acc must be from"),
+        ({"acc": [[1 << 47, 0]]}, "acc must be from -140737488355328 to 140737488355327, not 140737488355328"),
         ({"bias": [1, 2, 3]}, r"bias must be one number or have shape \(2,\), not \(3,\)"),
         ({"low": 5}, r"low must be at most high \(4\), not 5"),
         ({"mask": np.ones(2, bool)}, r"mask must have shape \(1, 2\)"),

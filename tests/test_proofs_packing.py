@@ -114,7 +114,7 @@ def packer(config: Config, component=Compress):
     with m.If(starts):
         m.d.sync += [in_row.eq(1), least.eq(0), row_post.eq(word.post)]
     with m.If(comes):
-        m.d.sync += [least.eq(word.column + 1), pause.eq(dut.value_gap)]
+        m.d.sync += [least.eq(word.column + 1), pause.eq(Mux(row_post, 0, dut.value_gap))]
     with m.If(ends):
         m.d.sync += [in_row.eq(0), pause.eq(dut.gap)]
     p.assume((word.kind == PostKind.NONE) | (pause == 0))
@@ -176,6 +176,9 @@ PACKER_CONFIGS = {
     ),
     "64 bits, 1 word": Config(
         lanes=1, lanes_per_cluster=1, pes_per_lane=1, slots=4, a_width=4, b_width=4, acc_width=34, post=False
+    ),
+    "post, 33 bits, 2 words": Config(
+        lanes=1, lanes_per_cluster=1, pes_per_lane=1, slots=4, a_width=9, b_width=4, acc_width=33, stream_words=2
     ),
 }
 

@@ -77,7 +77,7 @@ def checked(config, cases):
 
     async def bench(ctx):
         for op, fields in cases:
-            for n, word in enumerate(COMMANDS[op].encode(fields)[:4]):
+            for n, word in enumerate(COMMANDS[op].encode(fields)[: len(dut.header)]):
                 ctx.set(dut.header[n], word)
             await ticks(ctx, 2)
             outputs = [name for name in dut.signature.members if name != "header"]
@@ -121,6 +121,12 @@ def test_command_check():
     ({"skip": "ac"}, Op.LOAD_B, {"dense": 0}, True),
     ({"skip": "ac"}, Op.LOAD_B, {}, False),
     ({"post": False}, Op.LOAD_P, {}, True),
+    ({}, Op.LOAD_P, {"stochastic": 1, "seed": 1}, True),
+    ({}, Op.LOAD_P, {"seed": 1}, False),
+    ({"stochastic": True}, Op.LOAD_P, {"stochastic": 1, "seed": 1 << 31}, False),
+    ({"stochastic": True}, Op.LOAD_P, {"stochastic": 1}, True),
+    ({"stochastic": True}, Op.LOAD_P, {}, False),
+    ({"stochastic": True}, Op.LOAD_P, {"seed": 5}, False),
     ({"post": False}, Op.RUN, {"post": 1}, True),
     ({"post": False}, Op.RUN, {}, False),
     ({"lanes": 64, "lanes_per_cluster": 2}, Op.RUN, {"clusters": 0xFFFFFFFF}, False),
@@ -130,6 +136,8 @@ def test_command_check_of_other_configurations(fields, op, change, bad):
     defaults = {"lanes": 6, "lanes_per_cluster": 2}
     (got,) = checked(Config(**(defaults | fields)), [(op, GOOD[op] | change)])
     assert got["bad"] == bad
+    if not bad and "stochastic" in fields:
+        assert got["load"]["seed"] == (change["seed"] if change.get("stochastic") else 0)
 
 
 def test_command_check_of_the_other_commands():

@@ -32,8 +32,7 @@ def requantised(acc, bias, mult, shift, low, high):
 
 class Row:
     def __init__(self, values, *, post, bank=0, lane=0, row=0, tag=0):
-        self.values, self.post, self.bank = values, post, bank
-        self.lane, self.row, self.tag = lane, row, tag
+        self.values, self.post, self.bank, self.lane, self.row, self.tag = values, post, bank, lane, row, tag
 
     def words(self):
         """Payloads of the input stream; what is not valid holds rubbish."""
@@ -114,8 +113,7 @@ class Bench:
     """A PostProcess with a driver, a receiver that checks the stream contract, and cycle stamps."""
 
     def __init__(self, config, rows, *, parameters=None, limits=None, idle=0.0, stall=0.0, seed=0):
-        self.config, self.rows = config, rows
-        self.parameters, self.limits = parameters or {}, limits or {}
+        self.config, self.rows, self.parameters, self.limits = config, rows, parameters or {}, limits or {}
         self.idle, self.stall, self.rng = idle, stall, random.Random(seed)
         self.dut = PostProcess(config)
         self.packets, self.taken = [], []  # taken: cycle of every word
@@ -183,9 +181,8 @@ class Bench:
 
         sim = Simulator(self.dut)
         sim.add_clock(1e-6)
-        for bench in (main, *others):
-            sim.add_testbench(bench)
-        sim.add_testbench(self.receive, background=True)
+        for bench in (main, *others, self.receive):
+            sim.add_testbench(bench, background=bench == self.receive)
         sim.run()
         return self
 
@@ -204,6 +201,8 @@ CONFIGS = {
     "18 bits, 4 words": config_of(a_width=18, stream_words=4, lanes=256, lanes_per_cluster=8),
     "8 bits, 16-bit sums": config_of(a_width=8, b_width=8, acc_width=16, pes_per_lane=1),
 }
+for _words in (1, 2, 4):
+    CONFIGS[f"48-bit sums, {_words} words"] = config_of(a_width=16, b_width=16, acc_width=48, stream_words=_words)
 for _bits, _words in ((48, 1), (48, 2), (64, 4), (33, 1), (32, 1), (20, 2)):
     CONFIGS[f"raw, {_bits} bits, {_words} words"] = config_of(post=False, acc_width=_bits, stream_words=_words)
 
@@ -276,7 +275,8 @@ def test_result_memory_never_overflows(words, wide, seed):
 
 @pytest.mark.parametrize(
     ("words", "post", "cycles", "fields"),
-    [(words, post, 1, {}) for words in (1, 2, 4) for post in (0, 1)] + [(1, 0, 2, {"post": False, "acc_width": 48})],
+    [(words, post, 1, {}) for words in (1, 2, 4) for post in (0, 1)]
+    + [(1, 0, 2, {"post": False, "acc_width": 48}), (1, 0, 2, {"acc_width": 48}), (1, 1, 1, {"acc_width": 48})],
 )
 def test_throughput(words, post, cycles, fields):
     """Rows without a zero: a value a cycle (two if a sum takes two beats), and a few cycles between rows."""
@@ -375,7 +375,7 @@ def arithmetic_cases(config, rng):
         yield acc, bias, mult, shift, *limits
 
 
-@pytest.mark.parametrize("fields", [{}, {"a_width": 4, "acc_width": 24}, {"a_width": 18}])
+@pytest.mark.parametrize("fields", [{}, {"a_width": 4, "acc_width": 24}, {"a_width": 18}, {"acc_width": 48}])
 def test_arithmetic(fields):
     """The pipeline alone, new operands in every cycle."""
     config = config_of(**fields)
@@ -384,9 +384,9 @@ def test_arithmetic(fields):
     dut, results = Requantise(config), []
 
     async def main(ctx):
-        for cycle in range(len(cases) + dut.LATENCY):
+        for cycle in range(len(cases) + dut.latency):
             acc, bias, mult, shift, *_ = cases[min(cycle, len(cases) - 1)]
-            low, high = cases[max(0, min(cycle - dut.LIMITS_DELAY, len(cases) - 1))][4:]
+            low, high = cases[max(0, min(cycle - dut.limits_delay, len(cases) - 1))][4:]
             operands = (dut.value, dut.bias, dut.mult, dut.shift, dut.low, dut.high)
             set_all(ctx, operands, (acc, bias, mult, shift, low, high))
             await ctx.tick()
@@ -396,5 +396,5 @@ def test_arithmetic(fields):
     sim.add_clock(1e-6)
     sim.add_testbench(main)
     sim.run()
-    for case, result in zip(cases, results[dut.LATENCY - 1 : -1], strict=True):
+    for case, result in zip(cases, results[dut.latency - 1 : -1], strict=True):
         assert result == requantised(*case), case

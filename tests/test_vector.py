@@ -139,7 +139,9 @@ def test_listings():
 
 def test_presets():
     has = {name for name, config in presets().items() if config.vector}
-    assert has == {"small", "small-train", "dense-small", "ulx3s-85f", "sim-64", "ecp5-25f"}
+    assert has == {
+        "small", "small-train", "dense-small", "ulx3s-85f", "sim-64", "ecp5-25f", "small-int16", "sim-64-int16",
+    }  # fmt: skip
     assert not Config().vector
 
 

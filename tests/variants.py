@@ -7,7 +7,7 @@ TWO = Config(name="two", lanes=4, lanes_per_cluster=2, pes_per_lane=2, slots=8, 
 ALL = ",".join(GENERATORS)
 CONFIGS = {
     "abc-1-2": TWO.replace(vector=True, generators=ALL),
-    "abc-2-4": TWO.replace(stream_words=2, rows_in_flight=4, fifo_depth=128),
+    "abc-2-4": TWO.replace(stream_words=2, rows_in_flight=4, fifo_depth=128, stochastic=True),
     "abc-4-2": TWO.replace(
         stream_words=4, fetch_width=2, slots=32, vector=True, generators=ALL, mask_slots=2, mask_depth=16
     ),
@@ -15,7 +15,7 @@ CONFIGS = {
     "a-2-4": TWO.replace(
         skip="a", stream_words=2, rows_in_flight=4, fifo_depth=128, a_width=17, vector=True, generators="norms,dropout"
     ),
-    "b-4-2": TWO.replace(skip="b", stream_words=4),
+    "b-4-2": TWO.replace(skip="b", stream_words=4, a_width=16, b_width=16, acc_width=48, stochastic=True),
     "c-1-4": TWO.replace(skip="c", rows_in_flight=4, fifo_depth=128),
     "ab-2-2": TWO.replace(skip="ab", stream_words=2, generators="threshold,store", mask_slots=1),
     "ac-4-4": TWO.replace(
@@ -28,6 +28,6 @@ CONFIGS = {
     "icebreaker": preset("icebreaker").replace(counters=True),
     "K in PEs, abc": TWO.replace(psum_in_pe=True),  # sums in LUT RAM
     "K in PEs, a": TWO.replace(psum_in_pe=True, skip="a", rows_in_flight=4, fifo_depth=128, psum_rows=16),
-    "K in PEs, none": TWO.replace(psum_in_pe=True, skip="", stream_words=4, psum_rows=16, vector=True),
+    "K in PEs, none": TWO.replace(psum_in_pe=True, skip="", stream_words=4, psum_rows=16, vector=True, stochastic=True),
     "K in PEs, icebreaker": preset("icebreaker").replace(counters=True, psum_in_pe=True),
 }

@@ -8,7 +8,7 @@ from amaranth.lib.wiring import In, Out
 from maskwork.fpga.wrap.core import Core, common_values
 from maskwork.fpga.wrap.registers import ADDRESS_BITS, CONTROL, SCRATCH, TABLES, assemble, register_list
 from maskwork.gen.config import Config
-from maskwork.rtl.accelerator import Accelerator
+from maskwork.rtl.accelerator import latencies
 from maskwork.rtl.hierarchy import submodule
 
 _PROT = "not used"
@@ -26,7 +26,6 @@ class AxiAccelerator(wiring.Component):
         config: the accelerator's configuration.
     """
 
-    latencies: ClassVar[dict[str, int]] = {**Accelerator.latencies, "axis_reply": 1, "axil_read": 1, "axil_write": 2}
     registers: ClassVar[list[dict[str, Any]]] = register_list("axi")
     clock_ports: ClassVar[tuple[str, ...]] = ("aclk", "aresetn")
     """The clock domain's own ports: the component has no ``clk`` and ``rst``."""
@@ -67,6 +66,7 @@ class AxiAccelerator(wiring.Component):
 
     def __init__(self, config: Config):
         self.config = config
+        self.latencies = {**latencies(config), "axis_reply": 1, "axil_read": 1, "axil_write": 2}
         bits = config.beat_bits
         super().__init__(
             {

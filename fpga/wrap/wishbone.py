@@ -9,7 +9,7 @@ from maskwork.fpga.wrap.axi import store
 from maskwork.fpga.wrap.core import Core, common_values
 from maskwork.fpga.wrap.registers import ADDRESS_BITS, LEVELS, READ, TABLES, WRITE, WRITE_LAST, assemble, register_list
 from maskwork.gen.config import Config
-from maskwork.rtl.accelerator import Accelerator
+from maskwork.rtl.accelerator import latencies
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.queue import Queue
 
@@ -32,8 +32,6 @@ class WishboneAccelerator(wiring.Component):
         queue_words: words that each of the two queues holds, a power of two up to 2048.
     """
 
-    latencies: ClassVar[dict[str, int]] = {**Accelerator.latencies, "wb_ack": 1}
-
     registers: ClassVar[list[dict[str, Any]]] = register_list("wishbone")
     port_docs: ClassVar[dict[str, str]] = {
         "wb_cyc": "a bus cycle",
@@ -49,6 +47,7 @@ class WishboneAccelerator(wiring.Component):
 
     def __init__(self, config: Config, *, pipelined: bool = False, queue_words: int = QUEUE_WORDS):
         self.config = config
+        self.latencies = {**latencies(config), "wb_ack": 1}
         self.pipelined = pipelined
         self.queue_words = queue_words
         ports = {

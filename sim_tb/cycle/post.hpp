@@ -5,14 +5,14 @@
 
 namespace maskwork {
 
-constexpr int POST_LATENCY = 12;                    // rtl/post.py, with post
+constexpr int POST_LATENCY = 12;                    // rtl/post.py, with post; one more of sums beyond 32 bits
 constexpr int DRAIN_GAP = 4;                        // rtl/drain.py
 constexpr int ROWS_QUEUE = 16, ROWS_MARGIN = DRAIN_LATENCY + 6;     // rtl/cluster.py
 
 struct Post {
     const Config* config;
     int latency = 0;
-    int header_beats = 0, gap = 0, depth = 0, limit = 0, fields = 1, groups = 1;
+    int header_beats = 0, gap = 0, depth = 0, limit = 0, fields = 1, beat_words = 1, raw_words = 1;
     bool split = false;
     bool block = false;             // rows queue in block RAM: shows an entry a cycle later
     bool direct = false;            // none
@@ -39,15 +39,16 @@ struct Post {
 
     void create(const Config& c) {
         config = &c;
-        latency = c.post ? POST_LATENCY : 0;
         const int words = c.stream_words;
+        latency = c.post ? POST_LATENCY + (c.acc_width > 32) : 0;
         const int meta_beats = (2 + words - 1) / words;
         header_beats = meta_beats + (c.columns() + c.beat_bits() - 1) / c.beat_bits();
         gap = header_beats - 1;
         const bool wide = c.acc_width > 32;
         split = wide && words == 1;
         fields = c.post ? c.per_word(c.a_width) : 1;
-        groups = words * 32 / (wide && !split ? 64 : 32);
+        beat_words = words;
+        raw_words = wide && !split ? 2 : 1;
         const int row = header_beats + (c.columns() * (wide ? 64 : 32) + c.beat_bits() - 1) / c.beat_bits();
         block = !c.lut_ram;
         direct = !c.post && c.lanes_per_cluster == 1 && !wide && header_beats <= DRAIN_GAP;
@@ -74,10 +75,10 @@ struct Post {
             if (given) word = *given;
         } else if (takes) {
             word = queue[queue_head++ % ROWS_QUEUE];
-            quiet_from = now + 18;
+            quiet_from = now + 20;
         }
         const bool ended = word.kind == PostKind::END;
-        const bool halt = ended || (word.kind == PostKind::VALUE && split);
+        const bool halt = ended || (word.kind == PostKind::VALUE && split && !word.post);
         ready = room && !halt && !pause;
         pause = ended ? gap - 1 : std::max(0, pause - 1);
         if (word.kind == PostKind::START) row_open = true;
@@ -91,7 +92,7 @@ struct Post {
         queue_valid = queue_level > takes;
         if (given) {
             queue[(queue_head + static_cast<unsigned>(queue_level - takes)) % ROWS_QUEUE] = *given;
-            quiet_from = now + 18;
+            quiet_from = now + 20;
         }
         if (!direct) queue_level += (given != nullptr) - takes;
         line[now & 15] = word;
@@ -135,9 +136,9 @@ struct Post {
             held = true;
             const bool word_done = !taken_post || in_word == fields - 1;
             if (taken_post) in_word = in_word + 1 == fields ? 0 : in_word + 1;
-            if (word_done) in_beat = in_beat + 1 == groups ? 0 : in_beat + 1;
+            if (word_done) in_beat = (in_beat + (taken_post ? 1 : raw_words)) & (beat_words - 1);
         }
-        second = split && take;
+        second = split && take && !taken_post;
         // zero detection
         start = arrived.kind == PostKind::START;
         take = arrived.kind == PostKind::VALUE && arrived.nonzero;

@@ -305,6 +305,8 @@ class Interpreter:
         low, high = (min(max(fields[name], smallest), largest) for name in ("low", "high"))
         self._check_lanes_and_columns(fields)
         require(self.config.post, Fault.BAD_FIELD)
+        stochastic = bool(fields["stochastic"])
+        require(not stochastic or (self.config.stochastic and fields["seed"] != 0), Fault.BAD_FIELD)
         try:
             source = Payload(self.config, payload)
             words = source.take(2 * columns).astype(np.int64).reshape(columns, 2)
@@ -320,7 +322,7 @@ class Interpreter:
         for cluster in clusters:
             for lane in (i for i in range(self.config.lanes_per_cluster) if fields["lanes"] >> i & 1):
                 bias, mult, shift = fresh
-                cluster.p[bank][lane] = Parameters(bias, mult, shift)
+                cluster.p[bank][lane] = Parameters(bias, mult, shift, fields["seed"] if stochastic else 0)
             cluster.limits[bank] = low, high
             cluster.p_loaded[bank] = True
 

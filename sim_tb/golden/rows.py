@@ -15,6 +15,7 @@ from typing import NamedTuple
 import numpy as np
 from maskwork.gen.config import Config
 from maskwork.gen.isa import REPLIES, Reply
+from maskwork.sim_tb.golden.noise import noise
 from maskwork.sim_tb.golden.payload import packed_words
 from maskwork.sim_tb.golden.requantise import requantise_unchecked
 from numpy.typing import NDArray
@@ -95,11 +96,12 @@ class CBank(Bank):
 
 
 class Parameters(NamedTuple):
-    """Post-processing of a lane: bias, mult and shift by column of the tile."""
+    """Post-processing of a lane: bias, mult and shift by column of the tile; the seed of its rounding, 0: nearest."""
 
     bias: Int64Array | np.int64
     mult: Int64Array | np.int64
     shift: Int64Array | np.int64
+    seed: int = 0
 
 
 _NO_PARAMETERS = Parameters(np.int64(0), np.int64(0), np.int64(0))
@@ -162,7 +164,8 @@ def run_cluster(
     packets = []
     for lane in lanes:
         parameters = cluster.p[run["b_bank"]].get(lane, _NO_PARAMETERS) if run["post"] else None
-        values = np.where(wanted, _finish(config, sums[lane], parameters, cluster.limits[run["b_bank"]]), 0)
+        finished = _finish(config, sums[lane], parameters, cluster.limits[run["b_bank"]], run["row"])
+        values = np.where(wanted, finished, 0)
         packets.append(_result_packets(config, values, run, index * config.lanes_per_cluster + lane))
     return [packet for row in zip(*packets, strict=True) for packet in row], multiplies
 
@@ -256,12 +259,17 @@ def _accumulate(
     return multiplies
 
 
-def _finish(config: Config, sums: Int64Array, parameters: Parameters | None, limits: tuple[int, int]) -> Int64Array:
-    """Raw sums wrapped to the accumulator, or post-processed results."""
+def _finish(
+    config: Config, sums: Int64Array, parameters: Parameters | None, limits: tuple[int, int], row: int
+) -> Int64Array:
+    """Raw sums wrapped to the accumulator, or post-processed results; ``row`` is the first one's number."""
     sums = _wrap(sums, config.acc_width)
     if parameters is None:
         return sums
-    return requantise_unchecked(sums, *parameters, *limits)
+    bias, mult, shift, seed = parameters
+    rows, columns = sums.shape
+    numbers = noise(seed, row + np.arange(rows)[:, None], np.arange(columns)) if seed else None
+    return requantise_unchecked(sums, bias, mult, shift, *limits, numbers)
 
 
 def _wrap(values: Int64Array, width: int) -> Int64Array:
