@@ -30,13 +30,6 @@ POST_MAX_SHIFT = 47
 POST_MAX_SUM = 48
 """Most bits of an accumulator with post-processing."""
 
-NOISE_KEY = 0x9E37
-"""Constant of the rounds that make a row's state for stochastic rounding (docs/numerics.md)."""
-
-NOISE_STEPS = ((8, 20), (9, 8), (13, 5), (11, 3), (15, 1), (10, 1), (14, 1), (8, 1))
-"""For each bit of a column that is 1: the shift and the rotation that a row's state takes."""
-
-
 GENERATORS = ("threshold", "prune", "dropout", "norms", "project", "store")
 """Blocks of the mask unit, as the key ``generators`` names them."""
 
@@ -146,14 +139,10 @@ class Config:
             raise ConfigError("stochastic must be false without post-processing (post = false), not true")
         self._power_of_two("stream_words", 1, 8)
         self._power_of_two("fetch_width", 2, 8)
-        self._power_of_two("k_depth", 16, 8192)
-        self._power_of_two("a_depth", 64, 65536)
-        self._power_of_two("a_segments", 16, 16384)
-        self._power_of_two("c_rows", 16, 16384)
-        self._power_of_two("psum_rows", 1, 256)
-        self._power_of_two("fifo_depth", 32, 4096)
-        self._power_of_two("run_depth", 2, 32)
-        self._power_of_two("load_slots", 1, 4)
+        for name, low, high in (("k_depth", 16, 8192), ("a_depth", 64, 65536), ("a_segments", 16, 16384),
+                                ("c_rows", 16, 16384), ("psum_rows", 1, 256), ("fifo_depth", 32, 4096),
+                                ("run_depth", 2, 32), ("load_slots", 1, 4)):  # fmt: skip
+            self._power_of_two(name, low, high)
         if 4 * self.load_slots > self.slots or self.load_slots * self.pes_per_lane > 16:
             raise ConfigError(
                 f"load_slots must be at most slots / 4 = {self.slots // 4} and 16 / pes_per_lane = "
@@ -177,17 +166,16 @@ class Config:
             )
 
     def _check_generators(self) -> None:
-        names = [name.strip() for name in self.generators.split(",")] if self.generators else []
+        names = [name.strip() for name in self.generators.split(",") if self.generators]
         if not set(names) <= set(GENERATORS) or len(set(names)) < len(names):
             raise ConfigError(
                 f"generators must be names of {', '.join(GENERATORS)}, separated by commas, each at most once, not "
                 f"{self.generators!r}"
             )
         object.__setattr__(self, "generators", ",".join(name for name in GENERATORS if name in names))
-        self._power_of_two("mask_slots", 1, 16)
-        self._power_of_two("mask_depth", 16, 4096)
-        self._power_of_two("norm_channels", 16, 4096)
-        self._power_of_two("project_sums", 4, 16)
+        for name, low, high in (("mask_slots", 1, 16), ("mask_depth", 16, 4096), ("norm_channels", 16, 4096),
+                                ("project_sums", 4, 16)):  # fmt: skip
+            self._power_of_two(name, low, high)
 
     def _in_range(self, name: str, low: int, high: int) -> None:
         value = getattr(self, name)

@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING
 from amaranth import *
 from amaranth.lib import memory, wiring
 from amaranth.lib.wiring import In, Out
-from maskwork.gen.config import NOISE_KEY, NOISE_STEPS, Config
+from maskwork.gen.config import Config
+from maskwork.gen.noise import NOISE_KEY, NOISE_STEPS
 from maskwork.rtl.layouts import NO_CHECK
 from maskwork.rtl.requantise import NOISE_WIDTH, register
 

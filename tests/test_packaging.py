@@ -147,6 +147,8 @@ def imports(file):
 
 
 STANDARD = set(sys.stdlib_module_names)
+FOUNDATIONS = ("maskwork.gen.config", "maskwork.gen.isa", "maskwork.gen.noise")
+"""What hardware, models and compiler all stand on."""
 
 
 @pytest.mark.parametrize("file", sorted((ROOT / "rtl").glob("*.py")), ids=lambda file: file.name)
@@ -154,21 +156,21 @@ def test_hardware_stands_on_amaranth_and_the_configuration(file):
     for module in imports(file):
         top = module.split(".")[0]
         if top == "maskwork":
-            assert module in ("maskwork.gen.config", "maskwork.gen.isa") or module.startswith("maskwork.rtl"), module
+            assert module in FOUNDATIONS or module.startswith("maskwork.rtl"), module
         else:
             assert top == "amaranth" or top in STANDARD, module
     # it makes components' annotations strings, and a data.Struct 0 bits wide
     assert "from __future__ import annotations" not in file.read_text(encoding="utf-8")
 
 
-@pytest.mark.parametrize("module", ["maskwork.gen.config", "maskwork.gen.isa", "maskwork.gen.errors"])
+@pytest.mark.parametrize("module", [*FOUNDATIONS, "maskwork.gen.errors"])
 def test_foundations_import_nothing_else(module):
     for imported in imports(modules()[module]):
         assert imported == "maskwork.gen.errors" or imported.split(".")[0] in STANDARD, imported
 
 
 def test_golden_model_is_independent_of_compiler_and_hardware():
-    allowed = {"maskwork.gen.config", "maskwork.gen.errors", "maskwork.gen.isa"}
+    allowed = {*FOUNDATIONS, "maskwork.gen.errors"}
     for file in (ROOT / "sim_tb" / "golden").glob("*.py"):
         for module in imports(file):
             if module.startswith("maskwork"):

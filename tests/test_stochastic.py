@@ -88,7 +88,7 @@ def test_numbers_of_columns_are_independent_within_a_row():
 
 
 def _steps(state, columns):
-    from maskwork.gen.config import NOISE_STEPS
+    from maskwork.gen.noise import NOISE_STEPS
 
     states = np.full(len(columns), state, np.int64)
     for bit, (shift, by) in enumerate(NOISE_STEPS):

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import numpy as np
-from maskwork.gen.config import NOISE_KEY, NOISE_STEPS
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
+from maskwork.gen.noise import NOISE_KEY, NOISE_STEPS
 from numpy.typing import ArrayLike, NDArray
 
 Int64Array = NDArray[np.int64]
