@@ -312,8 +312,9 @@ def split_shared(config: Config, columns: Indices, lanes: int) -> list[list[Indi
     """N tiles of so many lanes (at most as many as columns) with columns of their own, whole columns of PEs if there
     are enough.
     """
-    tiles = split(columns, -(-len(columns) // (lanes * config.tile_columns)))
     pes = config.pes_per_lane
+    unit = lanes * pes if len(columns) >= lanes * pes else 1  # a tile's last columns would cost a slot of every PE
+    tiles = split(columns, -(-len(columns) // (lanes * config.tile_columns)), unit)
     return [split(tile, lanes, pes if len(tile) >= lanes * pes else 1) for tile in tiles]
 
 
