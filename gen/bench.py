@@ -144,6 +144,8 @@ class Bench:
             operand: 1.0 if (mask := getattr(masks, tensor)) is None else float(mask.mean())
             for operand, tensor in zip("abc", OPERANDS[which], strict=True)
         }
+        if which == "weight_grad":
+            entry["layout_words"] = sum(work.layout_words(config) for work in products)
         if done.sample is not None:
             entry["sample"] = done.sample
         return entry
@@ -194,6 +196,12 @@ def _with_fraction(report: dict[str, Any]) -> dict[str, Any]:
 def _sum(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Sums of some entries; where some are samples, with the 95 % interval of the cycles (they are independent)."""
     result = _with_fraction(summary(entries))
+    words = sum(e.get("layout_words", 0) for e in entries)
+    if words and result.get("cycles"):
+        # as if the array waited while the streamed operand of every weight gradient passes once, by the stream's width
+        beats = words // entries[0]["config"]["stream_words"]
+        result["layout_words"] = words
+        result["speedup_with_layout"] = result["speedup_vs_dense"] * result["cycles"] / (result["cycles"] + beats)
     sampled = [entry for entry in entries if "sample" in entry]
     if sampled:
         half = sum(((e["sample"]["cycles_95"][1] - e["cycles"]) ** 2 for e in sampled), 0.0) ** 0.5

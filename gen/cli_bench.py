@@ -147,6 +147,9 @@ def _show(result: dict[str, Any]) -> None:
     config = result["config"]
     click.echo(f"{config['name']}, {result['pes']} PEs, skip {config['skip'] or 'none'}, {result['masks']} masks, "
                f"seed {result['seed']}")  # fmt: skip
+    if "layout_words" in result:
+        click.echo(f"with the layout of weight gradients' streamed operands changed while the array waits "
+                   f"({result['layout_words']:,} words): {result['speedup_with_layout']:.2f} x dense")  # fmt: skip
     if "sampled" in result:
         _show_samples(result)
     if "ablation" in result:

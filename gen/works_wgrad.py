@@ -7,6 +7,7 @@ import math
 from collections.abc import Hashable
 from dataclasses import dataclass, replace
 
+import numpy as np
 from maskwork.gen.config import Config
 from maskwork.gen.errors import ProgramError
 from maskwork.gen.lower_conv import parse_pads
@@ -86,6 +87,18 @@ class WeightGradWork:
                 # the same triples as in the forward pass: here c says which pairs of channels are wanted
                 effectual += count(pixel_rows(self.a, iy, ix), c, pixel_rows(self.b, oy, ox), (rows, channels, columns))
         return dense, effectual
+
+    def layout_words(self, config: Config) -> int:
+        """32-bit words of the streamed operand, once, by channel as it is loaded: what a change of its layout from by
+        position writes, and about what it reads. Whoever packs operands does it: no cycle of the array counts it.
+        """
+        images, height, width, channels = self.shape
+        rows, beat = images * height * channels, config.stream_words
+        skipped = self.a is not None and "a" in config.skip
+        counts = self.a.sum(axis=2).reshape(-1) if self.a is not None and skipped else np.full(rows, width)
+        values = -(-counts // config.values_per_word(config.a_width))
+        bitmap = -(-width // 32) if skipped else 0
+        return int(rows * -(-bitmap // beat) * beat + (-(-values // beat) * beat).sum())
 
     def swapped(self) -> WeightGradWork | None:
         """The same products with operands exchanged: (kh, kw, Cout, Cin), taps in reverse. Swapped again, it is this

@@ -8,7 +8,7 @@ import xml.etree.ElementTree as ElementTree
 import maskwork as mw
 import numpy as np
 import pytest
-from maskwork.gen import bench_curves, bench_sample, cli_common
+from maskwork.gen import bench_curves, bench_sample, cli_common, pack
 from maskwork.gen.bench import Bench
 from maskwork.gen.bench_html import page
 from maskwork.gen.bench_masks import TENSORS, LayerMasks, tensor_shape
@@ -34,6 +34,7 @@ ROWS = (
 KEYS = {"target", "config", "pes", "macs_dense", "macs_effectual", "cycles", "compute_cycles", "utilization",
         "speedup_vs_dense", "bound", "bound_fraction", "pe_cycles", "words_in", "words_out", "seconds", "layers",
         "networks", "passes", "workload", "masks", "masks_from", "seed", "sample_limit", "requantise"}  # fmt: skip
+LAYOUT = {"layout_words", "speedup_with_layout"}
 
 
 @pytest.fixture
@@ -196,6 +197,24 @@ def test_unknown_pass():
 # ---------------------------------------------------------------------- reports
 
 
+def test_price_of_the_layout():
+    """The words of a weight gradient's streamed operand are those that its loads would take, were each loaded once."""
+    rng = np.random.default_rng(3)
+    config = mw.preset("small")
+    layer = Layer(network="n", layer="l", batch=2, in_channels=5, out_channels=4, in_height=6, in_width=40,
+                  kernel_height=3, kernel_width=3, padding=1)  # fmt: skip
+    mask = rng.random(layer.input_shape) < 0.3
+    (work,) = works(config, layer, "weight_grad", LayerMasks(input=mask, output_grad=np.ones(layer.output_shape, bool)))
+    rows = np.moveaxis(mask, 3, 1).reshape(-1, 40)
+    packed = pack.pack_rows(rows.astype(int), rows, config.a_width, config.stream_words)
+    assert not work.exchanged and work.layout_words(config) == len(packed)
+    report = Bench([layer], config, passes=["weight_grad"], masks="bernoulli").run()
+    assert report["layout_words"] == report["layers"][0]["layout_words"] > 0
+    waited = report["cycles"] + report["layout_words"]
+    assert report["speedup_with_layout"] == pytest.approx(report["macs_dense"] / report["pes"] / waited, rel=1e-6)
+    assert "layout_words" not in Bench([layer], config, passes=["forward"]).run()
+
+
 def check_sums(entry, pes):
     assert list(entry["pe_cycles"]) == list(REASONS)
     assert sum(entry["pe_cycles"].values()) == entry["cycles"] * pes
@@ -208,7 +227,7 @@ def test_report(folder, model, capsys):
     assert run("bench", "w.csv", "--report", "r.json", "--html", "r.html", "--json", "--skips", ",a,ab,abc,ac") == 0
     report = json.loads((folder / "r.json").read_text())
     assert report == json.loads(capsys.readouterr().out)
-    assert set(report) == KEYS | {"ablation", "curves"} and report["target"] == "cycle"
+    assert set(report) == KEYS | LAYOUT | {"ablation", "curves"} and report["target"] == "cycle"
     names = [(e["network"], e["layer"], e["pass"]) for e in report["layers"]]
     assert names == [
         ("net", "conv1", "forward"),
