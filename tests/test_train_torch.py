@@ -29,43 +29,6 @@ def test_without_torch_the_import_says_what_to_install(monkeypatch):
     del sys.modules["maskwork.gen.train.torch"]
 
 
-# ---------------------------------------------------------------------- the accelerator, without torch
-
-
-@pytest.mark.parametrize(
-    ("arguments", "message"),
-    [
-        ({"target": "gpu"}, r"unknown target 'gpu'; targets: golden, cycle, rtl"),
-        ({"bits": 1}, r"bits must be an integer from 2 to 9 \(a_width and b_width of small\), not 1"),
-        ({"bits": 16, "config": "small"}, r"bits must be an integer from 2 to 9"),
-        ({"bits": 8.0}, r"bits must be an integer .* not 8.0"),
-        ({"rounding": "up"}, r"rounding must be nearest or stochastic, or one for each of input, weight, output_grad"),
-        ({"rounding": {"bias": "nearest"}}, r"rounding must be nearest or stochastic"),
-        ({"config": "huge"}, r"unknown preset 'huge'"),
-        ({"simulator": "icarus"}, r"option simulator needs target 'rtl'"),
-    ],
-)
-def test_accelerator_refuses(arguments, message):
-    with pytest.raises(MaskworkError, match=message):
-        Accelerator(**arguments)
-
-
-def test_quantised_to_the_least_power_of_two():
-    accelerator = Accelerator(bits=8)
-    for top, exponent in ((127, 0), (128, 1), (254, 1), (1, -6), (0.9, -7), (0, 0), (127 * 2.0**-900, -900)):
-        found = accelerator.quantise(np.array([top, -top, 0.0]), "input", "x")
-        assert found.exponent == exponent
-        assert np.abs(np.ldexp(found.values.astype(float), exponent) - [top, -top, 0]).max() <= 2.0**exponent
-    for bad in (np.nan, np.inf):
-        with pytest.raises(MaskworkValueError, match="x: weight must be finite"):
-            accelerator.quantise(np.array([bad]), "weight", "x")
-    noisy = Accelerator(rounding={"output_grad": "stochastic"})
-    values = np.array([127.0] + [0.25] * 4000 + [0.0] * 100)
-    assert not noisy.quantise(values, "weight", "x").values[1:].any()
-    drawn = noisy.quantise(values, "output_grad", "x").values
-    assert set(drawn[1:4001]) == {0, 1} and abs(drawn[1:4001].mean() - 0.25) < 0.03 and not drawn[4001:].any()
-
-
 # ---------------------------------------------------------------------- layers against torch's
 
 
@@ -270,6 +233,32 @@ def test_convert_sees_relus_and_pruned_weights():
 
 
 @needs_torch
+@pytest.mark.parametrize("between", ["MaxPool2d", "AvgPool2d", "Dropout", "Identity"])
+def test_the_masks_that_convert_finds_change_no_gradient(between):
+    import torch
+    from maskwork.gen.train import torch as mt
+    from torch import nn
+
+    arguments = {"MaxPool2d": (3, 2), "AvgPool2d": (2,), "Dropout": (0.5,), "Identity": ()}[between]
+    found = []
+    for masks in (True, False):
+        torch.manual_seed(2)
+        model = nn.Sequential(nn.Conv2d(1, 6, 3, bias=False), nn.ReLU(inplace=True), getattr(nn, between)(*arguments),
+                              nn.Conv2d(6, 4, 2), nn.ReLU(inplace=True), nn.Flatten(), nn.LazyLinear(10))  # fmt: skip
+        with Accelerator() as accelerator:
+            model(digits(1)[0])
+            mt.convert(model, accelerator)
+            assert model[3].use_input_mask and model[6].use_input_mask
+            model[3].use_input_mask = model[6].use_input_mask = masks
+            torch.manual_seed(3)
+            train(model, 1, 12)
+        found.append([p.grad for p in model.parameters()])
+        dropped = [r["densities"]["c"] < 1 for r in accelerator.reports if r["pass"] == "input_grad"]
+        assert dropped == [masks, masks]
+    assert all(torch.equal(a, b) for a, b in zip(*found, strict=True))
+
+
+@needs_torch
 def test_recorded_masks_and_workload_are_what_bench_reads(tmp_path):
     from maskwork.gen.train import torch as mt
 
@@ -367,6 +356,8 @@ def test_bad_input_and_models(tmp_path):
     for write in (Accelerator().write_masks, Accelerator().write_workload):
         with pytest.raises(MaskworkValueError, match="a step of training"):
             write(tmp_path / "nothing")
+    with pytest.raises(MaskworkValueError, match="a network's name must be text without '/', not 'a/b'"):
+        accelerator.write_workload(tmp_path / "net.csv", "a/b")
     with pytest.raises(MaskworkValueError, match=r"nowhere/net.csv: cannot be written \(No such file"):
         accelerator.write_workload(tmp_path / "nowhere" / "net.csv")
 

@@ -120,14 +120,18 @@ class Accelerator:
     def __reduce__(self) -> Any:
         raise MaskworkTypeError("an accelerator cannot be pickled; save the model's state_dict() instead")
 
+    @property
+    def device(self) -> Any:
+        """The open device; None where formulas do its work, or outside ``with``."""
+        return None if self._products is None else self._products.device
+
     def check_name(self, name: str) -> None:
         """Refuse a layer's name that is taken, or that workload files cannot hold.
 
         Raises:
             MaskworkValueError: saying so.
         """
-        if not isinstance(name, str) or not name.strip() or "/" in name:
-            raise MaskworkValueError(f"a layer's name must be text without '/', not {name!r}")
+        _expect_name(name, "layer")
         if name in self._names:
             raise MaskworkValueError(f"layer {name!r} exists on this accelerator; another name or prefix is expected")
 
@@ -191,10 +195,11 @@ class Accelerator:
         """The layers of the latest step with their densities, as `maskwork bench` reads them.
 
         Raises:
-            MaskworkValueError: if nothing ran, or the file cannot be written.
+            MaskworkValueError: if nothing ran, for a network's name with '/', or if the file cannot be written.
         """
         if not self._steps:
             raise MaskworkValueError("no layer has run; a step of training is expected")
+        _expect_name(network, "network")
         try:
             with Path(path).open("w", encoding="utf-8", newline="") as file:
                 writer = csv.writer(file)
@@ -231,6 +236,11 @@ class Step:
                 self.densities[tensor] = float(np.count_nonzero(values) / max(1, values.size))
                 if self.keep:
                     self.masks[tensor] = values != 0
+
+
+def _expect_name(name: Any, what: str) -> None:
+    if not isinstance(name, str) or not name or name != name.strip() or "/" in name:
+        raise MaskworkValueError(f"a {what}'s name must be text without '/', not {name!r}")
 
 
 def _rounding(rounding: str | Mapping[str, str]) -> dict[str, str]:
