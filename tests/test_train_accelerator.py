@@ -10,9 +10,9 @@ from maskwork.gen.train.accelerator import Accelerator
     ("arguments", "message"),
     [
         ({"target": "gpu"}, r"unknown target 'gpu'; targets: golden, cycle, rtl"),
-        ({"bits": 1}, r"bits must be an integer from 2 to 9 \(a_width and b_width of small\), not 1"),
-        ({"bits": 16, "config": "small"}, r"bits must be an integer from 2 to 9"),
-        ({"bits": 8.0}, r"bits must be an integer .* not 8.0"),
+        ({"bits": 4}, r"bits must be 8 or 16, not 4"),
+        ({"bits": 16, "config": "small"}, r"needs a_width and b_width of 16 or more"),
+        ({"seed": -1}, r"a seed must be an integer of 0 or more, not -1"),
         ({"rounding": "up"}, r"rounding must be nearest or stochastic, or one for each of input, weight, output_grad"),
         ({"rounding": {"bias": "nearest"}}, r"rounding must be nearest or stochastic"),
         ({"config": "huge"}, r"unknown preset 'huge'"),

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import csv
 import dataclasses
-import math
 import os
 from collections.abc import Mapping
 from contextlib import ExitStack
@@ -20,23 +19,12 @@ from maskwork.gen.config import Config
 from maskwork.gen.errors import DeviceError, MaskworkError, MaskworkTypeError, MaskworkValueError
 from maskwork.gen.mask import BoolArray
 from maskwork.gen.matmul import as_config
+from maskwork.gen.train.numerics import ROUNDINGS, Quantised, check_bits, generator, quantise
 from maskwork.gen.train.products import GoldenProducts, Products
 from maskwork.gen.workload import COLUMNS, PASSES, Layer
-from numpy.typing import NDArray
-
-ROUNDING = ("nearest", "stochastic")
-"""Of quantised tensors: to the nearest integer, halves to even; or up with the probability of the remainder."""
 
 TENSORS = ("input", "weight", "output_grad")
 """The tensors that are quantised."""
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantised:
-    """Integers times 2**exponent, int32."""
-
-    values: NDArray[np.int32]
-    exponent: int
 
 
 class Accelerator:
@@ -46,9 +34,9 @@ class Accelerator:
 
     Args:
         target: "golden" (formulas: fast enough to train with), "cycle", "rtl", or ``KIND:REST``.
-        config: a configuration, a preset's name, or None: "small", or "small-int16" for more bits than that takes.
-        bits: of the integers, at most the configuration's a_width and b_width.
-        rounding: one of :data:`ROUNDING`, or one for each of :data:`TENSORS`; "nearest" for those not named.
+        config: a configuration, a preset's name, or None: "small", or "small-int16" for 16 bits.
+        bits: of the integers, 8 or 16, at most the configuration's a_width and b_width.
+        rounding: one of :data:`~maskwork.gen.train.numerics.ROUNDINGS`, or one for each of :data:`TENSORS`; "nearest" for those not named.
         record: keep the reports of all products.
         record_masks: keep the masks of each layer's latest step, for :meth:`write_masks`.
         seed: of stochastic rounding.
@@ -79,20 +67,16 @@ class Accelerator:
         if not isinstance(target, str) or not is_target(target):
             raise MaskworkValueError(f"unknown target {target!r}; targets: {', '.join(target_names())}")
         self.config = as_config(config)
-        if config is None and isinstance(bits, int) and bits > min(self.config.a_width, self.config.b_width):
+        if config is None and bits == 16:
             self.config = as_config("small-int16")
-        most = min(self.config.a_width, self.config.b_width)
-        if isinstance(bits, bool) or not isinstance(bits, int) or not 2 <= bits <= most:
-            raise MaskworkValueError(
-                f"bits must be an integer from 2 to {most} (a_width and b_width of {self.config.name}), not {bits!r}"
-            )
+        check_bits(self.config, bits)
         if target == "golden" and options:
             raise MaskworkValueError(f"option {next(iter(options))} needs target 'rtl', not 'golden'")
         self.target, self.bits, self.options = target, bits, options
         self.record, self.record_masks = record, record_masks
         self.rounding = _rounding(rounding)
         self.reports: list[dict[str, Any]] = []
-        self._random = np.random.default_rng(seed)
+        self._random = generator(seed)
         self._products: Products | None = None
         self._stack = ExitStack()
         self._names: set[str] = set()
@@ -162,17 +146,7 @@ class Accelerator:
         Raises:
             MaskworkValueError: for values that are not finite.
         """
-        array = np.asarray(tensor, dtype=np.float64)
-        largest = float(np.abs(array).max(initial=0.0))
-        if not math.isfinite(largest):
-            raise MaskworkValueError(f"{name}: {which} must be finite, but holds infinities or NaN")
-        limit = (1 << (self.bits - 1)) - 1
-        exponent = math.frexp(largest)[1] - self.bits + 1 if largest else 0
-        exponent += largest > math.ldexp(limit, exponent)
-        scaled = np.ldexp(array, -exponent)
-        if self.rounding[which] == "stochastic":
-            scaled = np.floor(scaled + self._random.random(scaled.shape))
-        return Quantised(np.clip(np.rint(scaled), -limit, limit).astype(np.int32), exponent)
+        return quantise(tensor, self.bits, self.rounding[which], self._random, f"{name}: {which}")
 
     # ------------------------------------------------------------------ for maskwork bench
 
@@ -246,8 +220,8 @@ def _expect_name(name: Any, what: str) -> None:
 def _rounding(rounding: str | Mapping[str, str]) -> dict[str, str]:
     given: dict[str, str] = dict(rounding) if isinstance(rounding, Mapping) else dict.fromkeys(TENSORS, rounding)
     for tensor, name in given.items():
-        if tensor not in TENSORS or name not in ROUNDING:
+        if tensor not in TENSORS or name not in ROUNDINGS:
             raise MaskworkValueError(
-                f"rounding must be {' or '.join(ROUNDING)}, or one for each of {', '.join(TENSORS)}, not {rounding!r}"
+                f"rounding must be {' or '.join(ROUNDINGS)}, or one for each of {', '.join(TENSORS)}, not {rounding!r}"
             )
     return {tensor: given.get(tensor, "nearest") for tensor in TENSORS}
