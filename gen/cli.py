@@ -14,6 +14,7 @@ from maskwork.gen.cli_cost import cost, sizes
 from maskwork.gen.cli_network import compile_command, run_command
 from maskwork.gen.cli_quantise import quantise_command
 from maskwork.gen.cli_serial import devices, serve
+from maskwork.gen.cli_train import train_demo
 from maskwork.gen.config import Config, preset_doc, presets
 from maskwork.gen.errors import MaskworkValueError
 
@@ -358,6 +359,7 @@ def utilization(
 
 
 for _command in (
-    bench, build, flash, devices, serve, compare, quantise_command, compile_command, run_command, cost, sizes,
+    bench, build, flash, devices, serve, compare, quantise_command, compile_command, run_command, train_demo, cost,
+    sizes,
 ):  # fmt: skip
     cli.add_command(_command)
