@@ -25,6 +25,7 @@ def test_accelerator_refuses(arguments, message):
 
 
 def test_quantised_to_the_least_power_of_two():
+    assert Accelerator(bits=16).config.a_width == 16
     accelerator = Accelerator(bits=8)
     for top, exponent in ((127, 0), (128, 1), (254, 1), (1, -6), (0.9, -7), (0, 0), (127 * 2.0**-900, -900)):
         found = accelerator.quantise(np.array([top, -top, 0.0]), "input", "x")

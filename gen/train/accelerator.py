@@ -36,7 +36,7 @@ class Accelerator:
         target: "golden" (formulas: fast enough to train with), "cycle", "rtl", or ``KIND:REST``.
         config: a configuration, a preset's name, or None: "small", or "small-int16" for 16 bits.
         bits: of the integers, 8 or 16, at most the configuration's a_width and b_width.
-        rounding: one of :data:`~maskwork.gen.train.numerics.ROUNDINGS`, or one for each of :data:`TENSORS`; "nearest" for those not named.
+        rounding: "nearest" or "stochastic", or one of them for each of :data:`TENSORS`; "nearest" for those not named.
         record: keep the reports of all products.
         record_masks: keep the masks of each layer's latest step, for :meth:`write_masks`.
         seed: of stochastic rounding.
@@ -72,7 +72,7 @@ class Accelerator:
         check_bits(self.config, bits)
         if target == "golden" and options:
             raise MaskworkValueError(f"option {next(iter(options))} needs target 'rtl', not 'golden'")
-        self.target, self.bits, self.options = target, bits, options
+        self.target, self.bits, self.options = target, int(bits), options
         self.record, self.record_masks = record, record_masks
         self.rounding = _rounding(rounding)
         self.reports: list[dict[str, Any]] = []
@@ -141,11 +141,7 @@ class Accelerator:
         return np.ldexp(result.astype(np.float64), sum(tensor.exponent for tensor in tensors.values()))
 
     def quantise(self, tensor: Any, which: str, name: str) -> Quantised:
-        """Round a tensor to ``bits`` signed bits, symmetric, with the least power of two as scale that holds it.
-
-        Raises:
-            MaskworkValueError: for values that are not finite.
-        """
+        """One of :data:`TENSORS`, rounded as the arguments say (:func:`maskwork.gen.train.numerics.quantise`)."""
         return quantise(tensor, self.bits, self.rounding[which], self._random, f"{name}: {which}")
 
     # ------------------------------------------------------------------ for maskwork bench
