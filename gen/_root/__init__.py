@@ -11,6 +11,7 @@ from maskwork.gen.errors import (
     ProgramError,
 )
 from maskwork.gen.mask import Mask
+from maskwork.gen.train import step as train
 
 __all__ = [
     "Config",
@@ -31,5 +32,6 @@ __all__ = [
     "presets",
     "quantise",
     "run",
+    "train",
 ]
 __version__ = "0.1.0"

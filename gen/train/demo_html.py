@@ -79,7 +79,9 @@ def _cards(report: Mapping[str, Any]) -> str:
     if "cycles" in last[0]:
         cycles = sum(layer["cycles"] for layer in last)
         dense = sum(layer["macs_dense"] for layer in last) / report["pes"]
-        figures.append((f"{dense / cycles:.2f} x", f"the perfect dense array's speed: the last step, {cycles:,} cycles"))
+        figures.append(
+            (f"{dense / cycles:.2f} x", f"the perfect dense array's speed: the last step, {cycles:,} cycles")
+        )
     cards = "".join(f'<div class="card"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in figures)
     return f'<div class="cards">{cards}</div>'
 
@@ -101,8 +103,10 @@ def _training(report: Mapping[str, Any]) -> str:
         _panel("Loss", [("input_grad", "loss", [e["loss"] for e in epochs])], "g"),
         _panel("Multiplies saved", shares, ".0%", 1.0),
     ]
-    return "<h2>Training</h2><p>Multiplies saved are those with a factor of zero or a result that nobody wants, of all " \
-           "steps of an epoch.</p>" + _plots(panels)  # fmt: skip
+    return (
+        "<h2>Training</h2><p>Multiplies saved are those with a factor of zero or a result that nobody wants, of all "
+        "steps of an epoch.</p>" + _plots(panels)
+    )
 
 
 def _by_layer(report: Mapping[str, Any], which: str, value: Callable[[Mapping[str, Any]], Any]) -> list[Line]:

@@ -1,6 +1,6 @@
 """Accuracy of training and multiplies saved: float32, int8 and int16, with gradients pruned and not, several seeds.
 
-    python -m maskwork.gen.train.demo_measure --write docs/train_demo.json
+Run as ``python -m maskwork.gen.train.demo_measure --write docs/train_demo.json``.
 """
 
 from __future__ import annotations

@@ -26,7 +26,7 @@ HISTORY = 4
 
 
 def threshold(mean_magnitude: float, sparsity: float) -> float:
-    """tau of normally distributed values, in the unit of ``mean_magnitude``: a share ``sparsity`` lies below it."""
+    """The threshold below which a share ``sparsity`` of normally distributed values lies, in ``mean_magnitude``'s unit."""
     return NormalDist().inv_cdf((1 + sparsity) / 2) * math.sqrt(math.pi / 2) * mean_magnitude
 
 
@@ -98,7 +98,7 @@ class Pruner:
         level = math.ldexp(tau or 0.0, -gradient.exponent)
         if values.dtype.kind == "f":
             return Pruned(Quantised(_prune_float(values, level, seed), gradient.exponent), level, seed)
-        # a level above all magnitudes is as good as their largest power of two, and must fit an operand
+        # a level above all magnitudes is as good as the next power of two less 1, and must fit an operand
         whole = min(round(level), (1 << max(1, int(np.abs(values).max(initial=0)).bit_length())) - 1)
         if whole < 1 or not values.size:
             return Pruned(gradient, 0, seed)

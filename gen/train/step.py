@@ -130,7 +130,9 @@ def step(
     return StepResult(loss, accuracy, gradients, products.reports[start:], output_grads, levels, tape)
 
 
-def forward(network: Network, images: FloatArray, products: Products, bits: int | None) -> tuple[FloatArray, list[Tape]]:
+def forward(
+    network: Network, images: FloatArray, products: Products, bits: int | None
+) -> tuple[FloatArray, list[Tape]]:
     """Logits (N, outputs), and what the backward pass needs."""
     tape: list[Tape] = []
     x = images
