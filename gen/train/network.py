@@ -76,6 +76,9 @@ class Network:
     def __init__(self, input_shape: Sequence[int], layers: Sequence[Conv | Linear], seed: int = 1) -> None:
         if len(input_shape) != 3 or min(input_shape) < 1:
             raise MaskworkValueError(f"input_shape must be (H, W, C), each 1 or more, not {tuple(input_shape)}")
+        for layer in layers:
+            if not isinstance(layer, (Conv, Linear)):
+                raise MaskworkTypeError(f"layers must be Conv or Linear, not {type(layer).__name__}")
         if not layers or len({layer.name for layer in layers}) < len(layers):
             raise MaskworkValueError("layers must be one or more, of different names")
         self.input_shape = tuple(int(size) for size in input_shape)
@@ -97,12 +100,10 @@ class Network:
         for spec in self.layers:
             if isinstance(spec, Linear):
                 layer = linear_layer(spec.name, batch, math.prod(shape), spec.outputs)
-            elif isinstance(spec, Conv):
+            else:
                 weight = (spec.kernel, spec.kernel, shape[2] // max(1, spec.groups), spec.channels)
                 layer = conv_layer(spec.name, (batch, *shape), weight, spec.stride, spec.padding, spec.dilation,
                                    spec.groups)  # fmt: skip
-            else:
-                raise MaskworkTypeError(f"layers must be Conv or Linear, not {type(spec).__name__}")
             found.append(layer)
             shape = layer.output_shape[1:]
         return found

@@ -26,7 +26,7 @@ HISTORY = 4
 
 
 def threshold(mean_magnitude: float, sparsity: float) -> float:
-    """The threshold below which a share ``sparsity`` of normally distributed values lies, in ``mean_magnitude``'s unit."""
+    """Where a share ``sparsity`` of normally distributed values lies below, in the unit of ``mean_magnitude``."""
     return NormalDist().inv_cdf((1 + sparsity) / 2) * math.sqrt(math.pi / 2) * mean_magnitude
 
 
