@@ -13,7 +13,7 @@ from maskwork.gen.errors import DeviceError, MaskworkError
 from maskwork.gen.train import demo, demo_measure
 from maskwork.gen.train.products import GoldenProducts, Products
 
-FEW = ["--epochs", "1", "--images", "40"]
+FEW = ["--epochs", "1", "--images", "24"]
 
 
 def command(*args):
@@ -21,14 +21,14 @@ def command(*args):
 
 
 def test_one_epoch(tmp_path):
-    """Report, page and table of 40 images; the cycle model's step changes nothing."""
+    """Report, page and table of 24 images; the cycle model's step changes nothing."""
     done = command(*FEW, "--replay", "none", "--report", str(tmp_path / "r.json"), "--html", str(tmp_path / "r.html"))
     assert done.exit_code == 0, done.output
     report = json.loads((tmp_path / "r.json").read_text(encoding="utf-8"))
     (epoch,) = report["epochs"]
     assert len(epoch["layers"]) == 14 and all(layer["cycles"] > 0 for layer in epoch["layers"])
-    assert 0 < epoch["macs_saved"] < 1 and report["train_images"] == 40 and report["replay"] is None
-    assert "conv3" in done.output and "40 images" in done.output
+    assert 0 < epoch["macs_saved"] < 1 and report["train_images"] == 24 and report["replay"] is None
+    assert "conv3" in done.output and "24 images" in done.output
     html = (tmp_path / "r.html").read_text(encoding="utf-8")
     plots = html.split("<svg")[1:]
     assert len(plots) == 9 and "http" not in html
@@ -43,12 +43,12 @@ def test_one_epoch(tmp_path):
 
 
 def test_digits_are_learnt():
-    """300 images, 16 bits, pruned: far better than chance after two epochs."""
-    training = demo.Training.start(demo.Options(16, 2, images=300))
+    """200 images, 16 bits, pruned: far better than chance after two epochs."""
+    training = demo.Training.start(demo.Options(16, 2, images=200))
     products = GoldenProducts(preset("small-int16"))
     for _ in range(2):
         training.epoch(products, products)
-    assert training.epochs[-1]["test_accuracy"] > 0.4
+    assert training.epochs[-1]["test_accuracy"] > 0.3
 
 
 @pytest.mark.slow

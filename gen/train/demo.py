@@ -277,8 +277,8 @@ def replay_step(config: Config, training: Training, target: str = "rtl", images:
 
 
 def steps(options: Options) -> int:
-    """Steps of the progress bar, for all images of the digits (1437 of 1797 train)."""
-    return options.epochs * math.ceil(min(options.images or 1437, 1437) / BATCH) + 1
+    """Steps of the progress bar, for all images of the digits (1438 of 1797 train)."""
+    return options.epochs * math.ceil(min(options.images or 1438, 1438) / BATCH) + 1
 
 
 def _mean(epochs: Sequence[Mapping[str, Any]], key: str) -> float:
