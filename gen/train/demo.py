@@ -112,7 +112,9 @@ class Training:
         options, digits = self.options, self.digits
         order = self.rng.permutation(len(digits.train_images))
         starts = range(0, len(order), BATCH)
-        totals = {key: dict.fromkeys(PASSES, 0) for key in ("macs_dense", "macs_effectual")}
+        totals: dict[str, dict[str, int]] = {
+            key: {which: 0 for which in PASSES} for key in ("macs_dense", "macs_effectual")
+        }
         losses: list[float] = []
         for start in starts:
             self._set_rate(len(self.epochs) + start / len(order))

@@ -102,8 +102,8 @@ class Network:
                 layer = linear_layer(spec.name, batch, math.prod(shape), spec.outputs)
             else:
                 weight = (spec.kernel, spec.kernel, shape[2] // max(1, spec.groups), spec.channels)
-                layer = conv_layer(spec.name, (batch, *shape), weight, spec.stride, spec.padding, spec.dilation,
-                                   spec.groups)  # fmt: skip
+                images = (batch, shape[0], shape[1], shape[2])
+                layer = conv_layer(spec.name, images, weight, spec.stride, spec.padding, spec.dilation, spec.groups)
             found.append(layer)
             shape = layer.output_shape[1:]
         return found

@@ -97,7 +97,7 @@ def step(
     """
     _check(network, products, bits)
     check_rounding(rounding)
-    rng, start = generator(rng), len(products.reports)
+    random, start = generator(rng), len(products.reports)
     x, y = _data(network, images, labels)
     logits, tape = forward(network, x, products, bits)
     loss, gradient = cross_entropy(logits, y)
@@ -108,7 +108,7 @@ def step(
         name, relu = saved.layer.layer, saved.relu
         gradient = _expect(gradient, saved)
         g = gradient if relu is None else gradient * relu
-        grad = _round(g, bits, rounding, rng, f"{name}: output gradient")
+        grad = _round(g, bits, rounding, random, f"{name}: output gradient")
         if pruner is not None and index < len(tape) - 1:
             pruned = pruner.prune(name, grad, None if relu is None else int(np.count_nonzero(relu)), _device(products))
             grad, levels[name] = pruned.gradient, pruned.level
