@@ -9,7 +9,7 @@ from typing import Any
 from maskwork.gen import bench_svg as svg
 from maskwork.gen.report import REASONS
 
-_PASS_NAMES = {"forward": "Forward", "input_grad": "Input gradient", "weight_grad": "Weight gradient"}
+PASS_NAMES = {"forward": "Forward", "input_grad": "Input gradient", "weight_grad": "Weight gradient"}
 
 _CURVE_NAMES = {"a": "mask on A", "ab": "masks on A and B", "ac": "masks on A and C", "abc": "masks on A, B and C"}
 
@@ -28,7 +28,7 @@ _DARK = {
     "a": "#6aa6e6", "ab": "#ec9a55", "ac": "#73c088", "abc": "#ad8fd4",
 }  # fmt: skip
 
-_STYLE = """
+STYLE = """
 * { box-sizing: border-box }
 body { margin: 0 auto; max-width: 76rem; padding: 2rem 1.25rem 4rem; background: var(--page); color: var(--ink);
   font: 15px/1.5 system-ui, -apple-system, "Segoe UI", Roboto, sans-serif }
@@ -56,6 +56,18 @@ tr.total td { font-weight: 600 }
 """
 
 
+def document(title: str, style: str, sections: Sequence[str]) -> str:
+    """A page that fetches nothing, of sections of HTML; empty ones are left out."""
+    return (
+        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
+        '<meta name="viewport" content="width=device-width, initial-scale=1">'
+        '<meta name="color-scheme" content="light dark">'
+        f"<title>{escape(title)}</title><style>{style}</style></head>\n<body>\n"
+        + "\n".join(section for section in sections if section)
+        + "\n</body></html>\n"
+    )
+
+
 def page(report: Mapping[str, Any]) -> str:
     """The page for a report of :class:`maskwork.gen.bench.Bench`."""
     config = report["config"]
@@ -64,18 +76,12 @@ def page(report: Mapping[str, Any]) -> str:
         f"<h1>{escape(title)}</h1>", f"<p>{escape(_subtitle(report))}</p>", _cards(report), _samples(report),
         _speedups(report), _reasons(report), _densities(report), _ablation(report), _table(report), _footer(report),
     ]  # fmt: skip
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{_theme()}{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</body></html>\n"
-    )
+    return document(title, theme() + STYLE, sections)
 
 
-def _theme() -> str:
-    light, dark = ("".join(f"--{name}:{color};" for name, color in theme.items()) for theme in (_LIGHT, _DARK))
+def theme() -> str:
+    """CSS variables of the colours, by the reader's theme."""
+    light, dark = ("".join(f"--{name}:{color};" for name, color in own.items()) for own in (_LIGHT, _DARK))
     return f":root{{{light}}}\n@media (prefers-color-scheme: dark){{:root{{{dark}}}}}\n"
 
 
@@ -103,7 +109,7 @@ def _cards(report: Mapping[str, Any]) -> str:
         (f"{report['cycles']:,}", "cycles, loads and drains included"),
     ]
     for which in report["passes"]:
-        name = _PASS_NAMES[which["pass"]].lower()
+        name = PASS_NAMES[which["pass"]].lower()
         speed, bound = (_number(which.get(key), ".2f") for key in ("speedup_vs_dense", "bound"))
         figures.append((f"{speed} x", f"{name}, of {bound}"))
     cards = "".join(f'<div class="card"><b>{escape(a)}</b><span>{escape(b)}</span></div>' for a, b in figures)
@@ -128,17 +134,19 @@ def _panels(report: Mapping[str, Any]) -> list[tuple[str, str, list[Mapping[str,
         if entry["cycles"]:
             found.setdefault((entry["network"], entry["pass"]), []).append(entry)
     return [
-        (f"{network}, {_PASS_NAMES[which].lower()}" if several else _PASS_NAMES[which], which, entries)
+        (f"{network}, {PASS_NAMES[which].lower()}" if several else PASS_NAMES[which], which, entries)
         for (network, which), entries in found.items()
     ]
 
 
-def _legend(items: Sequence[tuple[str, str]], extra: str = "") -> str:
+def color_key(items: Sequence[tuple[str, str]], extra: str = "") -> str:
+    """Which colour is what: CSS variables and names."""
     marks = "".join(f'<li><i style="background:var(--{color})"></i>{escape(name)}</li>' for color, name in items)
     return f'<ul class="legend">{marks}{extra}</ul>'
 
 
-def _plots(panels: Sequence[tuple[str, str]]) -> str:
+def plots(panels: Sequence[tuple[str, str]]) -> str:
+    """Titles and plots, side by side as far as there is room."""
     body = "".join(f'<div class="panel"><h3>{escape(title)}</h3>{plot}</div>' for title, plot in panels)
     return f'<div class="plots">{body}</div>'
 
@@ -154,8 +162,8 @@ def _speedups(report: Mapping[str, Any]) -> str:
     return (
         "<h2>Speed-up by layer</h2><p>Over a perfect dense array of as many multipliers that never stalls, whose "
         "speed is 1. Every plot has a scale of its own.</p>"
-        + _legend([(p["pass"], _PASS_NAMES[p["pass"]]) for p in report["passes"]], mark)
-        + _plots(panels)
+        + color_key([(p["pass"], PASS_NAMES[p["pass"]]) for p in report["passes"]], mark)
+        + plots(panels)
     )
 
 
@@ -173,7 +181,7 @@ def _reasons(report: Mapping[str, Any]) -> str:
     seen = [reason for reason in REASONS if report["pe_cycles"][reason]]
     return (
         "<h2>Where PE-cycles went</h2><p>Every cycle of every PE is charged to the first reason that applies; they "
-        "sum to cycles &times; PEs.</p>" + _legend([(reason, reason) for reason in seen]) + _plots(panels)
+        "sum to cycles &times; PEs.</p>" + color_key([(reason, reason) for reason in seen]) + plots(panels)
     )
 
 
@@ -188,7 +196,7 @@ def _densities(report: Mapping[str, Any]) -> str:
                 points.append((which, tip, density, used))
     panels = [("Layers of this workload", svg.plane("Utilisation of layers by combined density",
                                                     "combined density (1 / bound)", points=points))]  # fmt: skip
-    legend = _legend([(p["pass"], _PASS_NAMES[p["pass"]]) for p in report["passes"]])
+    legend = color_key([(p["pass"], PASS_NAMES[p["pass"]]) for p in report["passes"]])
     curves = report.get("curves")
     if curves:
         names = list(dict.fromkeys(point["masks"] for point in curves["points"]))
@@ -198,8 +206,8 @@ def _densities(report: Mapping[str, Any]) -> str:
             for name in names
         ]  # fmt: skip
         plot = svg.plane("Utilisation by density of masks", "density of each operand that is masked", lines)
-        panels.append((curves["layer"], plot + _legend([(name, _CURVE_NAMES[name]) for name in names])))
-    return "<h2>Utilisation against density</h2>" + legend + _plots(panels)
+        panels.append((curves["layer"], plot + color_key([(name, _CURVE_NAMES[name]) for name in names])))
+    return "<h2>Utilisation against density</h2>" + legend + plots(panels)
 
 
 def _ablation(report: Mapping[str, Any]) -> str:
@@ -209,7 +217,7 @@ def _ablation(report: Mapping[str, Any]) -> str:
     head = "".join(f"<th>skip {escape(row['skip'] or 'none')}</th>" for row in rows)
     body = []
     for i, network in enumerate(report["networks"]):
-        lines = [(_PASS_NAMES[p["pass"]], [row["networks"][i]["passes"][j] for row in rows])
+        lines = [(PASS_NAMES[p["pass"]], [row["networks"][i]["passes"][j] for row in rows])
                  for j, p in enumerate(network["passes"])]  # fmt: skip
         lines.append(("all", [row["networks"][i] for row in rows]))
         for name, values in lines:

@@ -11,10 +11,11 @@ import zlib
 from collections.abc import Mapping, Sequence
 from html import escape
 
-_TOP, _LEFT, _RIGHT = 12, 44, 18
+TOP, LEFT, RIGHT = 12, 44, 18
 
 
-def _num(value: float) -> str:
+def num(value: float) -> str:
+    """A coordinate, two digits behind the point at most."""
     return f"{value:.2f}".rstrip("0").rstrip(".")
 
 
@@ -28,41 +29,42 @@ def ticks(top: float, most: int = 5) -> list[float]:
     return [round(step * i, 10) for i in range(math.ceil(top / step - 1e-9) + 1)]
 
 
-def _svg(width: float, height: float, title: str, text: str, body: Sequence[str]) -> str:
+def picture(width: float, height: float, title: str, text: str, body: Sequence[str]) -> str:
+    """An SVG of that size; title and text are for screen readers."""
     name = f"plot{zlib.crc32(title.encode())}"
     return (
-        f'<svg class="plot" role="img" aria-labelledby="{name}t {name}d" viewBox="0 0 {_num(width)} {_num(height)}" '
-        f'width="{_num(width)}" height="{_num(height)}"><title id="{name}t">{escape(title)}</title>'
+        f'<svg class="plot" role="img" aria-labelledby="{name}t {name}d" viewBox="0 0 {num(width)} {num(height)}" '
+        f'width="{num(width)}" height="{num(height)}"><title id="{name}t">{escape(title)}</title>'
         f'<desc id="{name}d">{escape(text)}</desc>{"".join(body)}</svg>'
     )
 
 
-def _axis(values: Sequence[float], width: float, height: float, form: str) -> list[str]:
+def axis(values: Sequence[float], width: float, height: float, form: str) -> list[str]:
     """Horizontal grid lines with their numbers; the last value is the top."""
     marks = []
     for value in values:
-        y = _TOP + height * (1 - value / values[-1])
-        marks.append(f'<line class="grid" x1="{_LEFT}" x2="{_num(_LEFT + width)}" y1="{_num(y)}" y2="{_num(y)}"/>')
-        marks.append(f'<text class="tick end" x="{_LEFT - 6}" y="{_num(y + 3.5)}">{format(value, form)}</text>')
+        y = TOP + height * (1 - value / values[-1])
+        marks.append(f'<line class="grid" x1="{LEFT}" x2="{num(LEFT + width)}" y1="{num(y)}" y2="{num(y)}"/>')
+        marks.append(f'<text class="tick end" x="{LEFT - 6}" y="{num(y + 3.5)}">{format(value, form)}</text>')
     return marks
 
 
 def _labels(names: Sequence[str], pitch: float, height: float) -> tuple[list[str], float]:
     """Slanted names under columns, and the room that they need."""
     shown = [name if len(name) <= 14 else name[:13] + "…" for name in names]
-    y = _TOP + height + 12
+    y = TOP + height + 12
     marks = []
     for i, name in enumerate(shown):
-        x = _LEFT + (i + 0.5) * pitch + 4
+        x = LEFT + (i + 0.5) * pitch + 4
         marks.append(
-            f'<text class="tick end" transform="translate({_num(x)} {_num(y)}) rotate(-50)">{escape(name)}</text>'
+            f'<text class="tick end" transform="translate({num(x)} {num(y)}) rotate(-50)">{escape(name)}</text>'
         )
     return marks, 18 + 5.2 * max(map(len, shown))
 
 
 def _rect(x: float, y: float, width: float, height: float, color: str, tip: str) -> str:
     return (
-        f'<rect x="{_num(x)}" y="{_num(y)}" width="{_num(width)}" height="{_num(max(0.0, height))}" '
+        f'<rect x="{num(x)}" y="{num(y)}" width="{num(width)}" height="{num(max(0.0, height))}" '
         f'style="fill:var(--{color})"><title>{escape(tip)}</title></rect>'
     )
 
@@ -86,41 +88,41 @@ def bound_bars(
     pitch, height = _pitch(len(names)), 180.0
     scale = ticks(max([*values, *(b for b in bounds if b is not None), 0.0]))
     width = max(pitch * len(names), 60.0)
-    body = _axis(scale, width, height, "g")
+    body = axis(scale, width, height, "g")
     for i, (name, value, bound) in enumerate(zip(names, values, bounds, strict=True)):
-        x, tall = _LEFT + (i + 0.18) * pitch, height * value / scale[-1]
+        x, tall = LEFT + (i + 0.18) * pitch, height * value / scale[-1]
         limit = "" if bound is None else f", bound {bound:.2f}, {value / bound:.1%} of it"
         tip = f"{name}: {value:.2f} x{limit}"
-        body.append(_rect(x, _TOP + height - tall, 0.64 * pitch, tall, color, tip))
+        body.append(_rect(x, TOP + height - tall, 0.64 * pitch, tall, color, tip))
         if bound is not None:
-            y = _TOP + height * (1 - bound / scale[-1])
+            y = TOP + height * (1 - bound / scale[-1])
             body.append(
-                f'<line class="bound" x1="{_num(x - 0.1 * pitch)}" x2="{_num(x + 0.74 * pitch)}" y1="{_num(y)}" '
-                f'y2="{_num(y)}"><title>{escape(tip)}</title></line>'
+                f'<line class="bound" x1="{num(x - 0.1 * pitch)}" x2="{num(x + 0.74 * pitch)}" y1="{num(y)}" '
+                f'y2="{num(y)}"><title>{escape(tip)}</title></line>'
             )
     labels, room = _labels(names, pitch, height)
     text = "; ".join(f"{name} {value:.2f}" for name, value in zip(names, values, strict=True))
-    return _svg(_LEFT + width + _RIGHT, _TOP + height + room, title, text, body + labels)
+    return picture(LEFT + width + RIGHT, TOP + height + room, title, text, body + labels)
 
 
 def stacked_bars(title: str, names: Sequence[str], shares: Sequence[Mapping[str, float]]) -> str:
     """Columns of shares that sum to 1, in the order of each mapping; its keys name the CSS variables."""
     pitch, height = _pitch(len(names)), 150.0
     width = max(pitch * len(names), 60.0)
-    body = _axis([0, 0.25, 0.5, 0.75, 1.0], width, height, ".0%")
+    body = axis([0, 0.25, 0.5, 0.75, 1.0], width, height, ".0%")
     for i, (name, own) in enumerate(zip(names, shares, strict=True)):
-        y = _TOP + height
+        y = TOP + height
         for reason, share in own.items():
             y -= height * share
             if share > 0:
                 tip = f"{name}: {reason} {share:.1%}"
-                body.append(_rect(_LEFT + (i + 0.14) * pitch, y, 0.72 * pitch, height * share, reason, tip))
+                body.append(_rect(LEFT + (i + 0.14) * pitch, y, 0.72 * pitch, height * share, reason, tip))
     labels, room = _labels(names, pitch, height)
     text = "; ".join(
         f"{name}: {', '.join(f'{reason} {share:.0%}' for reason, share in own.items() if share >= 0.005)}"
         for name, own in zip(names, shares, strict=True)
     )
-    return _svg(_LEFT + width + _RIGHT, _TOP + height + room, title, text, body + labels)
+    return picture(LEFT + width + RIGHT, TOP + height + room, title, text, body + labels)
 
 
 def plane(
@@ -140,29 +142,30 @@ def plane(
     width, height = 420.0, 240.0
 
     def place(x: float, y: float) -> tuple[float, float]:
-        return _LEFT + width * x, _TOP + height * (1 - y)
+        return LEFT + width * x, TOP + height * (1 - y)
 
-    body = _axis([0, 0.2, 0.4, 0.6, 0.8, 1.0], width, height, ".0%")
+    body = axis([0, 0.2, 0.4, 0.6, 0.8, 1.0], width, height, ".0%")
     below = [(value, 16, f"{value:.0%}") for value in (0, 0.2, 0.4, 0.6, 0.8, 1.0)] + [(0.5, 34, escape(across))]
     for value, drop, text in below:
         x = place(value, 0)[0]
-        body.append(f'<text class="tick middle" x="{_num(x)}" y="{_num(_TOP + height + drop)}">{text}</text>')
+        body.append(f'<text class="tick middle" x="{num(x)}" y="{num(TOP + height + drop)}">{text}</text>')
     for color, name, values in lines:
-        path = " ".join(f"{_num(x)},{_num(y)}" for x, y in (place(*value) for value in values))
+        path = " ".join(f"{num(x)},{num(y)}" for x, y in (place(*value) for value in values))
         body.append(f'<polyline class="line" points="{path}" style="stroke:var(--{color})"/>')
         for x, y in values:
             px, py = place(x, y)
             tip = f"{name}, density {x:.0%}: utilisation {y:.1%}"
-            body.append(_circle(px, py, 3, color, tip))
+            body.append(circle(px, py, 3, color, tip))
     for color, tip, x, y in points:
-        body.append(_circle(*place(x, y), 4, color, tip))
+        body.append(circle(*place(x, y), 4, color, tip))
     text = "; ".join(f"{name}: {', '.join(f'{x:.2f} {y:.3f}' for x, y in values)}" for _, name, values in lines)
     text = text or "; ".join(tip for _, tip, _, _ in points)
-    return _svg(_LEFT + width + _RIGHT, _TOP + height + 42, title, text, body)
+    return picture(LEFT + width + RIGHT, TOP + height + 42, title, text, body)
 
 
-def _circle(x: float, y: float, radius: float, color: str, tip: str) -> str:
+def circle(x: float, y: float, radius: float, color: str, tip: str) -> str:
+    """A mark with a tooltip; color is a CSS variable."""
     return (
-        f'<circle cx="{_num(x)}" cy="{_num(y)}" r="{_num(radius)}" style="fill:var(--{color})">'
+        f'<circle cx="{num(x)}" cy="{num(y)}" r="{num(radius)}" style="fill:var(--{color})">'
         f"<title>{escape(tip)}</title></circle>"
     )

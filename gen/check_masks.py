@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from maskwork.gen import pack
+from maskwork.gen.check_vector import payload
 from maskwork.gen.config import Config
 from maskwork.gen.errors import ProgramError
 from maskwork.gen.isa import (
@@ -104,17 +105,7 @@ def mask_data(program: Program, fields: Mapping[str, int], data: Any) -> str | N
     """What is wrong with a MASK's operand reference, or None."""
     if not mask_has_payload(fields["kind"], fields["values"]):
         return None if data is None else "data must be left out: DROPOUT and REPLAY with values = 0 have none"
-    if not isinstance(data, dict):
-        return "data must name an operand with its rows and columns"
-    operand = program.operands.get(data.get("operand", ""))
-    if operand is None or operand.get("role") != "a":
-        return f"data.operand must name an operand of role 'a', not {data.get('operand')!r}"
-    shape = operand["shape"]
-    sizes = {"rows": (int(np.prod(shape[:-1], dtype=np.int64)), "rows"), "columns": (int(shape[-1]), "length")}
-    for key, (size, name) in sizes.items():
-        if not pack.inside(data.get(key), size) or pack.count_ranges(data[key]) != fields[name]:
-            return f"data.{key} must be {fields[name]} {key} of operand {data['operand']!r}, which has {size}"
-    return None
+    return payload(program, fields, data, "rows", "length")
 
 
 def check_masks(program: Program, commands: list[Mapping[str, int]]) -> None:

@@ -32,19 +32,26 @@ def vector_fields(f: Mapping[str, int]) -> str | None:
     return None
 
 
-def vector_data(program: Program, fields: Mapping[str, int], data: Any) -> str | None:
-    """What is wrong with a VECTOR's operand reference, or None."""
+def payload(program: Program, fields: Mapping[str, int], data: Any, rows: str, columns: str) -> str | None:
+    """What is wrong with the operand reference of a stream unit's command, or None; ``rows`` and ``columns`` name the
+    fields that say how many of each there are.
+    """
     if not isinstance(data, dict):
         return "data must name an operand with its rows and columns"
     operand = program.operands.get(data.get("operand", ""))
     if operand is None or operand.get("role") != "a":
         return f"data.operand must name an operand of role 'a', not {data.get('operand')!r}"
     shape = operand["shape"]
-    sizes = {"rows": (int(np.prod(shape[:-1], dtype=np.int64)), "count"), "columns": (int(shape[-1]), "window")}
+    sizes = {"rows": (int(np.prod(shape[:-1], dtype=np.int64)), rows), "columns": (int(shape[-1]), columns)}
     for key, (size, name) in sizes.items():
         if not pack.inside(data.get(key), size) or pack.count_ranges(data[key]) != fields[name]:
             return f"data.{key} must be {fields[name]} {key} of operand {data['operand']!r}, which has {size}"
     return None
+
+
+def vector_data(program: Program, fields: Mapping[str, int], data: Any) -> str | None:
+    """What is wrong with a VECTOR's operand reference, or None."""
+    return payload(program, fields, data, "count", "window")
 
 
 def check_vectors(program: Program, commands: list[Mapping[str, int]]) -> None:

@@ -6,8 +6,8 @@ from collections.abc import Callable, Mapping, Sequence
 from html import escape
 from typing import Any
 
-from maskwork.gen.bench_html import _PASS_NAMES, _STYLE, _legend, _plots, _theme
-from maskwork.gen.bench_svg import _LEFT, _RIGHT, _TOP, _axis, _circle, _num, _svg, ticks
+from maskwork.gen.bench_html import PASS_NAMES, STYLE, color_key, document, plots, theme
+from maskwork.gen.bench_svg import LEFT, RIGHT, TOP, axis, circle, num, picture, ticks
 from maskwork.gen.workload import PASSES
 
 _COLORS = ("forward", "input_grad", "weight_grad", "abc", "drain", "imbalance", "load", "dispatch")
@@ -30,23 +30,23 @@ def lines(title: str, entries: Sequence[Line], form: str, top: float | None = No
     known = [value for _, _, values in entries for value in values if value is not None]
     scale = ticks(top if top is not None else max(known, default=0.0))
     count = max((len(values) for _, _, values in entries), default=1)
-    body = _axis(scale, width, height, form)
+    body = axis(scale, width, height, form)
     every = -(-count // 10)
     for i in range(0, count, every):
-        x = _LEFT + width * (i + 0.5) / count
-        body.append(f'<text class="tick middle" x="{_num(x)}" y="{_num(_TOP + height + 16)}">{i + 1}</text>')
-    body.append(f'<text class="tick middle" x="{_num(_LEFT + width / 2)}" y="{_num(_TOP + height + 34)}">epoch</text>')
+        x = LEFT + width * (i + 0.5) / count
+        body.append(f'<text class="tick middle" x="{num(x)}" y="{num(TOP + height + 16)}">{i + 1}</text>')
+    body.append(f'<text class="tick middle" x="{num(LEFT + width / 2)}" y="{num(TOP + height + 34)}">epoch</text>')
     for color, name, values in entries:
-        points = [(_LEFT + width * (i + 0.5) / count, _TOP + height * (1 - value / scale[-1]), i, value)
+        points = [(LEFT + width * (i + 0.5) / count, TOP + height * (1 - value / scale[-1]), i, value)
                   for i, value in enumerate(values) if value is not None]  # fmt: skip
-        path = " ".join(f"{_num(x)},{_num(y)}" for x, y, _, _ in points)
+        path = " ".join(f"{num(x)},{num(y)}" for x, y, _, _ in points)
         body.append(f'<polyline class="line" points="{path}" style="stroke:var(--{color})"/>')
-        body += [_circle(x, y, 3, color, f"{name}, epoch {i + 1}: {format(value, form)}") for x, y, i, value in points]
+        body += [circle(x, y, 3, color, f"{name}, epoch {i + 1}: {format(value, form)}") for x, y, i, value in points]
     text = "; ".join(
         f"{name}: {', '.join('-' if value is None else format(value, form) for value in values)}"
         for _, name, values in entries
     )
-    return _svg(_LEFT + width + _RIGHT, _TOP + height + 42, title, text, body)
+    return picture(LEFT + width + RIGHT, TOP + height + 42, title, text, body)
 
 
 def page(report: Mapping[str, Any]) -> str:
@@ -54,14 +54,7 @@ def page(report: Mapping[str, Any]) -> str:
     title = f"maskwork train-demo: {report['config']['name']}"
     sections = [f"<h1>{escape(title)}</h1>", f"<p>{escape(_subtitle(report))}</p>", _cards(report), _training(report),
                 _densities(report), _cycles(report), _table(report), _replay(report)]  # fmt: skip
-    return (
-        '<!DOCTYPE html>\n<html lang="en"><head><meta charset="utf-8">'
-        '<meta name="viewport" content="width=device-width, initial-scale=1">'
-        '<meta name="color-scheme" content="light dark">'
-        f"<title>{escape(title)}</title><style>{_theme()}{_STYLE}</style></head>\n<body>\n"
-        + "\n".join(section for section in sections if section)
-        + "\n</body></html>\n"
-    )
+    return document(title, theme() + STYLE, sections)
 
 
 def _subtitle(report: Mapping[str, Any]) -> str:
@@ -87,14 +80,14 @@ def _cards(report: Mapping[str, Any]) -> str:
 
 
 def _panel(title: str, entries: Sequence[Line], form: str, top: float | None = None) -> tuple[str, str]:
-    legend = _legend([(color, name) for color, name, _ in entries]) if len(entries) > 1 else ""
+    legend = color_key([(color, name) for color, name, _ in entries]) if len(entries) > 1 else ""
     return title, lines(title, entries, form, top) + legend
 
 
 def _training(report: Mapping[str, Any]) -> str:
     epochs = report["epochs"]
     shares: list[Line] = [
-        (which, _PASS_NAMES[which],
+        (which, PASS_NAMES[which],
          [1 - e["passes"]["macs_effectual"][which] / e["passes"]["macs_dense"][which] for e in epochs])
         for which in PASSES
     ]  # fmt: skip
@@ -105,7 +98,7 @@ def _training(report: Mapping[str, Any]) -> str:
     ]
     return (
         "<h2>Training</h2><p>Multiplies saved are those with a factor of zero or a result that nobody wants, of all "
-        "steps of an epoch.</p>" + _plots(panels)
+        "steps of an epoch.</p>" + plots(panels)
     )
 
 
@@ -130,17 +123,17 @@ def _densities(report: Mapping[str, Any]) -> str:
         _panel("Input gradient that is wanted",
                _by_layer(report, "input_grad", lambda layer: layer["densities"]["c"]), ".0%", 1.0),
     ]  # fmt: skip
-    return "<h2>Densities</h2><p>Of each layer in the last step of each epoch.</p>" + _plots(panels)
+    return "<h2>Densities</h2><p>Of each layer in the last step of each epoch.</p>" + plots(panels)
 
 
 def _cycles(report: Mapping[str, Any]) -> str:
     if "cycles" not in report["epochs"][0]["layers"][0]:
         return ""
-    panels = [_panel(_PASS_NAMES[which], _by_layer(report, which, lambda layer: layer["speedup_vs_dense"]), "g")
+    panels = [_panel(PASS_NAMES[which], _by_layer(report, which, lambda layer: layer["speedup_vs_dense"]), "g")
               for which in PASSES]  # fmt: skip
     return (
         "<h2>Speed</h2><p>Of each layer in the last step of each epoch, over a perfect dense array of as many "
-        "multipliers that never stalls, whose speed is 1; loads and drains included.</p>" + _plots(panels)
+        "multipliers that never stalls, whose speed is 1; loads and drains included.</p>" + plots(panels)
     )
 
 
@@ -152,7 +145,7 @@ def _table(report: Mapping[str, Any]) -> str:
         cells += [f"{layer['macs_effectual'] / max(1, layer['macs_dense']):.1%}" for layer in (old, new)]
         cells += [f"{layer['cycles']:,}" if "cycles" in layer else "-" for layer in (old, new)]
         body = "".join(f"<td>{cell}</td>" for cell in cells)
-        name = _PASS_NAMES[new["pass"]]
+        name = PASS_NAMES[new["pass"]]
         rows.append(f'<tr><td>{escape(new["layer"])}</td><td class="name">{name}</td>{body}</tr>')
     heads = "".join(f"<th>{name}, first</th><th>last</th>" for name in ("A", "B", "C", "multiplies", "cycles"))
     return (
