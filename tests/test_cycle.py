@@ -27,7 +27,7 @@ from .variants import CONFIGS as VARIANTS
 SMALL, TINY = preset("small"), preset("tiny")
 WIDE = TWO.replace(skip="ac", load_slots=2, stream_words=8)
 CONFIGS: dict[str, tuple[Config, int]] = {
-    "tiny": (TINY, 30),
+    "tiny": (TINY, 24),
     "small": (SMALL, 9),
     "small-train": (preset("small-train"), 6),
     "dense-small": (preset("dense-small"), 8),
