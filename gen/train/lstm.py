@@ -18,6 +18,7 @@ import numpy as np
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
 from maskwork.gen.mask import BoolArray
 from maskwork.gen.train.lstm_products import Int64Array, LstmProducts, as_keep, expect_shape
+from maskwork.gen.train.numerics import Quantised, least_exponent
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -77,19 +78,6 @@ class Dropout:
         return cls(x, h, x_rate, h_rate)
 
 
-@dataclass(frozen=True)
-class Quantised:
-    """Integers times 2**exponent, int64."""
-
-    values: Int64Array
-    exponent: int
-
-    @property
-    def scale(self) -> float:
-        """What a 1 is worth."""
-        return 2.0**self.exponent
-
-
 def quantise(tensor: Any, bits: int, name: str = "tensor", largest: float | None = None) -> Quantised:
     """Round to signed integers of ``bits`` bits, symmetric, with the least power of two as scale that holds them.
 
@@ -105,13 +93,9 @@ def quantise(tensor: Any, bits: int, name: str = "tensor", largest: float | None
     array = np.asarray(tensor, dtype=np.float64)
     if not np.isfinite(array).all():
         raise MaskworkValueError(f"{name} must be finite, but holds infinities or NaN")
-    exponent = _exponent(float(np.abs(array).max(initial=0.0)) if largest is None else largest, bits)
     limit = (1 << (bits - 1)) - 1
+    exponent = least_exponent(float(np.abs(array).max(initial=0.0)) if largest is None else largest, limit)
     return Quantised(np.clip(np.rint(np.ldexp(array, -exponent)), -limit, limit).astype(np.int64), exponent)
-
-
-def _exponent(largest: float, bits: int) -> int:
-    return int(np.ceil(np.log2(largest / ((1 << (bits - 1)) - 1)))) if largest else 0
 
 
 @dataclass(frozen=True)
@@ -225,7 +209,7 @@ def forward(
         h = gates[3, t] * np.tanh(c)
         cells.append(c)
         hs.append(h)
-    before = Quantised(np.stack(states), _exponent(top, bits))
+    before = Quantised(np.stack(states), least_exponent(top, (1 << (bits - 1)) - 1))
     return np.stack(hs), Tape(dropout, bits, xq, before, wq, uq, gates, np.stack(cells), initial is not None)
 
 

@@ -30,6 +30,11 @@ class Quantised:
     exponent: int
 
     @property
+    def scale(self) -> float:
+        """What a 1 is worth."""
+        return math.ldexp(1.0, self.exponent)
+
+    @property
     def real(self) -> NDArray[np.float64]:
         """The numbers that the integers stand for."""
         return np.ldexp(self.values.astype(np.float64), self.exponent)
@@ -76,7 +81,7 @@ def quantise(
     if not np.isfinite(array).all():
         raise MaskworkValueError(f"{name} must be finite, but holds infinities or NaN; a lower learning rate may help")
     array, limit = array.astype(np.float64), (1 << (bits - 1)) - 1
-    exponent = _exponent(float(np.abs(array).max(initial=0.0)), limit)
+    exponent = least_exponent(float(np.abs(array).max(initial=0.0)), limit)
     scaled = np.ldexp(array, -exponent)
     if rounding == "nearest":
         return Quantised(np.rint(scaled).astype(np.int64), exponent)
@@ -105,7 +110,8 @@ def generator(rng: np.random.Generator | int) -> np.random.Generator:
     return np.random.default_rng(int(rng))
 
 
-def _exponent(largest: float, limit: int) -> int:
+def least_exponent(largest: float, limit: int) -> int:
+    """The least power of two, as its exponent, with which ``limit`` reaches ``largest``; 0 for zero."""
     if not largest:
         return 0
     # the quotient may be rounded: compare exactly
