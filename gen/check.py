@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from maskwork.gen import pack
 from maskwork.gen.chains import Chains
+from maskwork.gen.check_lanes import check_lanes, covered_rows
 from maskwork.gen.check_masks import Slots, check_masks, mask_data, mask_fields
 from maskwork.gen.check_vector import check_vectors, vector_data, vector_fields
 from maskwork.gen.config import Config
@@ -133,8 +134,8 @@ class Legality:
         if op == Op.LOAD_B:
             if not f["dense"] and "b" not in config.skip:
                 return 'dense must be 1 without "b" in skip'
-            if f["k"] + f["rows"] > config.k_depth:
-                return f"k + rows must be at most k_depth = {config.k_depth}, not {f['k'] + f['rows']}"
+            if message := check_lanes(config, f):
+                return message
         if op == Op.LOAD_C and f["rows"] > config.c_rows:
             return f"rows must be at most c_rows = {config.c_rows}, not {f['rows']}"
         return self._run_fields(f) if op == Op.RUN else None
@@ -164,7 +165,7 @@ class Legality:
         amount = f["segments"] if op == Op.LOAD_A else f["rows"]
         if op == Op.LOAD_C:
             self._chains.load_c(f["bank"], clusters)
-        limit = {"A": config.a_segments, "B": config.k_depth, "C": config.c_rows}[buffer]
+        limit = {"A": config.a_segments, "B": 0, "C": config.c_rows}[buffer]
         for bank in banks:
             filled = amount + (bank.filled if f["append"] else 0)
             if buffer != "B" and filled > limit:
@@ -207,7 +208,6 @@ class Legality:
         if self._broken:
             return self._broken
         config = self.config
-        lanes = (1 << config.lanes_per_cluster) - 1
         g = {field.name: f.get(field.name, 0) for field in COMMANDS[Op.RUN].fields}
         for cluster in range(config.clusters):
             if not g["clusters"] >> cluster & 1:
@@ -217,13 +217,9 @@ class Legality:
                 return f"c_row + rows must be at most the {filled} rows of C masks loaded, not {g['c_row'] + g['rows']}"
             if g["m0_k"] or g["m1_k"] or g["m2_k"]:
                 continue
-            covered = np.zeros((config.lanes_per_cluster, config.k_depth), dtype=np.bool_)
-            for mask, start, end in self._banks[cluster, "B", g["b_bank"]].written:
-                for lane in range(config.lanes_per_cluster):
-                    if mask & lanes >> lane & 1:
-                        covered[lane, start:end] = True
+            covered = covered_rows(config, self._banks[cluster, "B", g["b_bank"]].written, bool(g["share"]))
             t1, t0 = np.meshgrid(np.arange(g["t1"] + 1), np.arange(g["t0"] + 1), indexing="ij")
-            k = (g["k"] + t0 * g["t0_k"] + t1 * (g["t1_k"] + g["t0"] * g["t0_k"])) % config.k_depth
+            k = (g["k"] + t0 * g["t0_k"] + t1 * (g["t1_k"] + g["t0"] * g["t0_k"])) % covered.shape[1]
             if not covered[:, k].all():
                 return f"k = {int(k.reshape(-1)[~covered[:, k.reshape(-1)].all(axis=0)][0])} of B was not loaded"
         return None

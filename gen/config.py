@@ -68,20 +68,13 @@ class Config:
     a_segments: int = _doc("segments (matrix rows, or pixels of a convolution) in one activation bank", 512)
     c_rows: int = _doc("rows of C masks in one bank of a cluster", 128)
     psum_rows: int = _doc("rows of partial sums that a lane keeps while K runs as tiles", 8)
-    psum_in_pe: bool = _doc(
-        "K tiles leave their sums in the PEs' accumulators, which hold psum_rows rows, instead of draining them to a "
-        "lane's memory",
-        False,
-    )
+    psum_in_pe: bool = _doc("partial sums stay in the PEs' accumulators, which then hold psum_rows rows", False)
     fifo_depth: int = _doc("words in a lane's input FIFO", 512)
     run_depth: int = _doc("RUN commands that wait in a cluster", 8)
     load_slots: int = _doc("slots of a PE's weights that a load writes in one cycle", 1)
+    weight_lanes: int = _doc("neighbouring lanes that share a memory of weights, each reading at a port of its own", 1)
     lut_ram: bool = _doc("the device has LUT RAM; without it, small memories and fetch's state go to block RAM", True)
-    a_spram: bool = _doc(
-        "each activation bank is a single-port memory of its own, for devices with big single-port RAM (iCE40 "
-        "UltraPlus)",
-        False,
-    )
+    a_spram: bool = _doc("activation banks are single-port memories, of an iCE40 UltraPlus' big single-port RAM", False)
     post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
     counters: bool = _doc("performance counters are built; without them READ_COUNTERS answers zeros", True)
     vector: bool = _doc("the vector unit is built: pooling and residual addition, command VECTOR", False)
@@ -141,12 +134,16 @@ class Config:
         self._power_of_two("fetch_width", 2, 8)
         for name, low, high in (("k_depth", 16, 8192), ("a_depth", 64, 65536), ("a_segments", 16, 16384),
                                 ("c_rows", 16, 16384), ("psum_rows", 1, 256), ("fifo_depth", 32, 4096),
-                                ("run_depth", 2, 32), ("load_slots", 1, 4)):  # fmt: skip
+                                ("run_depth", 2, 32), ("load_slots", 1, 4), ("weight_lanes", 1, 2)):  # fmt: skip
             self._power_of_two(name, low, high)
         if 4 * self.load_slots > self.slots or self.load_slots * self.pes_per_lane > 16:
             raise ConfigError(
                 f"load_slots must be at most slots / 4 = {self.slots // 4} and 16 / pes_per_lane = "
                 f"{16 // self.pes_per_lane}, not {self.load_slots}"
+            )
+        if self.lanes_per_cluster < self.weight_lanes or self.k_depth < 16 * self.weight_lanes:
+            raise ConfigError(
+                f"weight_lanes must be 1 with lanes_per_cluster = 1 or k_depth = 16, not {self.weight_lanes}"
             )
         if self.psum_rows < self.rows_in_flight:
             raise ConfigError(
@@ -225,6 +222,11 @@ class Config:
     def k_width(self) -> int:
         """Bits of a k index within a weight bank."""
         return (self.k_depth - 1).bit_length()
+
+    @cached_property
+    def apart(self) -> Config:
+        """What lanes that hold different columns have: with ``weight_lanes`` each only its share of the rows of B."""
+        return self.replace(k_depth=self.k_depth // 2, weight_lanes=1) if self.weight_lanes > 1 else self
 
     @property
     def beat_bits(self) -> int:
@@ -332,10 +334,8 @@ _preset(
     "2 PEs, for tests and for reading the Verilog",
 )  # fmt: skip
 _preset(Config(name="small", vector=True), "16 PEs in one cluster: simulation, first experiments")
-_preset(
-    Config(name="small-train", vector=True, generators=",".join(GENERATORS)),
-    "small with every block of the mask unit: masks made, kept and replayed while training",
-)
+_preset(Config(name="small-train", vector=True, generators=",".join(GENERATORS)),
+        "small with every block of the mask unit: masks made, kept and replayed while training")  # fmt: skip
 _preset(Config(name="dense-small", skip="", vector=True), "small without any skipping: the dense baseline")
 _preset(
     Config(name="ulx3s-85f", lanes=12, k_depth=64, a_depth=1024, a_segments=256, psum_rows=32, psum_in_pe=True,
@@ -349,14 +349,12 @@ _preset(
     "2 PEs for an iCE40UP5K: raw sums only, no counters",
 )  # fmt: skip
 _preset(
-    Config(name="sim-64", lanes=16, stream_words=4, k_depth=64, a_depth=1024, fifo_depth=256, psum_rows=32,
-           psum_in_pe=True, load_slots=4, vector=True),
+    Config(name="sim-64", lanes=16, stream_words=4, k_depth=128, a_depth=1024, fifo_depth=256, psum_rows=32,
+           psum_in_pe=True, load_slots=4, weight_lanes=2, vector=True),
     "64 PEs with 128-bit streams, partial sums in the PEs, under 400 KB of buffers, for studies in simulation",
 )  # fmt: skip
-_preset(
-    Config(name="ecp5-25f", lanes=4, k_depth=64, a_depth=1024, a_segments=256, vector=True),
-    "16 PEs for boards with an ECP5-25F or -12F",
-)
+_preset(Config(name="ecp5-25f", lanes=4, k_depth=64, a_depth=1024, a_segments=256, vector=True),
+        "16 PEs for boards with an ECP5-25F or -12F")  # fmt: skip
 _preset(
     Config(name="icebreaker-link", lanes=1, lanes_per_cluster=1, pes_per_lane=1, slots=4, queue_depth=8, acc_width=24,
            k_depth=64, a_depth=256, a_segments=16, c_rows=16, psum_rows=8, fifo_depth=128, run_depth=2,
@@ -368,13 +366,12 @@ _preset(
            a_depth=512, a_segments=64, c_rows=64, psum_rows=16, fifo_depth=128, run_depth=2),
     "2 PEs for a Tang Nano 9K (GW1NR-9C)",
 )  # fmt: skip
+_preset(Config(name="small-int16", a_width=16, b_width=16, acc_width=48, vector=True, stochastic=True),
+        "small with 16-bit operands, 48-bit sums and stochastic rounding, for training")  # fmt: skip
 _preset(
-    Config(name="small-int16", a_width=16, b_width=16, acc_width=48, vector=True, stochastic=True),
-    "small with 16-bit operands, 48-bit sums and stochastic rounding, for training",
-)
-_preset(
-    Config(name="sim-64-int16", lanes=16, stream_words=4, a_width=16, b_width=16, acc_width=48, k_depth=32,
-           a_depth=1024, fifo_depth=256, psum_rows=16, psum_in_pe=True, load_slots=4, vector=True, stochastic=True),
+    Config(name="sim-64-int16", lanes=16, stream_words=4, a_width=16, b_width=16, acc_width=48, k_depth=64,
+           a_depth=1024, fifo_depth=256, psum_rows=16, psum_in_pe=True, load_slots=4, weight_lanes=2, vector=True,
+           stochastic=True),
     "sim-64 with 16-bit operands, 48-bit sums and stochastic rounding, with shorter K tiles and half the partial sums",
 )  # fmt: skip
 

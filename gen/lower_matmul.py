@@ -104,6 +104,14 @@ def _lanes(config: Config, n: int, share: str) -> int:
     return min(config.clusters, n // per) * per if config.lanes > 1 else 0
 
 
+def _k_pieces(config: Config, inner: Indices, share: str) -> list[Indices]:
+    """The K tiles."""
+    limit = k_limit(config if share == "no" else config.apart)
+    if limit < 1:
+        raise ProgramError("one element of A does not fit: raise a_depth, k_depth or fifo_depth")
+    return split(inner, -(-len(inner) // limit), CHUNK if limit >= CHUNK else 1)
+
+
 def _row_cap(config: Config, longest: int, k_tiles: int, use_c: bool, share: str) -> int:
     """Most rows of one block in one cluster."""
     limits = [config.a_segments, config.a_depth // pack.segment_words(longest, config.fetch_width), 32767]
@@ -114,13 +122,17 @@ def _row_cap(config: Config, longest: int, k_tiles: int, use_c: bool, share: str
     return min(limits)
 
 
-def _plans(
-    config: Config, m: int, k: int, n: int, k_tiles: int, longest: int, use_c: bool, density: Density
-) -> list[_Plan]:
-    """Ways to run the product, each with its expected cycles (see :func:`~maskwork.gen.lower_costs.total`)."""
+def _plans(config: Config, m: int, k: int, n: int, use_c: bool, density: Density) -> list[_Plan]:
+    """Ways to run the product, each with its expected cycles (see :func:`~maskwork.gen.lower_costs.total`).
+
+    Raises:
+        ProgramError: if the configuration cannot run it.
+    """
     plans = []
-    each = k / k_tiles
     for share in MODES.values():
+        pieces = _k_pieces(config, np.arange(k, dtype=np.int64), share)
+        k_tiles, longest = len(pieces), max(map(len, pieces))
+        each = k / k_tiles
         lanes = _lanes(config, n, share)
         if lanes < 1 or (share != "no" and use_c):
             continue
@@ -170,11 +182,7 @@ def expected_cycles(config: Config, m: int, k: int, n: int, density: tuple[float
     Raises:
         ProgramError: if the configuration cannot run it.
     """
-    limit = k_limit(config)
-    if limit < 1:
-        raise ProgramError("one element of A does not fit: raise a_depth, k_depth or fifo_depth")
-    pieces = -(-k // limit)
-    return min(plan.cost for plan in _plans(config, m, k, n, pieces, min(k, limit), False, densities(density)))
+    return min(plan.cost for plan in _plans(config, m, k, n, False, densities(density)))
 
 
 def lower_matmul(
@@ -254,12 +262,7 @@ def schedule_matmul(
 ) -> None:
     """Emit the product of the rows and columns named; ``a_rows`` are A's where they differ from C's."""
     config = scheduler.program.config
-    limit = k_limit(config)
-    if limit < 1:
-        raise ProgramError("one element of A does not fit: raise a_depth, k_depth or fifo_depth")
-    pieces = split(inner, -(-len(inner) // limit), CHUNK if limit >= CHUNK else 1)
-    longest = max(map(len, pieces))
-    plans = _plans(config, len(rows), len(inner), len(columns), len(pieces), longest, scheduler.use_c, density)
+    plans = _plans(config, len(rows), len(inner), len(columns), scheduler.use_c, density)
     plans = [p for p in plans if mode == "auto" or p.share == MODES[mode]]
     if not plans:
         raise ProgramError(
@@ -267,7 +270,7 @@ def schedule_matmul(
             f'columns as a cluster has lanes ({config.lanes_per_cluster}); use mode "rows"'
         )
     plan = min(plans, key=lambda p: p.cost)
-    k_tiles = [KTile(p, p) for p in pieces]
+    k_tiles = [KTile(p, p) for p in _k_pieces(config, inner, plan.share)]
     a_rows = rows if a_rows is None else a_rows
     n_tiles = split_n(config, columns)
     if plan.share != "no":

@@ -38,7 +38,7 @@ def _emit(scheduler: Scheduler, problem: Problem, y: Phase, x: Phase, plan: Plan
     config, layer = problem.config, problem.layer
     tiles: list[PositionTile] = []
     if y.outputs and x.outputs:
-        tiles = list(position_tiles(config, layer, y, x, plan.cut))
+        tiles = list(position_tiles(config if plan.share == "no" else config.apart, layer, y, x, plan.cut))
     parts: list[Part] = [
         TapsPart(layer, y.part(first, plan.down), x, piece)
         for first in range(0, len(y.taps), plan.down)

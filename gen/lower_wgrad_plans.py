@@ -114,7 +114,7 @@ def _plans(problem: Problem, y: Phase, x: Phase, share: str) -> Iterator[Plan]:
     tiles_n = -(-n // (lanes * config.tile_columns))
     costs = Costs(config, -(-n // (lanes * tiles_n)), problem.density, use_c)
     across = len(x.taps)
-    for cut in _cuts(config, layer, y, x):
+    for cut in _cuts(config if share == "no" else config.apart, layer, y, x):
         length = max(c.length for c in cut.columns)
         segments = costs.bank_segments(length, problem.trust)
         whole = cut.rows >= len(y.outputs)

@@ -19,7 +19,7 @@ def memory_bits(config: Config) -> dict[str, int]:
     mask_words = 1 << (config.mask_words - 1).bit_length()
     parameter = BIAS_WIDTH + POST_MULT_WIDTH + SHIFT_WIDTH
     return {
-        "weights": pes * rows * config.slots * config.b_width,
+        "weights": pes * rows * config.slots * config.b_width // config.weight_lanes,
         "weight_masks": pes * rows * config.slots if "b" in config.skip else 0,
         "activations": clusters * 2 * config.a_depth * record_width(config),
         "segments": clusters * 2 * config.a_segments * directory_layout(config).size,

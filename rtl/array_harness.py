@@ -8,6 +8,7 @@ from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.lane import Lane
+from maskwork.rtl.shared_weights import SharedWeights
 
 
 class Harness(wiring.Component):
@@ -53,11 +54,14 @@ class Harness(wiring.Component):
 
 
 class ArrayHarness(Harness):
-    """All lanes of a configuration."""
+    """All lanes of a configuration, and the weights that they share: the latter's ports end in registers as well."""
 
     def __init__(self, config: Config):
         self._config = config
-        super().__init__({f"lane{number}": Lane(config) for number in range(config.lanes)})
+        parts: dict[str, wiring.Component] = {f"lane{number}": Lane(config) for number in range(config.lanes)}
+        if config.weight_lanes > 1:
+            parts |= {f"weights{n}": SharedWeights(config) for n in range(0, config.lanes, config.weight_lanes)}
+        super().__init__(parts)
 
     def hierarchy_key(self):
         """Identity of the emitted module."""

@@ -20,6 +20,7 @@ from maskwork.rtl.layouts import a_write_layout, b_write_layout, c_write_layout,
 from maskwork.rtl.post import PostKind, PostProcess, limits_signature, parameter_signature
 from maskwork.rtl.queue import Queue
 from maskwork.rtl.run_fifo import RunFifo
+from maskwork.rtl.shared_weights import SharedWeights
 from maskwork.rtl.stream import beat_layout
 
 LOW_WATER = 24
@@ -134,7 +135,7 @@ class Cluster(wiring.Component):
         ]
         wiring.connect(m, run_fifo.o, fetch.run)
         wiring.connect(m, items.o, copier.i)
-        self._feed_lanes(m, lanes, fetch, copier)
+        self._feed_lanes(m, lanes, fetch, copier, platform)
         post_busy, post_idle = self._post_process(m, lanes, platform)
 
         segment_bank = data.View(segment_layout(config), fetch.o.item.body[: segment_layout(config).size]).start[-1]
@@ -170,12 +171,29 @@ class Cluster(wiring.Component):
         self._count(m, lanes)
         return m
 
-    def _feed_lanes(self, m, lanes, fetch, copier):
+    def _share_weights(self, m, lanes, write, selected, platform):
+        """Memories for neighbouring lanes together."""
+        config = self._config
+        for first in range(0, len(lanes), config.weight_lanes):
+            group = lanes[first : first + config.weight_lanes]
+            submodule(m, f"weights{first}", weights := SharedWeights(config), platform)
+            chosen = write.lanes[first : first + len(group)] & selected.replicate(len(group))
+            m.d.comb += [weights.write.eq(write), weights.selected.eq(chosen)]
+            for number, lane in enumerate(group):
+                m.d.comb += [
+                    lane.apart.eq(~chosen.all()),
+                    weights.address[number].eq(lane.weight_address),
+                    lane.weights.eq(weights.words[number]),
+                ]
+
+    def _feed_lanes(self, m, lanes, fetch, copier, platform):
         config = self._config
         b_write = Signal(b_write_layout(config))
         b_selected = Signal()
         m.d.sync += [b_write.eq(self.b_write), b_selected.eq(self.b_selected)]
         # a ring wants a row once it runs low, if the whole row fits; the rings are looked at one after the other
+        if config.weight_lanes > 1:
+            self._share_weights(m, lanes, b_write, b_selected, platform)
         rings, words = config.rows_in_flight, ring_words(config)
         count = len(lanes) * rings
         margin = count + COPY_LATENCY + 4  # what is written until a ring is looked at again, and what is under way

@@ -65,6 +65,7 @@ class CommandCheck(wiring.Component):
             | (Const("a" not in config.skip) & ~get(Op.LOAD_A, "dense")),
             Op.LOAD_B: self._outside(get(Op.LOAD_B, "rows"), config.k_depth)
             | (get(Op.LOAD_B, "rows") + get(Op.LOAD_B, "k") > config.k_depth)
+            | self._apart_problem(get)
             | self._outside(get(Op.LOAD_B, "columns"), config.tile_columns)
             | self._outside(get(Op.LOAD_B, "lanes"), (1 << config.lanes_per_cluster) - 1)
             | (Const("b" not in config.skip) & ~get(Op.LOAD_B, "dense")),
@@ -191,6 +192,16 @@ class CommandCheck(wiring.Component):
     @staticmethod
     def _outside(value: Value, most: int) -> Value:
         return (value == 0) | (value > most)
+
+    def _apart_problem(self, get) -> Value:
+        """A LOAD_B for lanes that share their weights: for both of each pair, or for single lanes, with their share."""
+        config = self._config
+        if config.weight_lanes == 1:
+            return Const(0, 1)
+        lanes = get(Op.LOAD_B, "lanes")[: config.lanes_per_cluster]
+        first, second = lanes[0::2], lanes[1::2]
+        end = get(Op.LOAD_B, "rows") + get(Op.LOAD_B, "k")
+        return (first != second) & ((first & second).any() | (end > config.apart.k_depth))
 
     def _run_problem(self, get) -> Value:
         config = self._config

@@ -9,6 +9,7 @@ from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import WordKind, chunk_layout, start_layout, word_width
 from maskwork.rtl.pe import context_width, token_layout, upper_width
 from maskwork.rtl.queue import Queue
+from maskwork.rtl.shared_weights import own_rows
 from maskwork.rtl.stream import SkidBuffer
 
 TURN_CHUNKS = 2
@@ -40,6 +41,8 @@ class Expander(wiring.Component):
         release: per context, its row has been drained (with ``psum_in_pe``: has left for the PEs).
         owed: per row of the accumulators, it holds results that are still to be drained (``psum_in_pe``).
         final: per context, the row's K tile is its last (``psum_in_pe``).
+        second: the lane is the second of two that share their weights (``weight_lanes``): its rows of a shared RUN meet
+            the second half of them.
         in_row: a row is between START and END.
         waits: rows wait, but no context is free.
     """
@@ -67,6 +70,7 @@ class Expander(wiring.Component):
                 "final": Out(contexts if config.psum_in_pe else 0),
                 "in_row": Out(1),
                 "waits": Out(1),
+                **({"second": In(1)} if config.weight_lanes > 1 else {}),
             }
         )
 
@@ -84,6 +88,7 @@ class Expander(wiring.Component):
         values = [word[n * config.a_width :][: config.a_width] for n in range(config.fetch_width)]
         banks = Array([Signal(name=f"bank{n}") for n in range(contexts)])
         uppers = Array([Signal(upper_width(config), name=f"upper{n}") for n in range(contexts)])
+        shares = Array([Signal(len(start.share), name=f"share{n}") for n in range(contexts)])
         rows = Signal(contexts)  # between START and END
 
         # first stage: index within the chunk, chunk's k and value; second stage: the token
@@ -93,6 +98,7 @@ class Expander(wiring.Component):
         staged_a = Signal(signed(config.a_width), reset_less=True)
         staged_context = Signal(context_width(config))
         staged_upper = Signal(upper_width(config), reset_less=True)
+        staged_share = Signal(len(start.share), reset_less=True)
         # whether the PEs have space must not reach the words' way from the FIFO in the same cycle: `room` comes from
         # registers. Without LUT RAM a queue would be too dear
         room, advances = Signal(), Signal()
@@ -104,9 +110,10 @@ class Expander(wiring.Component):
             m.d.comb += [room.eq(~staged | tokens.i.ready), advances.eq(room)]
         wiring.connect(m, tokens.o, wiring.flipped(self.o))
         token = tokens.i.payload
+        k = Cat((staged_k + staged_index)[: config.k_width], staged_bank)
         m.d.comb += [
             tokens.i.valid.eq(staged),
-            token.k.eq(Cat((staged_k + staged_index)[: config.k_width], staged_bank)),
+            token.k.eq(own_rows(k, staged_share, self.second) if config.weight_lanes > 1 else k),
             token.a.eq(staged_a),
             token.end.eq(staged_end),
             token.context.eq(staged_context),
@@ -134,6 +141,7 @@ class Expander(wiring.Component):
                 staged_bank.eq(banks[self.reading]),
                 staged_context.eq(self.reading),
                 staged_upper.eq(uppers[self.reading]),
+                staged_share.eq(shares[self.reading]),
             ]
 
         # a ring has its turn if its row goes on, or if a row waits and its context is free
@@ -201,6 +209,7 @@ class Expander(wiring.Component):
                                 rows.bit_select(self.reading, 1).eq(1),
                                 banks[self.reading].eq(start.bank),
                                 uppers[self.reading].eq(start.slot[context_width(config) :]),
+                                shares[self.reading].eq(start.share),
                             ]
                             m.next = "HEADER"
                             if config.psum_in_pe:

@@ -166,6 +166,7 @@ class Fetch(wiring.Component):
             start.first.eq(run["first"]),
             start.final.eq(run["final"]),
             start.post.eq(run["post"]),
+            start.share.eq(run["share"]),
             start.kind.eq(WordKind.START),
             end.kind.eq(WordKind.END),
         ]

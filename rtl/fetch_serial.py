@@ -105,6 +105,7 @@ class SerialFetch(wiring.Component):
             *(start[name].eq(run[name]) for name in ("tag", "first", "final", "post")),
             start.slot.eq(chosen_slot),
             start.bank.eq(run["b_bank"]),
+            start.share.eq(run["share"]),
             start.kind.eq(WordKind.START),
             end.kind.eq(WordKind.END),
         ]

@@ -14,6 +14,7 @@ from maskwork.rtl.lane_fifo import LaneFifo
 from maskwork.rtl.layouts import b_write_layout, counts_layout, ring_pointers, word_width
 from maskwork.rtl.pe import LOOKUP_LATENCY, PE, context_width, token_layout, upper_width
 from maskwork.rtl.post import PostWord
+from maskwork.rtl.shared_weights import own_rows, weight_address_width, weights_layout
 from maskwork.rtl.weight_masks import WeightMasks
 
 
@@ -29,6 +30,8 @@ class Lane(wiring.Component):
         coming: per ring, one cycle: a row for weight bank ``coming_bank`` will be written.
         banks: per weight bank, rows are announced, waiting, in progress or draining.
         write: weights; ``lanes`` was already resolved into ``selected``.
+        apart: these are not for the neighbour with which the lane shares its weights (``weight_lanes``).
+        weight_address, weights: see :class:`~maskwork.rtl.pe.PE`, for each PE.
         o, request, grant, space: to post-processing (see :mod:`maskwork.rtl.drain`).
         lane: number of the lane.
         loading, running: what the rest of the accelerator does, for the counters.
@@ -42,8 +45,14 @@ class Lane(wiring.Component):
 
     def __init__(self, config: Config):
         self._config = config
+        shared: dict[str, wiring.Member] = {}
+        if config.weight_lanes > 1:
+            shared["apart"] = In(1)
+            shared["weight_address"] = Out(data.ArrayLayout(weight_address_width(config), config.pes_per_lane))
+            shared["weights"] = In(data.ArrayLayout(weights_layout(config), config.pes_per_lane))
         super().__init__(
             {
+                **shared,
                 "valid": In(1),
                 "ring": In(context_width(config)),
                 "word": In(word_width(config)),
@@ -129,14 +138,21 @@ class Lane(wiring.Component):
         leaves, kept, retired, retired_bank = self._leave(m, expander, drain, fire, blocked, done)
         write = Signal(b_write_layout(config))
         m.d.sync += write.eq(self.write)
-        selected = Signal()
+        selected, write_k = Signal(), write.k
         m.d.sync += selected.eq(self.selected)
+        if config.weight_lanes > 1:
+            apart = Signal()
+            m.d.sync += apart.eq(self.apart)
+            m.d.comb += expander.second.eq(self.lane[0])
+            write_k = own_rows(write.k, apart, self.lane[0])
+            for number, pe in enumerate(pes):
+                m.d.comb += [self.weight_address[number].eq(pe.weight_address), pe.weights.eq(self.weights[number])]
         if "b" in config.skip:
             submodule(m, "masks", masks := WeightMasks(config), platform)
             m.d.comb += [
                 masks.k.eq(expander.o.payload.k),
                 masks.we.eq(write.mask_we & selected),
-                masks.write_k.eq(write.k),
+                masks.write_k.eq(write_k),
                 masks.mask.eq(write.mask),
                 *(pe.mask.eq(masks.masks[number]) for number, pe in enumerate(pes)),
             ]

@@ -69,9 +69,12 @@ def ring_pointers(config: Config) -> data.ArrayLayout:
 
 
 def start_layout(config: Config) -> data.StructLayout:
-    """First word of a row; then come a word with the row number and the words of its C mask."""
-    pad = chunk_layout(config).size - 2 - row_meta_layout(config).size
-    return data.StructLayout({**row_meta_layout(config).members, "pad": pad, "kind": WordKind})
+    """First word of a row; then come a word with the row number and the words of its C mask. ``share`` says to lanes
+    with shared weights (``weight_lanes``) that theirs are rows of their own.
+    """
+    share = 1 if config.weight_lanes > 1 else 0
+    pad = chunk_layout(config).size - 2 - row_meta_layout(config).size - share
+    return data.StructLayout({**row_meta_layout(config).members, "share": share, "pad": pad, "kind": WordKind})
 
 
 def row_meta_layout(config: Config) -> data.StructLayout:

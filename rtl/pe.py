@@ -10,6 +10,7 @@ from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import NO_CHECK
 from maskwork.rtl.multiplier import Multiplier
 from maskwork.rtl.queue import Queue
+from maskwork.rtl.shared_weights import weight_address_width, weights_layout
 from maskwork.rtl.slot_counter import SlotCounter
 
 LOOKUP_LATENCY = 3
@@ -110,6 +111,8 @@ class PE(wiring.Component):
         token_valid: it exists.
         column_mask: C mask of a row that starts.
         write: weights from the loader.
+        weight_address, weights: with ``weight_lanes`` above 1 the weights are outside
+            (:mod:`~maskwork.rtl.shared_weights`): an address, and a cycle later the word that is there.
         drain: accumulator to read and clear.
         sum: drained value DRAIN_READ_LATENCY cycles later, else 0.
         done: per context, the end of the row has been issued.
@@ -138,6 +141,9 @@ class PE(wiring.Component):
             "multiply": Out(1),
             "stolen": Out(1),
         }
+        if config.weight_lanes > 1:
+            members["weight_address"] = Out(weight_address_width(config))
+            members["weights"] = In(weights_layout(config))
         if "b" in config.skip:
             members["mask"] = In(config.slots)
         if "c" in config.skip:
@@ -249,21 +255,25 @@ class PE(wiring.Component):
         meta = issue.payload.meta
         # a group of slots is a word: loads write several slots in a cycle, and one of them is read
         group_bits = config.load_slots.bit_length() - 1
-        m.submodules.weights = weights = memory.Memory(
-            shape=data.ArrayLayout(signed(config.b_width), config.load_slots),
-            depth=2 * config.k_depth * config.slots // config.load_slots, init=[], attrs=NO_CHECK,
-        )  # fmt: skip
-        write = weights.write_port(granularity=1)
-        read = weights.read_port()
+        read_address = Cat(issue.payload.index[group_bits:], meta.k)
+        if config.weight_lanes > 1:
+            m.d.comb += self.weight_address.eq(read_address)
+            word = self.weights
+        else:
+            m.submodules.weights = weights = memory.Memory(
+                shape=weights_layout(config), depth=1 << weight_address_width(config), init=[], attrs=NO_CHECK
+            )
+            write, read = weights.write_port(granularity=1), weights.read_port()
+            m.d.comb += [
+                write.addr.eq(Cat(self.write.slot, self.write.k)),
+                write.data.eq(self.write.value),
+                write.en.eq(self.write.we),
+                read.addr.eq(read_address),
+            ]
+            word = read.data
         place = Signal(group_bits)
-        m.d.comb += [
-            write.addr.eq(Cat(self.write.slot, self.write.k)),
-            write.data.eq(self.write.value),
-            write.en.eq(self.write.we),
-            read.addr.eq(Cat(issue.payload.index[group_bits:], meta.k)),
-        ]
         m.d.sync += place.eq(issue.payload.index[:group_bits])
-        weight = read.data[place] if group_bits else read.data[0]
+        weight = word[place] if group_bits else word[0]
         # stage 1: block RAM; stage 2: its register; stage 3: the multiplier's operand registers; stage 4: product
         # registered, accumulate. A drain's bubble multiplies by 0, for its sum leaves through the adder
         submodule(m, "multiplier", multiplier := Multiplier(config.a_width, config.b_width), platform)

@@ -166,30 +166,37 @@ class RandomProgram:
 
     def _load_b(self, clusters: Sequence[int], bank: int, share: bool) -> None:
         config = self.config
-        every = (1 << config.lanes_per_cluster) - 1
+        every, pairs = (1 << config.lanes_per_cluster) - 1, config.weight_lanes > 1
         for c in clusters:
             # weights that differ between lanes are no use to a row that goes to any lane
-            if not share and not self._clusters[c].b[bank].uniform and self._clusters[c].b[bank].fresh:
+            state = self._clusters[c].b[bank]
+            if not share and not state.uniform and state.fresh:
                 self.packets.append(self._b_packet(bank, every, 0, config.k_depth, 1, [c]))
                 self._clusters[c].b[bank] = _Bank(True, True, 0, 0, 0)
-            elif not share and not self._clusters[c].b[bank].uniform:
-                self._clusters[c].b[bank].loaded = False
+            elif pairs and share and state.uniform and state.fresh:  # lanes that share weights want rows of their own
+                for lane in range(config.lanes_per_cluster):
+                    self.packets.append(self._b_packet(bank, 1 << lane, 0, config.apart.k_depth, 1, [c]))
+                state.uniform = False
+            elif share is state.uniform and (pairs or not share):
+                state.loaded = False
         for group in self._targets(clusters, lambda c: self._clusters[c].b[bank]):
-            by_lane = share and self._likely(0.7)
+            by_lane = share and (pairs or self._likely(0.7))
+            depth = (config.apart if by_lane else config).k_depth
             masks = [1 << lane for lane in range(config.lanes_per_cluster)] if by_lane else [every]
             append = 0
             for lanes in masks:
-                edges = [0, config.k_depth]
+                edges = [0, depth]
                 if self._likely(0.4):
-                    edges.insert(1, self._upto(1, config.k_depth - 1))
+                    edges.insert(1, self._upto(1, depth - 1))
                 pieces = list(itertools.pairwise(edges))
                 self._chance.shuffle(pieces)
                 for low, high in pieces:
                     self.packets.append(self._b_packet(bank, lanes, low, high - low, append, group))
                     append = 1
             if self._likely(0.2):  # overwrite a few rows
-                low = self._upto(0, config.k_depth - 1)
-                self.packets.append(self._b_packet(bank, every, low, self._upto(1, config.k_depth - low), 1, group))
+                low = self._upto(0, depth - 1)
+                lanes = masks[-1] if pairs else every
+                self.packets.append(self._b_packet(bank, lanes, low, self._upto(1, depth - low), 1, group))
             for c in group:
                 self._clusters[c].b[bank] = _Bank(True, True, uniform=not by_lane)
 

@@ -38,8 +38,8 @@ CONFIGS: dict[str, tuple[Config, int]] = {
     "tang-nano-9k": (preset("tang-nano-9k"), 6),
     "small-int16": (preset("small-int16"), 6),
     "sim-64-int16": (preset("sim-64-int16"), 3),
-    **{name: (config, 12) for name, config in VARIANTS.items()},
-    "ac, 8 words": (WIDE, 10),
+    **{name: (config, 10) for name, config in VARIANTS.items()},
+    "ac, 8 words": (WIDE, 12),
     "small buffers": (
         TINY.replace(
             lanes=2, lanes_per_cluster=2, queue_depth=64, fifo_depth=64, slots=32, skip="bc", fetch_width=8, run_depth=8

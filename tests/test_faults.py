@@ -20,6 +20,7 @@ CONFIGS = {
     "abc-1-2": TWO.replace(vector=True, generators=ALL),
     "abc-4-2": TWO.replace(stream_words=4, fetch_width=2, slots=32, vector=True, generators=ALL),
     "c-1-4": TWO.replace(skip="c", rows_in_flight=4, fifo_depth=128, generators="threshold,store", mask_depth=16),
+    "shared weights": TWO.replace(weight_lanes=2, lanes=8, lanes_per_cluster=4, post=False),
     "ac-4-4": TWO.replace(skip="ac", stream_words=4, rows_in_flight=4, fifo_depth=128, acc_width=40, post=False),
 }
 every_config = pytest.mark.parametrize("name", CONFIGS)
@@ -95,6 +96,9 @@ def cases(make):
         "LOAD_P": [{"clusters": 8}, {"lanes": 0}, {"lanes": 8}, {"columns": 0}, {"columns": config.tile_columns + 1},
                    {"stochastic": 1}],
     }  # fmt: skip
+    if config.weight_lanes > 1:  # lanes of a pair: both, or single ones with half of the rows
+        bad["LOAD_B"] += [{"lanes": 7}, {"lanes": 13}, {"lanes": 1, "k": config.k_depth // 2 - 1},
+                          {"lanes": 6, "k": config.k_depth // 2 - 1}]  # fmt: skip
     for load, changes in bad.items():
         op = Op[load]
         packet = loads.get(load, p)

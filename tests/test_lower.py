@@ -11,7 +11,12 @@ from maskwork.gen.program import Program
 from .programs import golden, parameters, sparse
 
 PRESETS = ("tiny", "small", "dense-small", "ulx3s-85f", "sim-64")
-CRAMPED = {"k_depth": 16, "a_segments": 16, "a_depth": 64, "psum_rows": 2, "c_rows": 16}
+CRAMPED = {"a_segments": 16, "a_depth": 64, "psum_rows": 2, "c_rows": 16}
+
+
+def cramped(config, **changes):
+    return config.replace(**CRAMPED, k_depth=16 * config.weight_lanes, **changes)
+
 
 
 def requantised(sums, bias, mult, shift, low, high):
@@ -41,7 +46,7 @@ def test_matmul_random(seed):
     rng = np.random.default_rng(seed)
     config = preset(PRESETS[seed % 5])
     if seed % 3 == 0:
-        config = config.replace(**CRAMPED, acc_width=40, post=False)
+        config = cramped(config, acc_width=40, post=False)
     m, k, n = int(rng.integers(1, 100 if seed % 2 else 5)), int(rng.integers(1, 150)), int(rng.integers(1, 200))
     keep = [rng.random(v) < 0.7 if rng.random() < 0.3 else np.ones(v, dtype=bool) for v in (m, k, n)]
     keep[1][0] = True
@@ -59,12 +64,12 @@ def test_matmul_random(seed):
     assert (golden(program, operands, masks, dense=bool(seed % 4 == 1)) == expected).all()
 
 
-@pytest.mark.parametrize("name", ["small", "ulx3s-85f"])
-@pytest.mark.parametrize("cramped", [False, True])
+@pytest.mark.parametrize("name", ["small", "ulx3s-85f", "sim-64"])
+@pytest.mark.parametrize("tight", [False, True])
 @pytest.mark.parametrize("mode", ["share", "cluster"])
-def test_matmul_share(name, cramped, mode):
+def test_matmul_share(name, tight, mode):
     rng = np.random.default_rng(8)
-    config = preset(name).replace(**(CRAMPED if cramped else {}))
+    config = cramped(preset(name)) if tight else preset(name)
     for m, k, n in ((1, 20, 16), (3, 100, 37), (5, 70, 1500 if name == "small" else 1100), (39, 50, 90)):
         program = lower_matmul(config, m, k, n, mode=mode, post=Post(-50, 50))
         assert all(c["share"] for c in program.commands if c["op"] == "RUN")
@@ -105,7 +110,7 @@ def test_conv_random(seed):
     rng = np.random.default_rng(1000 + seed)
     config = preset(PRESETS[seed % 5])
     if seed % 3 == 0:
-        config = config.replace(**CRAMPED)
+        config = cramped(config)
 
     def pair(low, high):
         return tuple(int(v) for v in rng.integers(low, high, 2))

@@ -30,4 +30,7 @@ CONFIGS = {
     "K in PEs, a": TWO.replace(psum_in_pe=True, skip="a", rows_in_flight=4, fifo_depth=128, psum_rows=16),
     "K in PEs, none": TWO.replace(psum_in_pe=True, skip="", stream_words=4, psum_rows=16, vector=True, stochastic=True),
     "K in PEs, icebreaker": preset("icebreaker").replace(counters=True, psum_in_pe=True),
+    "shared weights": TWO.replace(weight_lanes=2, psum_in_pe=True, load_slots=2, stream_words=2),
+    "shared weights, none": TWO.replace(weight_lanes=2, lanes=8, lanes_per_cluster=4, skip="", fifo_depth=64),
+    "shared weights, b": TWO.replace(weight_lanes=2, skip="b", lut_ram=False, rows_in_flight=4, fifo_depth=128),
 }

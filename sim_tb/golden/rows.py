@@ -153,11 +153,14 @@ def run_cluster(
     multiplies = 0
     bank = cluster.a[run["a_bank"]]
     activations = bank.arrays()
-    for taps in _taps(run, config.k_depth, activations[0].shape, np.flatnonzero(wanted.any(axis=1))):
+    # of lanes that share weights, each has its share of the rows where they differ
+    depth = config.k_depth // (config.weight_lanes if shared else 1)
+    for taps in _taps(run, depth, activations[0].shape, np.flatnonzero(wanted.any(axis=1))):
         for lane in lanes:
             weights = cluster.b[run["b_bank"]].lanes.get(lane)
             if weights is not None:
-                multiplies += _accumulate(sums[lane], wanted, activations, weights, taps, counting)
+                own = weights[0][:depth], weights[1][:depth]
+                multiplies += _accumulate(sums[lane], wanted, activations, own, taps, counting)
     if not run["final"]:
         cluster.psum = sums
         return [], multiplies
