@@ -45,6 +45,10 @@ for r in 0 .. rows - 1:
 Counts are stored minus one. Deltas are *wrap deltas*: the delta of an outer loop already takes back the steps of the
 loop inside it. A row without wanted columns fetches nothing and still answers its empty bitmap. `acc` starts at 0 with
 `first`, else at what the same row of the RUN before left; it leaves with `final`, else it stays in the lane.
+
+With `weight_lanes` = 2, lanes 2 i and 2 i + 1 share a memory of `k_depth` rows of B. A LOAD_B for both fills it for
+both, for RUNs that are not shared. A LOAD_B that names one of them fills that lane's half (`k` + `rows` at most
+`k_depth` / 2; it names at most one lane of every pair), for shared RUNs, in which k counts modulo `k_depth` / 2.
 """
 
 _VECTOR_MEANING = """### What VECTOR computes
