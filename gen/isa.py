@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-ISA_VERSION = 3
+ISA_VERSION = 4
 """Version of the instruction set; BEGIN refuses a program made for another."""
 
 
@@ -374,8 +374,8 @@ REPLIES: dict[Reply, Packet] = {
         Field("lane", 0, 16, 8, doc="lane that made the row (its column tile when the row was shared)"),
         Field("post", 0, 24, 1, doc="1: values of a_width bits; 0: raw sums of acc_width bits"),
         *_pair(1, "row", "values", ("row number", "nonzero values in the packet")),
-    ), payload="bitmap of the tile's nonzero results (tile_columns bits, padded to a beat), then the packed values "
-               "(raw sums: one word each, two when acc_width > 32), padded to a beat"),
+    ), payload="bitmap of the tile's nonzero results (tile_columns bits), right behind the header and padded to a beat "
+               "with it; then the packed values (raw sums: one word each, two when acc_width > 32), padded to a beat"),
     Reply.VECTOR: Packet(Reply.VECTOR, "VECTOR", 1, (
         Field("tag", 0, 8, 8, doc="tag of the command"),
         Field("count", 0, 16, 16, doc="outputs that the command asked for"),

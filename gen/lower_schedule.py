@@ -342,7 +342,7 @@ def traffic(a_words: float, b_words: float, blocks: int, na: int, nk: int, nn: i
 def result_words(config: Config, packets: float, values: float) -> float:
     """Words of so many result packets with so many nonzero values altogether."""
     sw = config.stream_words
-    head = pack.pad_words(2, sw) + pack.bitmap_words(config.tile_columns, sw)
+    head = pack.pad_words(2 + config.mask_words, sw)
     return packets * (head + (sw - 1) / 2) + values * (2 if config.acc_width > 32 else 1)
 
 

@@ -262,23 +262,23 @@ class ResultAssembler:
         """Store packets that have the same number of values."""
         config = self.config
         sw, columns = config.stream_words, config.tile_columns
-        head = _RESULT.beats(sw) * sw
-        bits = pack.bitmap_words(columns, sw)
+        bits = slice(_RESULT.words, _RESULT.words + config.mask_words)
+        head = pack.pad_words(bits.stop, sw)
         if post:
             payload = pack.value_words(count, config.a_width, sw)
         else:
             payload = pack.pad_words(count * (2 if config.acc_width > 32 else 1), sw)
-        expected = head + bits + payload
+        expected = head + payload
         if (sizes != expected).any():
             wrong = int(sizes[(sizes != expected).argmax()])
             raise DeviceError(f"a RESULT reply with {count} values must have {expected} words, not {wrong}")
         table = words[starts[:, None] + np.arange(expected)]
-        bitmap = pack.unpack_bitmaps(table[:, head : head + bits], columns)
+        bitmap = pack.unpack_bitmaps(table[:, bits], columns)
         if (bitmap.sum(axis=1) != count).any():
             raise DeviceError(f"a RESULT reply with {count} values has another number of bits in its bitmap")
         if not count:
             return
-        raw = table[:, head + bits :]
+        raw = table[:, head:]
         if post:
             values = pack.unpack_values(raw, count, config.a_width)
         elif config.acc_width > 32:

@@ -47,8 +47,8 @@ def CompressWord(config: Config) -> data.StructLayout:
 
 
 def header_beats(config: Config) -> int:
-    """Beats of a RESULT packet's header and bitmap."""
-    return REPLIES[Reply.RESULT].beats(config.stream_words) - (-config.tile_columns // config.beat_bits)
+    """Beats of a RESULT packet's header and bitmap, which follows the header's last word."""
+    return -(-(REPLIES[Reply.RESULT].words + config.mask_words) // config.stream_words)
 
 
 class Compress(wiring.Component):
@@ -96,9 +96,7 @@ class Compress(wiring.Component):
         self._wide = config.acc_width > 32
         self._split = self._wide and config.stream_words == 1
         """A raw sum takes two beats."""
-        self._meta_beats = REPLIES[Reply.RESULT].beats(config.stream_words)
         self.header_beats = header_beats(config)
-        self._bitmap_beats = self.header_beats - self._meta_beats
         self.gap = self.header_beats - 1
         self.value_gap = 1 if self._split else 0
         # bit 31 of every word is bit 30: one bit less in memory, where 33 would take another block RAM
@@ -141,8 +139,8 @@ class Compress(wiring.Component):
         ]
 
         beat, held, flush = self._pack(m, start, take, post, value)
-        meta, heading = self._head(m, start, take, end, post, value, column)
-        return self._store(m, start, end, beat, held, flush, meta, heading)
+        head, heading = self._head(m, start, take, end, post, value, column)
+        return self._store(m, start, end, beat, held, flush, head, heading)
 
     def _pack(self, m, start, take, post, value):
         """Beat of packed values: its bits, whether it holds any, and whether it must be written now."""
@@ -211,11 +209,11 @@ class Compress(wiring.Component):
         return beat, held, flush
 
     def _head(self, m, start, take, end, post, value, column):
-        """Header and bitmap, which shift through ``meta`` while ``heading`` counts their beats down."""
+        """Header and bitmap, which shift down a beat at a time while ``heading`` counts their beats."""
         config = self._config
         bits, packet = config.beat_bits, REPLIES[Reply.RESULT]
-        meta = register(self._meta_beats * bits)
-        bitmap = register(self._bitmap_beats * bits)
+        head = register(self.header_beats * bits)
+        meta, bitmap = head[: 32 * packet.words], head[32 * packet.words :]
         heading = Signal(range(self.header_beats + 1))
         shifting = Signal()
         m.d.comb += shifting.eq(heading != 0)
@@ -230,8 +228,9 @@ class Compress(wiring.Component):
 
         fields = data.View(RowHeader, value[: RowHeader.size])
         count = meta[place("values")][: config.tile_columns.bit_length()]
-        with m.If(shifting):
-            m.d.sync += meta.eq(Cat(meta, bitmap)[bits:])
+        if self.header_beats > 1:
+            with m.If(shifting):
+                m.d.sync += meta.eq(head[bits:])
         with m.If(take):
             m.d.sync += count.eq(count + 1)
         with m.If(start):
@@ -258,9 +257,9 @@ class Compress(wiring.Component):
                     m.d.sync += part.eq(marked)
         with m.If(start):
             m.d.sync += bitmap.eq(0)
-        return meta, heading
+        return head, heading
 
-    def _store(self, m, start, end, beat, held, flush, meta, heading):
+    def _store(self, m, start, end, beat, held, flush, head, heading):
         """Memory between packer and stream."""
         config = self._config
         bits = config.beat_bits
@@ -285,7 +284,7 @@ class Compress(wiring.Component):
             writes.eq(flush | (end & held)),
             write.en.eq(writes | heading.any()),
             write.addr.eq(Mux(heading.any(), begin, after)),
-            write.data.eq(stored(Mux(heading.any(), Cat(meta[:bits], last_head & ~held), Cat(beat, end)))),
+            write.data.eq(stored(Mux(heading.any(), Cat(head[:bits], last_head & ~held), Cat(beat, end)))),
         ]
         with m.If(start):
             m.d.sync += [begin.eq(after), after.eq(after + self.header_beats)]

@@ -144,9 +144,10 @@ def decode(config: Config, words: NDArray[np.uint32]) -> dict[str, Any]:
         reply |= {name: data[at + 2 * i] | data[at + 2 * i + 1] << 32 for i, name in enumerate(COUNTERS)}
         at += len(padded([0] * 2 * len(COUNTERS), beat))
     if kind == Reply.RESULT:
+        at = layout.words
         kept = [i for i in range(config.tile_columns) if data[at + i // 32] >> i % 32 & 1]
         assert len(kept) == reply["values"]
-        at += len(padded(bitmap([0] * config.tile_columns), beat))
+        at = len(padded([0] * (at + config.mask_words), beat))
         width = config.a_width if reply["post"] else 32 if config.acc_width <= 32 else 64
         per_word = max(1, 32 // width)
         reply["columns"] = np.zeros(config.tile_columns, np.int64)

@@ -88,12 +88,12 @@ def packer(config: Config, component=Compress):
     """Every row's header, bitmap and packed values, on their way to the memory, against the row that came in."""
 
     class Front(component):
-        def _store(self, m, start, end, beat, held, flush, meta, heading):
+        def _store(self, m, start, end, beat, held, flush, front, heading):
             m.d.comb += [
                 writes.eq(flush | (end & held)),
                 values.eq(beat),
                 heads.eq(heading),
-                head.eq(meta[: config.beat_bits]),
+                head.eq(front[: config.beat_bits]),
             ]
             return m
 
@@ -155,8 +155,7 @@ def packer(config: Config, component=Compress):
 
     # header and bitmap, a beat a cycle right after the row's end
     opening = Cat(C(Reply.RESULT, 8), header.tag, header.lane, is_post, C(0, 7), header.row, count)
-    first = dut.header_beats - -(-columns // config.beat_bits)
-    sections = [Cat(opening, C(0, 64))[: first * config.beat_bits], bitmap, C(0, config.beat_bits)]
+    sections = [Cat(opening, C(0, 64))[:64], bitmap, C(0, config.beat_bits)]
     heading = Cat(sections)
     p.claim(p.past(end) == (heads == dut.header_beats))
     p.claim(~p.past(heads != 0) | (heads == p.past(heads) - 1))
@@ -173,6 +172,9 @@ PACKER_CONFIGS = {
     "post, 1 word": Config(lanes=1, lanes_per_cluster=1, pes_per_lane=1, slots=4, a_width=13, b_width=4, acc_width=17),
     "post, 2 words": Config(
         lanes=1, lanes_per_cluster=1, pes_per_lane=1, slots=4, a_width=9, b_width=4, acc_width=16, stream_words=2
+    ),
+    "post, 4 words": Config(
+        lanes=1, lanes_per_cluster=1, pes_per_lane=1, slots=8, a_width=9, b_width=4, acc_width=16, stream_words=4
     ),
     "64 bits, 1 word": Config(
         lanes=1, lanes_per_cluster=1, pes_per_lane=1, slots=4, a_width=4, b_width=4, acc_width=34, post=False

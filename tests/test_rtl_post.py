@@ -53,9 +53,9 @@ class Row:
             if value:
                 results[column] = value
         header = {"tag": self.tag, "lane": self.lane, "post": self.post, "row": self.row, "values": len(results)}
-        beats = to_beats(REPLIES[Reply.RESULT].encode(header), config.stream_words)
         bitmap = sum(1 << column for column in results)
-        beats += to_beats([bitmap >> 32 * n & 0xFFFFFFFF for n in range(config.mask_words)], config.stream_words)
+        words = [bitmap >> 32 * n & 0xFFFFFFFF for n in range(config.mask_words)]
+        beats = to_beats([*REPLIES[Reply.RESULT].encode(header), *words], config.stream_words)
         return beats + to_beats(pack(list(results.values()), self.post, config), config.stream_words)
 
 
@@ -287,7 +287,7 @@ def test_throughput(words, post, cycles, fields):
     bench = Bench(config, rows, parameters=parameters, limits={0: (-256, 255)}).run()
     bench.check()
     first, fourth = bench.taken[0], bench.taken[3 * (columns + 2)]
-    gap = REPLIES[Reply.RESULT].beats(words) + -(-columns // config.beat_bits) - 1
+    gap = max(1, -(-(REPLIES[Reply.RESULT].words + config.mask_words) // words) - 1)
     assert (fourth - first) / 3 == cycles * columns + 2 + gap
 
 

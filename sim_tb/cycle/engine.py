@@ -143,5 +143,5 @@ def result_bitmaps(config: Config, words: NDArray[np.uint32], last: NDArray[np.b
     beat = config.stream_words
     starts = np.concatenate([[0], (np.flatnonzero(last) + 1)[:-1]]).astype(np.int64) * beat
     starts = starts[(words[starts] & 0xFF) == Reply.RESULT] if len(words) else starts[:0]
-    offset = REPLIES[Reply.RESULT].beats(beat) * beat
+    offset = REPLIES[Reply.RESULT].words
     return words[starts[:, None] + offset + np.arange(config.mask_words)]

@@ -41,8 +41,7 @@ struct Post {
         config = &c;
         const int words = c.stream_words;
         latency = c.post ? POST_LATENCY + (c.acc_width > 32) : 0;
-        const int meta_beats = (2 + words - 1) / words;
-        header_beats = meta_beats + (c.columns() + c.beat_bits() - 1) / c.beat_bits();
+        header_beats = (2 + c.mask_words() + words - 1) / words;
         gap = header_beats - 1;
         const bool wide = c.acc_width > 32;
         split = wide && words == 1;

@@ -285,12 +285,11 @@ def _result_packets(config: Config, values: Int64Array, run: Mapping[str, int], 
     beat = config.stream_words
     kept = values != 0
     counts = kept.sum(axis=1).tolist()
-    bitmap_words = -(-config.mask_words // beat) * beat
-    bits = np.zeros((len(values), 32 * bitmap_words), np.bool_)
+    bits = np.zeros((len(values), 32 * config.mask_words), np.bool_)
     bits[:, : config.tile_columns] = kept
     bitmaps = np.packbits(bits, axis=1, bitorder="little").view("<u4")
     header = REPLIES[Reply.RESULT]
-    payload = header.beats(beat) * beat + bitmap_words
+    payload = -(-(header.words + config.mask_words) // beat) * beat
     packets = []
     for r, count in enumerate(counts):
         row = values[r][kept[r]]
@@ -299,7 +298,7 @@ def _result_packets(config: Config, values: Int64Array, run: Mapping[str, int], 
         packet[: header.words] = header.encode(
             {"tag": run["tag"], "lane": lane, "post": run["post"], "row": (run["row"] + r) & 0xFFFF, "values": count}
         )
-        packet[payload - bitmap_words : payload] = bitmaps[r]
+        packet[header.words : header.words + config.mask_words] = bitmaps[r]
         packet[payload : payload + len(packed)] = packed
         packets.append(packet)
     return packets
