@@ -46,11 +46,11 @@ def _emit(scheduler: Scheduler, problem: Problem, y: Phase, x: Phase, plan: Plan
           columns: _Own) -> None:  # fmt: skip
     """Emit the rows of C of two phases."""
     config, layer = problem.config, problem.layer
+    # a step takes as long as its slowest cluster, and hides the loads of the next: best are parts that are all alike
+    pieces = deal_evenly(split(channels.numbers, -(-len(channels.numbers) // plan.channels)), channels.work)
     tiles: list[PositionTile] = []
     if y.outputs and x.outputs:
         tiles = list(position_tiles(config, layer, y, x, plan.cut))
-    # a step takes as long as its slowest cluster, and hides the loads of the next: best are parts that are all alike
-    pieces = deal_evenly(split(channels.numbers, -(-len(channels.numbers) // plan.channels)), channels.work)
     parts: list[Part] = [
         TapsPart(layer, y.part(first, plan.down), x, piece)
         for first in range(0, len(y.taps), plan.down)
