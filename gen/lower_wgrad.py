@@ -18,6 +18,7 @@ from typing import Any
 
 import numpy as np
 from maskwork.gen.config import Config
+from maskwork.gen.deal import as_work, deal, deal_evenly
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
 from maskwork.gen.lower_conv import conv_output_shape, parse_pads, parse_pair
 from maskwork.gen.lower_costs import Density, densities
@@ -28,31 +29,43 @@ from maskwork.gen.lower_spread import spread_loads
 from maskwork.gen.lower_wgrad_plans import MODES, Plan, Problem, expected_cycles, groups
 from maskwork.gen.lower_wgrad_tiles import Layer, Phase, PositionTile, TapsPart, empty_tile, phases, position_tiles
 from maskwork.gen.program import Program
+from numpy.typing import NDArray
 
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
 
-def _emit(scheduler: Scheduler, problem: Problem, y: Phase, x: Phase, plan: Plan, channels: Indices,
-          columns: Indices) -> None:  # fmt: skip
+@dataclass(frozen=True)
+class _Own:
+    """Numbers of channels (rows of C for each tap) or of columns, and the expected work of all, if they differ."""
+
+    numbers: Indices
+    work: NDArray[np.float64] | None
+
+
+def _emit(scheduler: Scheduler, problem: Problem, y: Phase, x: Phase, plan: Plan, channels: _Own,
+          columns: _Own) -> None:  # fmt: skip
     """Emit the rows of C of two phases."""
     config, layer = problem.config, problem.layer
+    # a step takes as long as its slowest cluster, and hides the loads of the next: best are parts that are all alike
+    pieces = deal_evenly(split(channels.numbers, -(-len(channels.numbers) // plan.channels)), channels.work)
     tiles: list[PositionTile] = []
     if y.outputs and x.outputs:
         tiles = list(position_tiles(config if plan.share == "no" else config.apart, layer, y, x, plan.cut))
     parts: list[Part] = [
         TapsPart(layer, y.part(first, plan.down), x, piece)
         for first in range(0, len(y.taps), plan.down)
-        for piece in split(channels, -(-len(channels) // plan.channels))
+        for piece in pieces
     ]
     blocks = [parts[i : i + config.clusters] for i in range(0, len(parts), config.clusters)]
     if plan.share == "cluster":
-        n_tiles = split_shared(config, columns, config.lanes_per_cluster)
+        n_tiles = split_shared(config, columns.numbers, config.lanes_per_cluster)
     else:
-        n_tiles = split_n(config, columns)
+        n_tiles = split_n(config, columns.numbers)
+    n_tiles = [[deal(config, own, columns.work) for own in deal_evenly(tile, columns.work)] for tile in n_tiles]
     scheduler.run(blocks, tiles or [empty_tile(layer)], n_tiles, plan.m_outer, plan.share)
 
 
-def _schedule(scheduler: Scheduler, problem: Problem, channels: Indices, columns: Indices, tune: bool) -> None:
+def _schedule(scheduler: Scheduler, problem: Problem, channels: _Own, columns: _Own, tune: bool) -> None:
     """Emit all rows of C; ``tune``: with the fastest of the best plans, if there is a choice for all rows together."""
     program = scheduler.program
     runs = [(y, own, plans) for y in problem.ys for x in problem.xs for own, plans in groups(problem, y, x)]
@@ -201,6 +214,8 @@ def lower_weight_grad(
     trust: bool = False,
     mode: str = "auto",
     tune: bool = False,
+    row_work: Any = None,
+    column_work: Any = None,
 ) -> Program:
     """Lower a convolution's weight gradient to a program.
 
@@ -234,6 +249,8 @@ def lower_weight_grad(
         mode: "auto", "rows" or "cluster".
         tune: try the most promising tilings on the cycle model, with random masks, and take the fastest (strides
             with several phases excepted).
+        row_work: expected work of each input channel (Cin,): channels are dealt to blocks and clusters by it.
+        column_work: expected work of each output channel (Cout,): channels are dealt to lanes and PEs by it.
 
     Raises:
         MaskworkTypeError, MaskworkValueError: for shapes or parameters that fit no convolution.
@@ -244,6 +261,8 @@ def lower_weight_grad(
     images, height, width, inputs = geometry.shape
     channels = keep_indices(m_keep, inputs, "m_keep")
     columns = keep_indices(n_keep, geometry.weights[3], "n_keep")
+    rows = _Own(channels, as_work(row_work, inputs, "row_work"))
+    own = _Own(columns, as_work(column_work, geometry.weights[3]))
     problem = geometry.problem(config, len(channels), len(columns), use_c, density, trust, mode)
     program = Program(config)
     add_operands(program, (images, inputs, height, width), geometry.output, geometry.weights, use_c, the_post)
@@ -254,6 +273,6 @@ def lower_weight_grad(
     scheduler = Scheduler(program, the_post, use_c)
     scheduler.begin()
     if len(channels) and len(columns):
-        _schedule(scheduler, problem, channels, columns, tune)
+        _schedule(scheduler, problem, rows, own, tune)
     scheduler.end()
     return program

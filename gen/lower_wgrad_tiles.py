@@ -183,11 +183,13 @@ def position_tile(layer: Layer, x: Phase, strip: Strip, images: range, rows: ran
 
 
 class TapsPart(Part):
-    """Rows of C: some channels inside the kernel columns of a phase inside some kernel rows of a phase."""
+    """Rows of C: the kernel columns of a phase inside some of its kernel rows inside some channels. So rows that follow
+    each other, which lanes get in one round, have about equal work: they are mostly taps of one channel.
+    """
 
     def __init__(self, layer: Layer, y: Phase, x: Phase, channels: Indices) -> None:
         self._layer, self._y, self._x, self._channels = layer, y, x, channels
-        rows, columns, inputs = np.ix_(np.array(y.taps), np.array(x.taps), channels)
+        inputs, rows, columns = np.ix_(channels, np.array(y.taps), np.array(x.taps))
         self.rows = ((rows * layer.kernel[1] + columns) * layer.channels + inputs).reshape(-1)
         self._segments: dict[tuple[range, range], pack.Ranges] = {}
 
@@ -211,7 +213,7 @@ class TapsPart(Part):
         """
         assert isinstance(tile, PositionTile)
         channels, across, down = len(self._channels), len(self._x.taps), len(self._y.taps)
-        counts = {"m0": channels - 1, "m1": across - 1}
+        counts = {"m0": across - 1, "m1": down - 1}
         if not tile.present:
             return counts
         x, y, columns = self._x, self._y, tile.strip.columns
@@ -219,7 +221,6 @@ class TapsPart(Part):
         height, rows = high - low, len(tile.tile_rows)
         row = tile.tile_rows.start + y.first - low
         image = tile.tile_images.start - tile.strip.images.start
-        back = (channels - 1) * height
         assert down * across * channels == len(self.rows)
         return {
             **counts,
@@ -231,9 +232,9 @@ class TapsPart(Part):
             "k": wrap16(columns.lead + columns.low - x.first - columns.outputs.start),
             "y": wrap16(row),
             **deltas(
-                m2=(y.step - back, x.reach, 0, y.step),
-                m1=(-back, -x.step, 0, 0),
-                m0=(height, 0, 0, 0),
+                m2=(height - y.reach, x.reach, 0, -y.reach),
+                m1=(y.step, x.reach, 0, y.step),
+                m0=(0, -x.step, 0, 0),
                 t1=(channels * height - (rows - 1), columns.pitch, 0, 1 - rows),
                 t0=(1, columns.pitch, 0, 1),
             ),

@@ -14,7 +14,19 @@ from maskwork.gen.lower_conv import parse_pads
 from maskwork.gen.lower_wgrad import exchanged_pads, lower_weight_grad, weight_grad_cycles
 from maskwork.gen.mask import BoolArray
 from maskwork.gen.program import Program
-from maskwork.gen.works import POST, Pads, Shape4, axis_taps, coarse, count, pixel_rows, ranges, rows_at_a_time, select
+from maskwork.gen.works import (
+    POST,
+    Pads,
+    Shape4,
+    axis_taps,
+    coarse,
+    column_work,
+    count,
+    pixel_rows,
+    ranges,
+    rows_at_a_time,
+    select,
+)
 
 _NEAR = 1.3
 """Expected cycles of a way that is worth a simulation, at most, of the best one's."""
@@ -64,11 +76,22 @@ class WeightGradWork:
         return tuple(d if name in config.skip else 1.0 for name, d in zip("ab", self._density, strict=True))
 
     @property
+    def _row_work(self) -> tuple[float, ...] | None:
+        """Expected work of each channel of A, in steps of 1 % of the mean."""
+        wanted = None if self.c is None else self.c.transpose(0, 1, 3, 2)
+        return column_work(self.shape[3], self.a, wanted)
+
+    @property
+    def _column_work(self) -> tuple[float, ...] | None:
+        """The same of each column."""
+        return column_work(self.grad[3], self.b, self.c)
+
+    @property
     def key(self) -> Hashable:
         """Everything but the masks."""
         return (
             self.shape, self.grad, self.kernel, self.stride, parse_pads(self.padding), self.dilation,
-            self.c is not None, self.post, self._density,
+            self.c is not None, self.post, self._density, self._row_work, self._column_work,
         )  # fmt: skip
 
     def macs(self) -> tuple[int, int]:
@@ -139,7 +162,8 @@ class WeightGradWork:
         """
         return lower_weight_grad(config, self.shape, self.grad, self.kernel, self.stride, self.padding, self.dilation,
                                  use_c=self.c is not None, post=POST if self.post else None,
-                                 density=self._expected(config), trust=trust, tune=tune)  # fmt: skip
+                                 density=self._expected(config), trust=trust, tune=tune, row_work=self._row_work,
+                                 column_work=self._column_work)  # fmt: skip
 
     def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
         """Operand -> its shape and mask."""

@@ -57,6 +57,13 @@ def random_layer(rng, large):
             return shape, output, kernel, stride, padding, dilation
 
 
+def random_work(seed, rows, columns):
+    """For half of the layers, row_work, column_work or both."""
+    rng = np.random.default_rng([seed, 1])
+    given = {"row_work": rng.random(rows), "column_work": rng.integers(0, 3, columns)}
+    return {name: work for name, work in given.items() if rng.random() < 0.3}
+
+
 def run_random(device, seed, large, mode="auto"):
     """Runs a random layer with random masks; checks the program, the values and (golden) the multiplies."""
     rng, config = np.random.default_rng(seed), device.config
@@ -67,7 +74,8 @@ def run_random(device, seed, large, mode="auto"):
     if kept.sum() < config.lanes_per_cluster:
         mode = "rows"
     program = lower_weight_grad(config, shape, output, *geometry, use_c=use_c, post=Post(-99, 90) if post else None,
-                                m_keep=keep, n_keep=kept, density=rng.random(2), mode=mode)  # fmt: skip
+                                m_keep=keep, n_keep=kept, density=rng.random(2), mode=mode,
+                                **random_work(seed, shape[3], output[3]))  # fmt: skip
     check_program(program)
     if mode != "auto":
         assert all(c.get("share", 0) == (mode == "cluster") for c in loads(program, "RUN"))
@@ -111,6 +119,13 @@ def test_golden_cluster(which, psum_in_pe):
     with open_device("golden", CONFIGS[which].replace(psum_in_pe=psum_in_pe)) as device:
         for seed in range(12):
             run_random(device, 3000 + 100 * which + seed, True, "cluster")
+
+
+@pytest.mark.parametrize(("which", "mode"), [(1, "auto"), (3, "cluster"), (4, "auto"), (4, "cluster")])
+def test_cycle(which, mode):
+    with open_device("cycle", CONFIGS[which]) as device:
+        for seed in range(4):
+            run_random(device, 7000 + 100 * which + seed, True, mode)
 
 
 @pytest.mark.slow
@@ -310,6 +325,9 @@ def test_errors():
         ({"m_keep": [9]}, MaskworkValueError, "m_keep"),
         ({"post": 3}, MaskworkTypeError, "post must have low and high"),
         ({"mode": "share"}, MaskworkValueError, 'mode must be "auto", "rows" or "cluster", not \'share\''),
+        ({"row_work": [1, 2, 3]}, MaskworkValueError, r"row_work must be 4 numbers of 0 or more, not \[1, 2, 3\]"),
+        ({"row_work": [1, 2, 3, "x"]}, MaskworkValueError, "row_work must be 4 numbers"),
+        ({"column_work": [1, 2, 3, -4]}, MaskworkValueError, "column_work must be 4 numbers"),
         ({"mode": "cluster", "use_c": True}, ProgramError, 'mode "cluster" needs no C mask'),
         ({"mode": "cluster", "n_keep": [0, 1, 2]}, ProgramError, r"as many columns as these \(4\)"),
     ):

@@ -1,5 +1,7 @@
 """Weight gradients with either operand streamed: counts, results, and which one is chosen."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from maskwork.gen import bench_sample, tune, works_wgrad
@@ -147,6 +149,16 @@ def test_what_the_configuration_cannot_run(monkeypatch):
     assert [way.shape for way in work.ways(SMALL)] == [work.grad] and work.cycles(SMALL) == np.inf
     cannot.append(work.grad)
     assert work.ways(SMALL)[0] is work
+
+
+def test_work_of_channels_tells_programs_apart():
+    even = layer_work()
+    work = replace(even, a=np.arange(16) % 4 < even.a + 2, b=even.b & (np.arange(16) > 3))
+    assert even.key != work.key != replace(work, a=work.a[..., ::-1]).key
+    dense = replace(even, a=None, b=None)
+    wanted = np.arange(16)[:, None] * np.ones((3, 3, 1, 16)) > 7  # rows without results are no work
+    assert dense.key[-2:] == (None, None)
+    assert replace(dense, c=wanted).key[-2:] == ((0.0,) * 8 + (2.0,) * 8, None)
 
 
 def test_densities_that_the_hardware_does_not_skip_do_not_count():
