@@ -21,10 +21,10 @@ MODES = ("auto", "rows", "cluster")
 _TRIES = 5
 """Sizes of each kind that the search looks at."""
 
-_MOST_PLANS = 3
+_MOST_PLANS = 6
 """Plans that are worth a simulation."""
 
-_NEAR = 1.15
+_NEAR = 1.3
 """Expected cycles of such plans, at most, of the best one's."""
 
 
