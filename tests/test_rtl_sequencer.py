@@ -126,7 +126,7 @@ def test_headers_with_stalls(words):
 
 
 def test_a_load_starts_soon():
-    """A LOAD_A starts 8 cycles after its first beat came, and the next packet is looked at from the fifth cycle after its end."""
+    """A LOAD_A starts 8 cycles after its first beat came, and the next packet is looked at 5 cycles after its end."""
     config = Config(stream_words=4, lanes=1, lanes_per_cluster=1)
     load = COMMANDS[Op.LOAD_A]
     words = [0] * load.words
