@@ -17,10 +17,10 @@ Density = tuple[float, float, float]
 ASSUMED: Density = (0.5, 0.5, 1.0)
 """Densities where nobody says more; programs are right for any."""
 
-LOAD_OVERHEAD = 28
+LOAD_OVERHEAD = 18
 """Cycles of a LOAD beside its payload: header, check, and the way of its last words."""
 
-RUN_OVERHEAD = 50
+RUN_OVERHEAD = 24
 """Cycles of a RUN in the sequencer."""
 
 ROW_OVERHEAD = 14
@@ -111,9 +111,10 @@ class Costs:
         config, b = self.config, self.density[1] if density is None else density
         sw, masks = config.stream_words, "b" in config.skip
         beats = math.ceil(b * self.columns / (32 // config.b_width * sw)) * (1 - (1 - b) ** self.columns)
-        beats += pack.bitmap_words(self.columns, sw) / sw
+        # dense rows have no bitmaps, whose values are counted in a cycle of their own
+        beats += pack.bitmap_words(self.columns, sw) / sw + 1 if b < 1 else 0
         chance = 1 - (1 - b) ** (config.pes_per_lane * config.load_slots)
-        return max(beats + 1, at_least(-(-self.slots // config.load_slots), chance, 3 if masks else 1) + 0.1)
+        return max(beats, at_least(-(-self.slots // config.load_slots), chance, 3 if masks else 1) + 0.1)
 
     def c_row(self) -> float:
         """Loading one row of C's mask."""
@@ -148,7 +149,7 @@ class Costs:
         post = sums + POST_OVERHEAD if final else 0.0
         if config.psum_in_pe:  # drained later, from where the sums are; later K tiles come without masks
             lane = max(products + steals, tokens + 1.5 * chunks + LATER_ROW_OVERHEAD)
-            return lane, max(2 + chunk_words, 5 + segments), post
+            return lane, max(2 + chunk_words, 3 + segments, 2 + config.mask_words), post
         lane = max(products + steals, tokens + 1.5 * chunks + ROW_OVERHEAD, (sums + DRAIN_OVERHEAD) if drains else 0.0)
         return lane, max(3 + config.mask_words + chunk_words, 4 + config.mask_words + segments), post
 

@@ -154,8 +154,8 @@ class Accelerator(wiring.Component):
             m.d.sync += started.eq(1)
         computed = Mux(finished & started, since + 1, 0)[:32]
         widths = [*(len(total) for total in sums.values()), 1, 1, 1, 32]
-        # cycles in which BEGIN's first word was already inside, when nothing else was
-        initial = {"idle": EARLY_CYCLES * config.pes, "cycles": EARLY_CYCLES}
+        # cycles in which BEGIN's first word was already inside, when nothing else was; a beat of one word was taken
+        initial = {"idle": EARLY_CYCLES * config.pes, "cycles": EARLY_CYCLES, "words_in": int(config.stream_words == 1)}
         start = [initial.get(name, 0) for name in COUNTERS]
         submodule(m, "counters", counters := Counters(widths, start), platform)
         # both a cycle later, for what the sequencer decides late enables many additions

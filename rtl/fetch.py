@@ -59,7 +59,8 @@ class Fetch(wiring.Component):
     A row without wanted columns has no segments. Taps outside the limits, and segments that are not loaded, are left
     out at a cycle each. One tap a cycle, and 4 cycles and one for each mask word per row: while a row's words are sent,
     the next row's lane is chosen, and its masks are read. With ``psum_in_pe`` later K tiles are sent without row and
-    mask words, but wait for masks to be read all the same.
+    mask words, in 3 cycles and one for each tap. Their masks, which tell rows that want nothing, are read all the same:
+    at least 4 cycles, and ``mask_words`` + 2.
 
     Members:
         run: words of RUN commands.
@@ -181,7 +182,8 @@ class Fetch(wiring.Component):
             m.d.comb += known.eq(~run["first"])
 
         # a row's masks are read once those of the row before were sent, and are there before they are needed: while its
-        # first words are sent at the latest
+        # first words are sent at the latest. Of known rows it only matters whether any column is wanted, one cycle
+        # after they were given away: the next row's may be read from then on
         read_masks = Signal()
         with m.If(read_masks):
             m.d.sync += mask_step.eq(0)
@@ -221,7 +223,8 @@ class Fetch(wiring.Component):
                 ]  # fmt: skip
                 with m.If(self.abort):
                     m.next = "TAKEN"
-                with m.Elif(found & self.space & (~known | (mask_step == words + 2))):
+                with m.Elif(found & self.space & (~known | (mask_step > words))):
+                    m.d.comb += read_masks.eq(known)
                     for n in range(lanes * config.rows_in_flight):
                         ring_is = ring == n % config.rows_in_flight
                         m.d.comb += self.coming[n].eq(lane[n // config.rows_in_flight] & ring_is)
@@ -232,7 +235,6 @@ class Fetch(wiring.Component):
                 m.d.sync += begin_taps
                 m.next = "HEADER"
                 with m.If(known):
-                    m.d.comb += read_masks.eq(1)
                     m.next = "TAPS"
                     with m.If(~wanted):
                         m.next = "END"

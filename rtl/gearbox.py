@@ -20,8 +20,10 @@ class Gearbox(wiring.Component):
     Members:
         beat, beat_valid: the beat at the input; ``is_b``: it holds values of ``b_width``, not ``a_width``, bits.
         announce: values to expect in addition; what a beat holds beyond the last of them is padding. Only
-            with ``hold``.
+            with ``hold`` or ``row``.
         hold: no beat is taken.
+        row: a row of ``announce`` values begins, behind the beats that were taken and the one that is; all that were
+            announced before are in these. Without ``hold``: rows whose values are counted in advance do not pause.
         want: the beat is taken if it is valid.
         more: of the values to expect, some come after this beat.
         values: the oldest ``most`` values.
@@ -44,6 +46,7 @@ class Gearbox(wiring.Component):
                 "beat_valid": In(1),
                 "announce": In(range(max(config.k_depth, config.tile_columns, config.beat_bits) + 1)),
                 "hold": In(1),
+                "row": In(1),
                 "want": Out(1),
                 "more": Out(1),
                 "values": Out(data.ArrayLayout(self.width, self.most)),
@@ -109,6 +112,8 @@ class Gearbox(wiring.Component):
             m.d.sync += [left.eq(following), self.more.eq(following > whole)]
         with m.Elif(put):
             m.d.sync += [left.eq(Mux(self.more, left - whole, 0)), self.more.eq(left > 2 * whole)]
+        with m.If(self.row):
+            m.d.sync += [left.eq(self.announce), self.more.eq(self.announce > whole)]
         with m.If(self.clear):
             m.d.sync += [self.count.eq(0), left.eq(0), self.more.eq(0)]
         return m

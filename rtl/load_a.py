@@ -113,7 +113,6 @@ class LoadA(wiring.Component):
             self.inside.eq(begun & ~load.dense),
             self.want.eq(~load.dense & put),
             bitmap_write.en.eq(put & (load.dense | self.beat_valid)),
-            self.announce.eq(load.dense & put & ~begun),
         ]
         with m.If(bitmap_write.en):
             m.d.sync += [written.eq(written + 1), beat_number.eq(beat_number + 1), begun.eq(1)]
@@ -123,7 +122,11 @@ class LoadA(wiring.Component):
                 with m.If(self.start):
                     m.next = "BITMAP"
             with m.State("BITMAP"):
-                m.d.comb += put.eq(space & (begun | self.free))
+                m.d.comb += [
+                    put.eq(space & (begun | Mux(load.dense, self.room, self.free))),
+                    # the same as `put`, but for the way from `free`
+                    self.announce.eq(load.dense & space & self.room & ~begun),
+                ]
                 with m.If(bitmap_write.en & (beat_number == beats_for(config, load.length))):
                     m.d.sync += [beat_number.eq(0), begun.eq(0), come.eq(come - 1)]
                     with m.If(come == 0):

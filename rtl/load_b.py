@@ -14,7 +14,8 @@ class LoadB(wiring.Component):
     """For each row: bitmap beats (unless dense), a cycle for each slot in which any PE has a value (for all slots if
     B's masks do not skip; at least one), once the values are there. The masks are written with the first.
 
-    While a row's slots are written, the next row's bitmap is taken. A row's masks stay where they are until they were
+    While a row's slots are written, the next row's bitmap is taken. Dense rows are announced while the values of the
+    row before are still coming, so that these come without a pause. A row's masks stay where they are until they were
     written: at least 3 cycles.
 
     Members:
@@ -136,7 +137,7 @@ class LoadB(wiring.Component):
 
         with m.If(outer_free):
             m.d.sync += full.eq(0)
-        goes_on = Signal()  # nothing is in the way of the beat, or row, at the input
+        goes_on = Signal()  # nothing is in the way of the bitmap's beat at the input
         inactive = Signal()
         m.d.comb += [
             goes_on.eq(self.inside | (self.free & ~full)),
@@ -156,7 +157,7 @@ class LoadB(wiring.Component):
             with m.State("ROW"):
                 ends = Signal()
                 m.d.comb += self.empty.eq(inactive & ~self.inside)
-                with m.If(goes_on & load.dense):
+                with m.If(self.room & ~full & load.dense):
                     m.d.comb += [self.announce.eq(1), ends.eq(1)]
                     m.d.sync += taken.eq(dense_mask)
                 with m.If(goes_on & ~load.dense):

@@ -63,13 +63,15 @@ def bitmap_members(config: Config, gearbox):
     """Further ports of the parts whose rows are bitmaps and values.
 
     ``free``: the values of the row before are all in the gearbox, or leave for it now: the next row's first beat may
-    be taken. ``inside``: the beats to come belong to a bitmap that was begun. ``announce``: the values of a whole dense
-    row are announced. ``empty``: what was announced was used. ``given``, ``values``, ``need``: the gearbox.
+    be taken. ``inside``: the beats to come belong to a bitmap that was begun. ``room``: a dense row may be announced,
+    though the values of the one before are still coming. ``announce``: it is. ``empty``: what was announced was used.
+    ``given``, ``values``, ``need``: the gearbox.
     """
     return {
         **part_members(config),
         "free": In(1),
         "inside": Out(1),
+        "room": In(1),
         "announce": Out(1),
         "empty": Out(1),
         "given": In(1),

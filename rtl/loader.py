@@ -110,7 +110,8 @@ class Loader(wiring.Component):
         """Bitmaps and values pass one register, where bitmaps are counted and values wait for the gearbox.
 
         A row's count is there 2 cycles after its bitmap was taken; that there is a first beat of values is known at
-        once.
+        once. Dense rows need no counting: one more is announced while the values of a row are coming, and begins in the
+        very cycle in which the last of these leave for the gearbox.
         """
         config = self._config
         beat = Signal(config.beat_bits, reset_less=True)
@@ -118,22 +119,27 @@ class Loader(wiring.Component):
         counted = Signal()  # it holds a bitmap
         some = Signal()  # values were announced, or will be, that have not left the register
         unused = Signal()  # bits beyond a row's length announced what is in the gearbox: no one takes it
-        takes_bitmap, dense = Signal(), load_a.announce | load_b.announce
+        follows = Signal()  # a dense row was announced whose values are behind those that are coming
+        takes_bitmap, another, row = Signal(), Signal(), Signal()
         moves, last = Signal(), Signal()
         m.d.comb += [
             moves.eq(staged & gearbox.want),
             last.eq(moves & ~gearbox.more),
             takes_bitmap.eq((load_a.want | load_b.want) & beat_valid),
-            wants_values.eq(some & (~staged | (moves & gearbox.more)) & ~load_a.inside & ~load_b.inside),
+            another.eq(follows | load_a.announce | load_b.announce),
+            row.eq(another & (~some | last)),
+            wants_values.eq(some & (~staged | (moves & (gearbox.more | another))) & ~load_a.inside & ~load_b.inside),
             gearbox.beat.eq(beat),
             gearbox.beat_valid.eq(staged),
             gearbox.is_b.eq(self.load.kind == Load.B),
             gearbox.need.eq(load_a.need | load_b.need | Mux(unused, gearbox.most, 0)),
+            gearbox.row.eq(row),
             gearbox.clear.eq(self.start),
         ]
         for part in (load_a, load_b):
             m.d.comb += [
                 part.free.eq(~some | last),
+                part.room.eq(~follows),
                 part.given.eq(gearbox.given),
                 part.values.eq(gearbox.values),
             ]
@@ -143,9 +149,10 @@ class Loader(wiring.Component):
             unused.eq(load_a.empty | load_b.empty),
             staged.eq((wants_values & beat_valid) | (staged & ~moves)),
             counted.eq(takes_bitmap),
-            some.eq((some & ~last) | (takes_bitmap & self.i.payload.data.any()) | dense),
+            some.eq((some & ~last) | (takes_bitmap & self.i.payload.data.any()) | row),
+            follows.eq(another & ~row),
             gearbox.announce.eq(Mux(self.load.dense, self.load.length, sum_bits(beat))),
-            gearbox.hold.eq(counted | dense),
+            gearbox.hold.eq(counted),
         ]
         with m.If(self.start):
-            m.d.sync += [staged.eq(0), counted.eq(0), some.eq(0), gearbox.hold.eq(0)]
+            m.d.sync += [staged.eq(0), counted.eq(0), some.eq(0), follows.eq(0), gearbox.hold.eq(0)]

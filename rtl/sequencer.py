@@ -19,7 +19,15 @@ HEADER_WORDS = 4
 """Header words kept (with ``vector`` or ``stochastic`` one more); RUN's others go straight to the clusters."""
 
 SETTLE = 7
-"""Cycles until what a command changed in the clusters shows in their registered state."""
+"""Cycles until counters stand still, a counter that was asked for is at hand, or a stream unit knows its header."""
+
+CHECKED = 2
+"""Cycles from a header's last word, in its register, to what is known of the command: the command check's registers, or
+the clusters' state and then all of theirs. What the command before changed, which takes 4 cycles, shows by then: there
+is a header between. RUN's last words are not looked at."""
+
+FILLED = 3
+"""Cycles from a load's end until the last of its writes, if it did not fit, shows in ``full``."""
 
 
 class Sequencer(wiring.Component):
@@ -112,29 +120,36 @@ class Sequencer(wiring.Component):
         beat = self.i.payload
         position = Signal(range(max(2, words)))  # of the word in its beat
         number = Signal(range(header_words + 1))  # of the word in the header, as far as words are kept
-        left = Signal(range(run.words + 1))  # header words after this one
-        header_ends = Signal()
+        left = Signal(range(run.words + 1))  # header words that are still in their beats
+        next_ends, header_ends = Signal(), Signal()  # the next of them is the header's last; the one at hand is
+        takes_word = Signal()  # the next header word goes to its register, the beat's last with it out of the stream
+        ended = Signal()  # the packet's last beat was taken
         is_run, known = Signal(), Signal()
         word = Signal(32)
         length = Signal(range(run.words + 1))
-        m.d.sync += word.eq(beat.data.word_select(position[: (words - 1).bit_length()], 32))
-        m.d.comb += [
-            length.eq(0),
-            self.payload.payload.eq(beat),
-            self.unit_i.payload.eq(beat),
-            self.run_word.eq(word),
-        ]
+        m.d.comb += [length.eq(0), self.run_word.eq(word)]
+        m.d.comb += [self.payload.payload.eq(beat), self.unit_i.payload.eq(beat)]
+        beat_ends = Signal()
+        m.d.comb += beat_ends.eq((position == words - 1) | next_ends)
+        with m.If(takes_word):
+            m.d.sync += [
+                word.eq(beat.data.word_select(position[: (words - 1).bit_length()], 32)),
+                left.eq(left - 1),
+                header_ends.eq(next_ends),
+                next_ends.eq(left == 2),
+                position.eq(Mux(beat_ends, 0, position + 1)),
+                ended.eq(beat_ends & beat.last),
+            ]
         with m.Switch(word[:8]):
             for code, packet in commands.items():
                 with m.Case(code):
                     m.d.comb += length.eq(packet.words)
 
         begun = Signal()
-        ended = Signal()  # the packet's last beat was taken
         end = Signal(LoadEnd)
         fault = Signal(8)
         settle = Signal(range(SETTLE + 1))
-        settled = Signal()
+        settled, checked = Signal(), Signal()
         reply = Signal(8)
         reply_word = Signal(range(2 * len(COUNTERS) + words))
         all_idle, run_space = Signal(), Signal()
@@ -144,7 +159,11 @@ class Sequencer(wiring.Component):
             with m.If(reply == kind):
                 m.d.comb += opened.eq(opens & (reply_word == REPLIES[kind].beats(words) * words - 1))
         overflowed = Signal()  # the mask that it stored did not fit
-        m.d.comb += [settled.eq(settle == SETTLE), self.unit_ended.eq(ended)]
+        m.d.comb += [
+            settled.eq(settle == SETTLE),
+            checked.eq(is_run | settled | ((settle >= CHECKED) & ~check.is_stream)),
+            self.unit_ended.eq(ended),
+        ]
         m.d.sync += [settle.eq(0), all_idle.eq(self.idle.all()), run_space.eq(self.run_space.all())]
         stopping = Signal()  # SYNCED was answered and has not left
         # a SYNCED of the program before may still be leaving when a new one has begun to count
@@ -166,8 +185,9 @@ class Sequencer(wiring.Component):
             m.d.sync += settle.eq(Mux(settled, settle, settle + 1))
 
         with m.FSM():
-            # a word is looked at in the cycles after it was there, for the sake of the clock
+            # a word is looked at in a cycle after it was there, for the sake of the clock; its beat is taken before
             with m.State("HEADER"):
+                m.d.comb += [takes_word.eq(self.i.valid), self.i.ready.eq(beat_ends)]
                 with m.If(self.i.valid):
                     m.next = "WORD"
                     with m.If(number == 0):
@@ -175,6 +195,7 @@ class Sequencer(wiring.Component):
             with m.State("OPCODE"):
                 m.d.sync += [
                     left.eq(length - 1),
+                    next_ends.eq(length == 2),
                     header_ends.eq(length == 1),
                     known.eq(length != 0),
                     is_run.eq(word[:8] == Op.RUN),
@@ -184,36 +205,37 @@ class Sequencer(wiring.Component):
                     m.d.sync += [self.counting.eq(1), stopping.eq(0)]
                 m.next = "WORD"
             with m.State("WORD"):
-                takes, beat_ends = Signal(), Signal()
+                takes, goes_on = Signal(), Signal()
                 m.d.comb += [
-                    beat_ends.eq((position == words - 1) | header_ends | ~known),
                     takes.eq(~is_run | run_space),
-                    self.i.ready.eq(takes & beat_ends),
+                    goes_on.eq(takes & known & ~header_ends & ~ended),
+                    takes_word.eq(goes_on & self.i.valid),
+                    self.i.ready.eq(goes_on & beat_ends),
                     self.run_we.eq(takes & is_run),
                 ]
+                if words > 1:
+                    # only now it is known that the first word's beat has no other
+                    with m.If(header_ends & (number == 0) | ~known):
+                        m.d.comb += self.i.ready.eq(1)
+                        m.d.sync += [position.eq(0), ended.eq(beat.last)]
                 with m.If(takes):
                     for n in range(header_words):
                         with m.If(number == n):
                             m.d.sync += header[n].eq(word)
                     with m.If(number != header_words):
                         m.d.sync += number.eq(number + 1)
-                    m.d.sync += [
-                        left.eq(left - 1),
-                        header_ends.eq(left == 1),
-                        position.eq(Mux(beat_ends, 0, position + 1)),
-                        ended.eq(beat.last),
-                    ]
-                    m.next = "HEADER"
+                    with m.If(~self.i.valid):
+                        m.next = "HEADER"
                     with m.If(~known):
                         wrong(Fault.UNKNOWN_OPCODE)
                     with m.Elif(header_ends):
                         m.next = "CHECK"
-                    with m.Elif(beat_ends & beat.last):
+                    with m.Elif(ended):
                         wrong(Fault.SHORT_PACKET)
             with m.State("CHECK"):
                 m.d.sync += number.eq(0)
                 wait()
-                with m.If(settled):
+                with m.If(checked):
                     with m.If(~check.is_load & ~check.is_stream & ~ended):
                         wrong(Fault.LONG_PACKET)
                     with m.Elif((check.is_load | check.is_run | check.is_stream) & ~begun):
@@ -274,18 +296,15 @@ class Sequencer(wiring.Component):
                             with m.Default():
                                 answer(Reply.IDENTITY)
             with m.State("LOAD"):
-                m.d.comb += [
-                    self.payload.valid.eq(self.i.valid),
-                    self.i.ready.eq(self.payload.ready),
-                    self.loading.eq(1),
-                ]
+                m.d.comb += [self.payload.valid.eq(self.i.valid), self.i.ready.eq(self.payload.ready)]
+                m.d.comb += self.loading.eq(1)
                 with m.If(self.load_done):
                     m.d.sync += [end.eq(self.load_end), ended.eq(self.load_end != LoadEnd.LONG)]
                     m.next = "LOADED"
             with m.State("LOADED"):
                 m.d.comb += self.loading.eq(1)
                 wait()
-                with m.If(settled):
+                with m.If(settle == FILLED):
                     # what a short packet lacks was made up: it may have filled the buffer, or not
                     with m.If(end == LoadEnd.SHORT):
                         wrong(Fault.SHORT_PACKET)
@@ -298,7 +317,7 @@ class Sequencer(wiring.Component):
                         m.next = "HEADER"
             with m.State("DROP"):
                 m.d.comb += self.run_cancel.eq(1)
-                m.d.sync += [number.eq(0), position.eq(0)]
+                m.d.sync += [number.eq(0), position.eq(0), next_ends.eq(0)]
                 with m.If(ended):
                     answer(Reply.ERROR)
                 with m.Else():
@@ -317,10 +336,8 @@ class Sequencer(wiring.Component):
                         answer(Reply.COUNTERS)
             with m.State("REPLY"):
                 # a counter is at hand some cycles after it was asked for
-                m.d.comb += [
-                    self.o.valid.eq((reply != Reply.COUNTERS) | settled),
-                    self.reading.eq(reply == Reply.COUNTERS),
-                ]
+                m.d.comb += self.o.valid.eq((reply != Reply.COUNTERS) | settled)
+                m.d.comb += self.reading.eq(reply == Reply.COUNTERS)
                 wait()
                 with m.If(self.o.valid & self.o.ready):
                     m.d.sync += settle.eq(0)

@@ -172,7 +172,7 @@ def total_of(config, programs):
 @pytest.mark.parametrize("file, old", [
     ("pe.hpp", "constexpr int LOOKUP_LATENCY = "),
     ("post.hpp", "constexpr int POST_LATENCY = "),
-    ("model.hpp", "constexpr int SETTLE = "),
+    ("model.hpp", "constexpr int CHECKED = "),
     ("vector.hpp", "constexpr int VECTOR_LATENCY = "),
     ("masks.hpp", "constexpr int MASK_LATENCY = "),
 ])  # fmt: skip

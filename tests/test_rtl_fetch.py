@@ -274,6 +274,51 @@ def test_fetch_pace(name, use_c, share):
         assert cycles == list(range(cycles[0], cycles[0] + 6 * own, own))
 
 
+@pytest.mark.parametrize("fields", [{}, {"slots": 32}, {"pes_per_lane": 16, "slots": 16}], ids=str)
+@pytest.mark.parametrize("share", [0, 1])
+def test_known_rows_pace(fields, share):
+    """Later K tiles with sums in the PEs: 3 cycles and one for each tap, at least 4 and two more than mask words."""
+    config = Config(psum_in_pe=True, **fields)
+    for taps, mask in ((1, 1), (2, 1), (1, 0), (9, 1), (9, 0)):
+        run = {"rows": 6, "t0": taps - 1, "use_c": 1, "share": share, "first": 0}
+        cycles = [cycle for cycle, _ in dispatched(Fetch, config, run, lambda: 0, mask)]
+        own = max(3 + (taps if mask else 0), 4, config.mask_words + 2)
+        assert cycles == list(range(cycles[0], cycles[0] + 6 * own, own))
+
+
+def test_known_rows_without_columns():
+    """A later K tile of a row has its segments if and only if its own mask, not a neighbour's, wants a column."""
+    config, rng = Config(psum_in_pe=True, slots=32), random.Random(5)
+    words = config.mask_words
+    masks = [rng.choice([0, 0, 1 << 5]) for _ in range(40 * words)]
+    run = {f.name: 0 for f in COMMANDS[Op.RUN].fields} | {"clusters": 1, "rows": 40, "use_c": 1, "final": 1}
+    run |= {"columns": config.tile_columns - 1, "x_limit": 9, "y_limit": 9}
+    dut, segments = Fetch(config), []
+
+    async def bench(ctx):
+        ctx.set(dut.segments[0], 4)
+        ctx.set(dut.directory, {"start": 0, "words": 3})
+        stream, later, ended = COMMANDS[Op.RUN].encode(run), 0, 0
+        while ended < 5:
+            ctx.set(dut.space, rng.random() < 0.8)
+            ctx.set(dut.room, -(rng.random() < 0.8))
+            ctx.set(dut.run.valid, bool(stream))
+            ctx.set(dut.run.payload, stream[0] if stream else 0)
+            signals = (dut.run.ready, dut.mask_address, dut.o.valid, dut.o.item, dut.taken)
+            _, _, ready, address, valid, item, taken = await ctx.tick().sample(*signals)
+            ctx.set(dut.mask, masks[later % len(masks)])
+            later = address
+            stream = stream[1:] if stream and ready else stream
+            if valid and not item["raw"]:
+                segments[-1] += 1
+            elif valid and unpack_word(start_layout(config), item["body"])["kind"] == WordKind.START.value:
+                segments.append(0)
+            ended += bool(taken or ended)
+
+    simulate(dut, bench)
+    assert segments == [int(any(masks[words * row : words * (row + 1)])) for row in range(40)]
+
+
 @pytest.mark.parametrize("unit", [Fetch, SerialFetch])
 @pytest.mark.parametrize("name", CONFIGS)
 @pytest.mark.parametrize("share", [0, 1])

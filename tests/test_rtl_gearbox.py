@@ -3,6 +3,7 @@
 import random
 
 import pytest
+from amaranth import Module, Signal
 from maskwork.gen.config import Config
 from maskwork.rtl.gearbox import Gearbox
 
@@ -14,10 +15,14 @@ from .contract import simulate
     {"a_width": 5, "b_width": 18}, {"fetch_width": 8, "pes_per_lane": 1, "stream_words": 4},
 ], ids=str)  # fmt: skip
 @pytest.mark.parametrize("is_b", [0, 1])
-def test_gearbox(fields, is_b):
-    """Rows of values packed to beats come out value by value, in helpings of any size; padding stays behind."""
+@pytest.mark.parametrize("paused", [True, False], ids=["hold", "row"])
+def test_gearbox(fields, is_b, paused):
+    """Rows of values packed to beats come out value by value, in helpings of any size; padding stays behind. A row
+    begins in a pause, or as the last beat of the one before is taken.
+    """
     config = Config(**fields)
     dut = Gearbox(config)
+    first, follows = Signal(), Signal()
     width = config.b_width if is_b else config.a_width
     rng = random.Random(is_b)
     per_word, words = 32 // width, config.stream_words
@@ -32,19 +37,27 @@ def test_gearbox(fields, is_b):
 
     async def feed(ctx):
         ctx.set(dut.is_b, is_b)
-        for row, some in zip(rows, beats, strict=True):
-            ctx.set(dut.announce, len(row))
-            ctx.set(dut.hold, 1)
-            ctx.set(dut.beat_valid, rng.getrandbits(1))
+        if not paused:
+            ctx.set(dut.announce, len(rows[0]))
+            ctx.set(first, 1)
             await ctx.tick()
-            ctx.set(dut.announce, 0)
-            ctx.set(dut.hold, 0)
+            ctx.set(first, 0)
+        for row, some, after in zip(rows, beats, [*rows[1:], []], strict=True):
+            if paused:
+                ctx.set(dut.announce, len(row))
+                ctx.set(dut.hold, 1)
+                ctx.set(dut.beat_valid, rng.getrandbits(1))
+                await ctx.tick()
+                ctx.set(dut.announce, 0)
+                ctx.set(dut.hold, 0)
             for beat in some:
                 want = False
                 while not want:
                     valid = rng.random() < 0.7
                     ctx.set(dut.beat_valid, valid)
                     ctx.set(dut.beat, beat if valid else rng.getrandbits(32))
+                    ctx.set(follows, not paused and beat is some[-1])
+                    ctx.set(dut.announce, len(after) if beat is some[-1] else rng.choice([0, 5]))
                     _, _, wants, more = await ctx.tick().sample(dut.want, dut.more)
                     want = wants and valid
                 assert more == (beat is not some[-1])
@@ -65,4 +78,7 @@ def test_gearbox(fields, is_b):
         await ctx.tick()
         assert ctx.get(dut.count) == 0 and not ctx.get(dut.more)
 
-    simulate(dut, feed, take)
+    m = Module()
+    m.submodules.dut = dut
+    m.d.comb += dut.row.eq(first | (follows & dut.want & dut.beat_valid))
+    simulate(m, feed, take, watched=False)

@@ -20,6 +20,7 @@ CONFIGS = {
     "2 words": {"stream_words": 2, "a_width": 18, "b_width": 18, "acc_width": 40, "post": False},
     "4 words": {"stream_words": 4, "a_width": 4, "b_width": 4, "fetch_width": 8, "slots": 32, "pes_per_lane": 8},
     "8 words": {"stream_words": 8, "pes_per_lane": 1, "slots": 4, "fetch_width": 2, "b_width": 5},
+    "wide words": {"stream_words": 4, "a_width": 9, "b_width": 9, "load_slots": 4},
     "wide tile": {"pes_per_lane": 16, "slots": 16, "stream_words": 2},
 }
 

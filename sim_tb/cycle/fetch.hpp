@@ -259,7 +259,7 @@ struct Fetch {
                 break;
             case F_CHOOSE:
                 header = 0;
-                if (able_now && wait == SETTLED && space && (!known() || mask_step == words + 2)) {
+                if (able_now && wait == SETTLED && space && (!known() || mask_step >= words + 1)) {
                     const int rings = config->rings;
                     for (int n = 0; n < config->lanes_per_cluster; ++n) {
                         coming |= static_cast<uint32_t>(place.lanes >> n & 1) << (n * rings + place.ring);
@@ -269,6 +269,7 @@ struct Fetch {
                     chosen_ring = place.ring;
                     make_row(masks);
                     index = (index + 1) & 0xffff;
+                    if (known()) read_masks = true;
                     state = F_START;
                 }
                 break;
@@ -277,7 +278,6 @@ struct Fetch {
                 begin_taps();
                 state = F_HEADER;
                 if (known()) {
-                    read_masks = true;
                     state = any_wanted() ? F_TAPS : F_END;
                 }
                 break;

@@ -19,6 +19,7 @@ struct Loader {
     bool more = false, hold = false;
     // the register before it
     bool staged = false, counted = false, some = false, unused = false;
+    bool follows = false;          // a dense row follows the one whose values come
     int beat_bits_set = 0;
 
     enum State : uint8_t { NOTHING, C_WORDS, P_BIAS, P_SCALE, P_LANES };
@@ -40,7 +41,7 @@ struct Loader {
         ended = packet_ended;
         count = 0;
         left = 0;
-        more = hold = staged = counted = some = false;
+        more = hold = staged = counted = some = follows = false;
         whole = config->per_word(load.kind == LoadKind::B ? config->b_width : config->a_width) * config->stream_words;
         word = column = lane = 0;
         rows = load.count - 1;
@@ -87,25 +88,29 @@ struct Loader {
         unused = part.empty();
         const bool gear_want = count <= most + need && !hold, given = count >= need;
         const bool moves = staged && gear_want, last = moves && !more;
-        const bool values_wanted = some && (!staged || (moves && more)) && !part.inside();
-        const Asked asked = part.step(!some || last, given, beat, valid, part_done);
+        const bool was_inside = part.inside();
+        const Asked asked = part.step(load.dense ? !follows : !some || last, given, beat, valid, part_done);
+        const bool another = follows || asked.announce, row = another && (!some || last);
+        const bool values_wanted = some && (!staged || (moves && (more || another))) && !was_inside;
         const bool takes_bitmap = asked.want && valid;
         // gearbox
         const int fresh = moves ? (more ? whole : static_cast<int>(left)) : 0;
-        if (hold) left += announce;
+        if (row) left = load.length;
+        else if (hold) left += announce;
         else if (moves) left = more ? left - fresh : 0;
         more = left > whole;
         count += fresh - (given ? need : 0);
         // the register before it
-        hold = counted || asked.announce;
-        announce = load.dense ? load.length : beat_bits_set;
+        hold = counted;
+        follows = another && !row;
+        announce = beat_bits_set;
         if (!staged || moves) {
             beat_bits_set = 0;
             if (takes_bitmap && beat) {
                 for (int n = 0; n < config->stream_words; ++n) beat_bits_set += std::popcount(beat[n]);
             }
         }
-        some = (some && !last) || (takes_bitmap && beat_bits_set) || asked.announce;
+        some = (some && !last) || (takes_bitmap && beat_bits_set) || row;
         staged = (values_wanted && valid) || (staged && !moves);
         counted = takes_bitmap;
         return asked.want || values_wanted;

@@ -11,6 +11,8 @@
 namespace maskwork {
 
 constexpr int SETTLE = 7;           // rtl/sequencer.py
+constexpr int CHECKED = 2;
+constexpr int FILLED = 3;
 constexpr int COUNTERS_IN_REPLY = 12;
 
 enum Op { BEGIN = 1, IDENTIFY = 2, ECHO = 3, SYNC = 4, ABORT = 5, READ_COUNTERS = 6, LOAD_A = 16, LOAD_B, LOAD_C, LOAD_P,
@@ -221,6 +223,9 @@ struct Model {
     bool started = false;
 
     void answer(int kind, int count);
+    void take_beat(bool& pop);
+    void load_word(bool ends, bool& pop);
+    bool is_stream() const { return (header[0] & 0xff) == VECTOR || (header[0] & 0xff) == MASK; }
     bool streams() const { return reply == VECTOR || reply == MASK; }
     void give_word(bool last);
     void step_sequencer(bool has_beat, bool load_done, bool packer_was_full, bool& pop);

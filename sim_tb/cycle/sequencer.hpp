@@ -24,11 +24,23 @@ inline void Model::give_word(bool last) {
     }
 }
 
+inline void Model::take_beat(bool& pop) {
+    packet_ended = last_at_entry();
+    position = 0;
+    pop = true;
+}
+
+// The next word of the header; the beat is taken with the last of its words.
+inline void Model::load_word(bool ends, bool& pop) {
+    word = beat_at_entry()[position++];
+    header_ends = ends;
+    if (ends || position == config.stream_words) take_beat(pop);
+}
+
 inline int64_t bits(uint32_t value, int lsb, int width) { return value >> lsb & ((int64_t{1} << width) - 1); }
 
 inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was_full, bool& pop) {
     const int stream = config.stream_words;
-    const uint32_t next_word = has_beat ? beat_at_entry()[position] : 0;
     const bool settled = settle == SETTLE;
     const bool busy = busy_line >> 3 & 1, all_idle = idle_line >> 2 & 1;
     int next_settle = 0;
@@ -36,7 +48,11 @@ inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was
     const State was = state;
     switch (state) {
         case HEADER:
-            if (has_beat) state = number == 0 ? OPCODE : WORD;
+            if (has_beat) {
+                if (number == 0) packet_ended = false;
+                load_word(number != 0 && left == 0, pop);
+                state = number == 0 ? OPCODE : WORD;
+            }
             break;
         case OPCODE: {
             const int length = config.header_words[word & 0xff];
@@ -48,34 +64,33 @@ inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was
             state = WORD;
             break;
         }
-        case WORD: {
-            const bool beat_ends = position == stream - 1 || header_ends;
-            if (!is_run || run_space) {
-                header[number] = word;
-                ++number;
+        case WORD:
+            if (is_run && !run_space) break;
+            header[number] = word;
+            if (header_ends) {
+                // a header of one word has its beat to itself
+                if (number == 0 && stream > 1) take_beat(pop);
+                state = CHECK;
+            } else if (packet_ended) {
+                illegal("a packet is shorter than its header");
+            } else {
                 --left;
-                const bool ends = header_ends;
-                header_ends = left == 0;
-                packet_ended = last_at_entry();
-                pop = beat_ends;
-                position = beat_ends ? 0 : position + 1;
-                state = HEADER;
-                if (ends) state = CHECK;
-                else if (beat_ends && packet_ended) illegal("a packet is shorter than its header");
+                if (has_beat) load_word(left == 0, pop);
+                else state = HEADER;
             }
+            ++number;
             break;
-        }
         case CHECK:
             number = 0;
             wait();
-            if (settled) check(busy, all_idle);
+            if (settled || is_run || (settle >= CHECKED && !is_stream())) check(busy, all_idle);
             break;
         case LOADING:
             if (load_done) state = LOADED;
             break;
         case LOADED:
             wait();
-            if (settled) state = HEADER;
+            if (settle == FILLED) state = HEADER;
             break;
         case COUNTERS:
             if (!stopping) wait();
@@ -122,14 +137,13 @@ inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was
             break;
     }
     settle = next_settle;
-    word = next_word;
     // how the clusters' state reaches the sequencer
     run_space = true;
     for (Cluster& cluster : clusters) {
         run_space &= cluster.run_space_before;
         cluster.run_space_before = cluster.fetch.run_space;
     }
-    if (was == CHECK || state == CHECK) {
+    if (was == CHECK || was == WORD || state == CHECK) {
         busy_line = busy_line << 1 | needed_busy();
         bool idle = true;
         for (Cluster& cluster : clusters) idle &= cluster.idle(now + 1);
