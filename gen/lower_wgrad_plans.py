@@ -104,7 +104,7 @@ def _shares(problem: Problem) -> list[str]:
     possible = not problem.use_c and config.lanes_per_cluster > 1 and n >= config.lanes_per_cluster
     if mode == "cluster":
         return ["cluster"] if possible else []
-    return ["no", "cluster"] if mode == "auto" and possible and n > config.tile_columns else ["no"]
+    return ["no", "cluster"] if mode == "auto" and possible else ["no"]
 
 
 def _plans(problem: Problem, y: Phase, x: Phase, share: str) -> Iterator[Plan]:
