@@ -104,7 +104,7 @@ def b_write_layout(config: Config) -> data.StructLayout:
 
 
 def a_write_layout(config: Config) -> data.StructLayout:
-    """Activation bus from the loader to the clusters: buffer words, then the end of their segment."""
+    """Activation bus from the loader to the clusters: buffer words, and with or after the last the end of a segment."""
     return data.StructLayout({"bank": 1, "start": 1, "append": 1, "we": 1, "end": 1, "word": record_width(config)})
 
 

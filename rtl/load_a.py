@@ -12,8 +12,9 @@ from maskwork.rtl.load_common import beats_for, bitmap_members
 class LoadA(wiring.Component):
     """For each segment: bitmap beats (unless dense), then for each chunk that is not empty its head and value words.
 
-    A cycle for every word, once its values are there, and one for the segment's end; empty chunks are passed, one a
-    cycle, while words are written. So are bitmap beats: they wait in a queue.
+    A cycle for every word, once its values are there; empty chunks are passed, one a cycle, while words are written. A
+    segment ends with its last word, or, if empty chunks follow that were not all passed by then, in a cycle of its own.
+    Bitmap beats are taken meanwhile and wait in a queue.
 
     Members:
         write: to the activation buffers.
@@ -48,6 +49,7 @@ class LoadA(wiring.Component):
         tail = Signal(CHUNK)
         # the chunk that comes next: not empty, or its segment's last
         held, is_last = Signal(), Signal()
+        vacant = Signal()  # it has no values
         bits = Signal(CHUNK)
         at = Signal.like(chunk)
         elements = Signal(range(CHUNK + 1))
@@ -91,6 +93,7 @@ class LoadA(wiring.Component):
         with m.If(~held | taken):
             m.d.sync += [
                 bits.eq(following),
+                vacant.eq(~following.any()),
                 at.eq(chunk),
                 is_last.eq(at_last),
                 held.eq(waits & (following.any() | at_last)),
@@ -149,7 +152,7 @@ class LoadA(wiring.Component):
                     self.empty.eq(~held & ~waits & ~begun),
                 ]
                 m.d.sync += [more.eq(first_more), ends.eq(is_last), self.need.eq(0)]
-                with m.If(held & bits.any()):
+                with m.If(held & ~vacant):
                     m.d.comb += self.write.we.eq(1)
                     m.d.sync += self.need.eq(step_of(first_more))
                     m.next = "VALUES"
@@ -163,13 +166,10 @@ class LoadA(wiring.Component):
                     m.d.comb += self.write.we.eq(1)
                     m.d.sync += [more.eq(fewer), self.need.eq(step_of(fewer))]
                     with m.If(last_word):
+                        # the segment ends with them, or with a last chunk without values, if that waits already
+                        m.d.comb += [taken.eq(~ends & held & vacant), segment_ends.eq(ends | (held & vacant))]
                         m.d.sync += self.need.eq(0)
                         m.next = "HEAD"
-                        with m.If(ends):
-                            m.next = "END"
-            with m.State("END"):
-                m.d.comb += segment_ends.eq(1)
-                m.next = "HEAD"
-                with m.If(segments == 0):
-                    m.next = "IDLE"
+                        with m.If((segments == 0) & segment_ends):
+                            m.next = "IDLE"
         return m

@@ -93,7 +93,7 @@ def test_a_buffer(depth, segments):
     async def write(ctx, **fields):
         ctx.set(dut.write, fields)
         await ctx.tick()
-        ctx.set(dut.write, {})
+        ctx.set(dut.write, {"bank": fields["bank"]})
 
     async def bench(ctx):
         ctx.set(dut.selected, 1)
@@ -108,15 +108,18 @@ def test_a_buffer(depth, segments):
             fits = sum(map(len, before + new)) <= depth and len(before + new) <= segments
             await write(ctx, start=1, append=append, bank=bank)
             for words in new:
-                for word in words:
-                    await write(ctx, we=1, word=word, append=append, bank=bank)
-                await write(ctx, end=1, append=append, bank=bank)
+                with_last = rng.getrandbits(1) and bool(words)
+                for number, word in enumerate(words):
+                    ends = with_last and number == len(words) - 1
+                    await write(ctx, we=1, word=word, end=ends, append=append, bank=bank)
+                if not with_last:
+                    await write(ctx, end=1, append=append, bank=bank)
             assert ctx.get(dut.full) == (not fits)
             if not fits:  # the sequencer lets a program begin such a bank anew only
                 full_seen += 1
                 await write(ctx, start=1, bank=bank)
                 before = new = []
-                await ctx.tick()
+            await ctx.tick()
             banks[bank] = before + new
             for n in range(2):
                 assert ctx.get(dut.segments[n]) == len(banks[n])

@@ -1,7 +1,8 @@
-"""Loader: dense rows, whose values are counted in advance, follow each other without a pause."""
+"""Loader: dense rows, whose values are counted in advance, follow each other without a pause; ends of segments."""
 
 import numpy as np
 import pytest
+from maskwork.gen.config import CHUNK
 from maskwork.gen.pack import bank_words, pack_rows
 from maskwork.rtl.load_common import Load, LoadEnd
 
@@ -24,7 +25,7 @@ def test_dense_rows_follow_at_once(kind, idle):
             fields = a_fields(0, 0, 1, rows, columns) | {"kind": kind, "lanes": 1}
             writes = await load(ctx, dut, fields, to_beats(words, config), rng, idle=idle)
             assert writes.end == LoadEnd.GOOD
-            own = bank_words(mask[:1], most) + 1 if kind == Load.A else max(3, -(-columns // most))
+            own = bank_words(mask[:1], most) if kind == Load.A else max(3, -(-columns // most))
             each = max(own, beats_of(mask[:1], True, width, config)[0])
             assert rows * each <= writes.cycles
             if not idle:
@@ -39,5 +40,23 @@ def test_dense_rows_follow_at_once(kind, idle):
                     if write["enable"] >> n & 1:
                         kept[write["k"], write["slot"] * most + n] = write["values"][n]
             assert kept == {(row, n): values[row, n] for row in range(rows) for n in range(columns)}
+
+    bench("wide words", body)
+
+
+def test_a_segment_ends_with_its_last_word():
+    """Empty chunks at a segment's end cost nothing if they were passed while words were written, else a cycle."""
+
+    async def body(ctx, dut, config, rng):
+        rows, length = 40, 4 * CHUNK
+        values, mask = random_matrix(rng, rows, length, config.a_width)
+        for filled, own in ((range(CHUNK), 1 + CHUNK // config.fetch_width), (range(2), 4)):
+            mask[:] = [n in filled for n in range(length)]
+            words = to_beats(pack_rows(values, mask, config.a_width, config.stream_words), config)
+            writes = await load(ctx, dut, a_fields(0, 0, 0, rows, length), words, rng)
+            assert writes.end == LoadEnd.GOOD
+            assert rows * own <= writes.cycles <= rows * own + START_AND_END
+            ends = [write["we"] for write in writes.a if write["end"]]
+            assert len(ends) == rows and all(ends) == (len(filled) == CHUNK)
 
     bench("wide words", body)

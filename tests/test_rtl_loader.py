@@ -132,27 +132,25 @@ def segments_of(writes, config):
     segments, elements, words = [], {}, 0
     waiting, places = 0, []
     for write in writes[1:]:
-        if write["end"]:
-            assert not waiting
-            segments.append((elements, words))
-            elements, words = {}, 0
-        if not write["we"]:
-            continue
-        words += 1
         word = write["word"]
-        if waiting:
+        words += write["we"]
+        if write["we"] and waiting:
             n = min(config.fetch_width, len(places))
             for at in range(n):
                 value = word >> at * config.a_width & (1 << config.a_width) - 1
                 elements[places[at]] = value - (value >> (config.a_width - 1) << config.a_width)
             places = places[n:]
             waiting -= 1
-            continue
-        bits, rest = word & 0xFFFF, word >> 16
-        more, head = rest & 0xF, rest >> 4 & (config.k_depth - 1)
-        places = [head * CHUNK + n for n in range(CHUNK) if bits >> n & 1]
-        waiting = -(-len(places) // config.fetch_width)
-        assert rest >> 4 + config.k_width & 3 == 0 and more == len(places) - 1
+        elif write["we"]:
+            bits, rest = word & 0xFFFF, word >> 16
+            more, head = rest & 0xF, rest >> 4 & (config.k_depth - 1)
+            places = [head * CHUNK + n for n in range(CHUNK) if bits >> n & 1]
+            waiting = -(-len(places) // config.fetch_width)
+            assert rest >> 4 + config.k_width & 3 == 0 and more == len(places) - 1
+        if write["end"]:
+            assert not waiting
+            segments.append((elements, words))
+            elements, words = {}, 0
     return segments
 
 
@@ -192,7 +190,9 @@ def beats_of(mask, dense, width, config):
 @pytest.mark.parametrize("name", ["small", "4 words"])
 @pytest.mark.parametrize(("density", "dense"), [(0, 0), (0.1, 0), (0.5, 0), (1, 0), (1, 1)])
 def test_load_a_pace(name, density, dense):
-    """A cycle for each word and one for each segment, or for each beat and one, whichever are more."""
+    """A cycle for each word, and one for a segment that ends in empty chunks, or for each beat and one, whichever are
+    more.
+    """
 
     async def body(ctx, dut, config, rng):
         rows, length = 12, 256
@@ -240,7 +240,7 @@ def test_bits_beyond_the_length(name):
 @pytest.mark.parametrize("idle", [0.0, 0.5])
 def test_load_b(name, idle):
     async def body(ctx, dut, config, rng):
-        n, pes = config.tile_columns, config.pes_per_lane
+        n, pes = config.tile_columns, config.pes_per_lane * config.load_slots
         for columns in [1, max(1, n // 3), n - 1, n]:
             count, bank, k = rng.randint(1, 4), rng.getrandbits(1), rng.randrange(config.k_depth - 4)
             lanes = rng.randint(1, (1 << config.lanes_per_cluster) - 1)

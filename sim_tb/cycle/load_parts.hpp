@@ -62,7 +62,7 @@ struct LoadA {
     size_t segment = 0;
     uint16_t bits = 0;
     bool held = false, is_last = false, ends = false;
-    enum State : uint8_t { HEAD, VALUES, END } state = HEAD;
+    enum State : uint8_t { HEAD, VALUES } state = HEAD;
 
     void create(const Config& c) {
         config = &c;
@@ -105,8 +105,7 @@ struct LoadA {
         const bool takes = put && (load.dense || valid);
 
         // what is written
-        const bool taken = state == HEAD;
-        bool segment_ends = false;
+        bool taken = state == HEAD, segment_ends = false;
         switch (state) {
             case HEAD:
                 if (held && bits) {
@@ -121,13 +120,14 @@ struct LoadA {
             case VALUES:
                 if (given) {
                     write({Kind::VALUE, 0, 0, 0, 0, nullptr});
-                    if (more < config->fetch_width) state = ends ? END : HEAD;
+                    if (more < config->fetch_width) {
+                        // a last chunk without values, if it waits, ends the segment as well
+                        taken = !ends && held && !bits;
+                        segment_ends = ends || taken;
+                        state = HEAD;
+                    }
                     more -= config->fetch_width;
                 }
-                break;
-            case END:
-                segment_ends = true;
-                state = HEAD;
                 break;
         }
         if (segment_ends) {
