@@ -237,7 +237,8 @@ class Drain(wiring.Component):
                     with m.If(part == parts - 1):
                         m.next = "COLUMNS"
             with m.State("COLUMNS"):
-                m.d.comb += [self.active.eq(1), self.request.eq(meta.final)]
+                # the END word leaves while the next lane is chosen: its START comes right behind
+                m.d.comb += [self.active.eq(1), self.request.eq(meta.final & columns.busy)]
                 with m.If(~columns.busy):
                     # the context's next row goes the same way through the PEs, behind what was just read
                     m.d.comb += ending.eq(1)
