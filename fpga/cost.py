@@ -14,6 +14,7 @@ from maskwork.rtl.array_harness import ArrayHarness
 from maskwork.rtl.cluster import Cluster
 from maskwork.rtl.lane import Lane
 from maskwork.rtl.pe import PE
+from maskwork.rtl.shared_weights import SharedWeights
 
 SKIPS = ("", "a", "ab", "ac", "abc")
 ROWS_IN_FLIGHT = (2, 4)
@@ -39,7 +40,8 @@ def cost_table(config: Config = STUDY, folder: str | None = None, progress: Prog
 
     Returns:
         One dict a configuration: skip, rows_in_flight, and for "pe" and "lane" luts, ffs, brams, dsps; ``lane_per_pe``
-        is the lane's LUTs divided by its PEs.
+        is the lane's LUTs divided by its PEs. With ``weight_lanes`` above 1 neither has its weights: these are
+        "shared_weights", of so many lanes.
     """
     table = []
     with scratch(folder) as build:
@@ -47,7 +49,10 @@ def cost_table(config: Config = STUDY, folder: str | None = None, progress: Prog
             for skip in SKIPS:
                 chosen = config.replace(skip=skip, rows_in_flight=rows)
                 row: dict[str, Any] = {"skip": skip, "rows_in_flight": rows}
-                for name, component in (("pe", PE(chosen)), ("lane", Lane(chosen))):
+                parts: dict[str, Any] = {"pe": PE(chosen), "lane": Lane(chosen)}
+                if config.weight_lanes > 1:
+                    parts["shared_weights"] = SharedWeights(chosen)
+                for name, component in parts.items():
                     progress(f'{name}, skip "{skip}", {rows} rows in flight')
                     cost = dataclasses.asdict(synthesise(component, f"{name}_{skip}_{rows}", Path(build)))
                     row[name] = {key: cost[key] for key in ("luts", "ffs", "brams", "dsps")}
@@ -82,7 +87,7 @@ def routed(
         name = "accelerator" if whole else "array"
         progress(f"synthesis of {config.name}")
         synthesise(Accelerator(config) if whole else ArrayHarness(config), name, Path(build))
-        lanes = r"(cluster\d+\.)?lane\d+\."
+        lanes = r"(cluster\d+\.)?(lane|weights)\d+\."
         tried = {}
         for seed in range(1, seeds + 1):
             progress(f"place and route of {config.name}, seed {seed}")

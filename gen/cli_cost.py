@@ -82,6 +82,9 @@ def _show_table(rows: list[dict[str, Any]]) -> None:
                  lane["dsps"], row["lane_per_pe"])  # fmt: skip
         table.add_row(row["skip"] or "none", *map(str, cells))
     common.console().print(table)
+    if shared := rows[0].get("shared_weights"):
+        click.echo(f"and the weights, which lanes share (weight_lanes): {shared['luts']} LUTs, {shared['ffs']} FFs and "
+                   f"{shared['brams']} BRAMs for so many lanes")  # fmt: skip
 
 
 def _show_budget(result: dict[str, Any]) -> None:
