@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 _CLUSTER = re.compile(r"cluster(\d+)\.")
-_LANE = re.compile(r"\.lane(\d+)\.")
+_LANE = re.compile(r"\.(?:lane|weights)(\d+)\.")
+"""A lane's, or those that it shares with its neighbour (``weight_lanes``)."""
+
 _PE = re.compile(r"\.pe(\d+)\.")
 
 FULL = 0.5

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from maskwork.gen import pack
 from maskwork.gen.chains import Chains
-from maskwork.gen.check_lanes import check_lanes, covered_rows
+from maskwork.gen.check_lanes import check_kind, check_lanes, covered_rows
 from maskwork.gen.check_masks import Slots, check_masks, mask_data, mask_fields
 from maskwork.gen.check_vector import check_vectors, vector_data, vector_fields
 from maskwork.gen.config import Config
@@ -215,9 +215,12 @@ class Legality:
             filled = self._banks[cluster, "C", g["c_bank"]].filled
             if g["use_c"] and g["c_row"] + g["rows"] > filled:
                 return f"c_row + rows must be at most the {filled} rows of C masks loaded, not {g['c_row'] + g['rows']}"
+            written = self._banks[cluster, "B", g["b_bank"]].written
             if g["m0_k"] or g["m1_k"] or g["m2_k"]:
+                if message := check_kind(config, written, bool(g["share"])):
+                    return message
                 continue
-            covered = covered_rows(config, self._banks[cluster, "B", g["b_bank"]].written, bool(g["share"]))
+            covered = covered_rows(config, written, bool(g["share"]))
             t1, t0 = np.meshgrid(np.arange(g["t1"] + 1), np.arange(g["t0"] + 1), indexing="ij")
             k = (g["k"] + t0 * g["t0_k"] + t1 * (g["t1_k"] + g["t0"] * g["t0_k"])) % covered.shape[1]
             if not covered[:, k].all():

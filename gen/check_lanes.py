@@ -26,7 +26,7 @@ def check_lanes(config: Config, f: Mapping[str, int]) -> str | None:
     if not is_apart(config, lanes):
         return None
     if any(lanes >> first & 3 == 3 for first in range(0, config.lanes_per_cluster, 2)):
-        return f"lanes must name both lanes of every pair that shares weights or none, or one of each, not {lanes:#x}"
+        return f"lanes must be whole pairs that share weights, or at most one lane of each pair, not {lanes:#x}"
     if end > config.apart.k_depth:
         return (f"k + rows must be at most k_depth / 2 = {config.apart.k_depth} for single lanes of a pair that shares "
                 f"weights, not {end}")  # fmt: skip
@@ -54,3 +54,13 @@ def covered_rows(config: Config, written: Sequence[tuple[int, int, int]], share:
     if config.weight_lanes == 1 or not share:
         return held == 1
     return np.stack([held[lane, half * (lane % 2) :][:half] == 2 for lane in range(lanes)])
+
+
+def check_kind(config: Config, written: Sequence[tuple[int, int, int]], share: bool) -> str | None:
+    """What is wrong with a RUN, shared or not, whose k changes from row to row, so that nobody knows which rows of B it
+    meets: with ``weight_lanes`` all of them must be loaded as it needs them.
+    """
+    if config.weight_lanes > 1 and any(is_apart(config, lanes) != share for lanes, _, _ in written):
+        return ("share must be 1 where lanes that share weights were loaded one by one, and 0 where they were not, not "
+                f"{int(share)}")  # fmt: skip
+    return None

@@ -97,7 +97,7 @@ class Compress(wiring.Component):
         self._split = self._wide and config.stream_words == 1
         """A raw sum takes two beats."""
         self.header_beats = header_beats(config)
-        self.gap = self.header_beats - 1
+        self.gap = max(1, self.header_beats - 1)
         self.value_gap = 1 if self._split else 0
         # bit 31 of every word is bit 30: one bit less in memory, where 33 would take another block RAM
         self._extends = not config.post and beat == 32 and config.acc_width < 32 and config.tile_columns < 31

@@ -121,9 +121,8 @@ class DelayLine(wiring.Component):
 class PostProcess(wiring.Component):
     """Bias, requantisation and clamp (rows with ``post``) or raw sums, then compression into RESULT packets.
 
-    One word a cycle, apart from ``Compress.gap`` cycles, one at least, after each END (and one after each VALUE that is
-    a raw sum of two beats); the first beat of a row is offered post_latency + ``Compress.header_beats`` + 5 cycles
-    after its END.
+    One word a cycle, apart from ``Compress.gap`` cycles after each END (and one after each VALUE that is a raw sum of
+    two beats); the first beat of a row is offered post_latency + ``Compress.header_beats`` + 5 cycles after its END.
     Nothing in the pipeline stalls: words are taken only while the result memory has room for all that is on its way.
 
     Parameters
@@ -243,11 +242,11 @@ class PostProcess(wiring.Component):
         if self._slack is not None:
             m.d.comb += self.i.ready.eq(1)
         else:
-            pause = Signal(range(max(1, compress.gap) + 1))
+            pause = Signal(range(compress.gap + 1))
             halt = ended | ((kind == PostKind.VALUE) & ~post) if compress.value_gap else ended
             m.d.sync += self.i.ready.eq(compress.room & ~halt & (pause == 0))
             with m.If(ended):
-                m.d.sync += pause.eq(max(1, compress.gap) - 1)
+                m.d.sync += pause.eq(compress.gap - 1)
             with m.Elif(pause != 0):
                 m.d.sync += pause.eq(pause - 1)
 

@@ -24,7 +24,8 @@ SETTLE = 7
 CHECKED = 2
 """Cycles from a header's last word, in its register, to what is known of the command: the command check's registers, or
 the clusters' state and then all of theirs. What the command before changed, which takes 4 cycles, shows by then: there
-is a header between. RUN's last words are not looked at."""
+is a header between, whose word 1 (all that is looked at of the banks' clusters) has been there for a cycle at least:
+LOADs have three words or more. RUN's last words are not looked at."""
 
 FILLED = 3
 """Cycles from a load's end until the last of its writes, if it did not fit, shows in ``full``."""

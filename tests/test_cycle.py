@@ -27,7 +27,7 @@ from .variants import CONFIGS as VARIANTS
 SMALL, TINY = preset("small"), preset("tiny")
 WIDE = TWO.replace(skip="ac", load_slots=2, stream_words=8)
 CONFIGS: dict[str, tuple[Config, int]] = {
-    "tiny": (TINY, 24),
+    "tiny": (TINY, 18),
     "small": (SMALL, 9),
     "small-train": (preset("small-train"), 6),
     "dense-small": (preset("dense-small"), 8),
@@ -39,7 +39,10 @@ CONFIGS: dict[str, tuple[Config, int]] = {
     "small-int16": (preset("small-int16"), 6),
     "sim-64-int16": (preset("sim-64-int16"), 3),
     **{name: (config, 10) for name, config in VARIANTS.items()},
-    "ac, 8 words": (WIDE, 12),
+    "ac, 8 words": (WIDE, 8),
+    "8 clusters, 4 words": (  # results of many clusters wait for the stream; a result's head is one beat
+        TWO.replace(lanes=16, stream_words=4, weight_lanes=2, load_slots=2, psum_in_pe=True), 10
+    ),
     "small buffers": (
         TINY.replace(
             lanes=2, lanes_per_cluster=2, queue_depth=64, fifo_depth=64, slots=32, skip="bc", fetch_width=8, run_depth=8

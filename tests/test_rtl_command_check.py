@@ -69,6 +69,16 @@ FIELDS = [
     (Op.RUN, {"rows": 5, "share": 1}, False),
 ]
 
+PAIRS = Config(lanes=8, k_depth=64, weight_lanes=2)
+"""2 clusters of 4 lanes, which share weights in pairs: 32 rows for a single one."""
+
+PAIR_FIELDS = [
+    *(({"lanes": lanes, "rows": 64}, False) for lanes in (3, 12, 15)),
+    *(({"lanes": lanes, "rows": 16, "k": 16}, False) for lanes in (1, 2, 4, 5, 6, 8, 9, 10)),
+    *(({"lanes": lanes, "rows": 17, "k": 16}, True) for lanes in (1, 2, 4, 5, 6, 8, 9, 10)),
+    *(({"lanes": lanes}, True) for lanes in (7, 11, 13, 14)),
+]
+
 
 def checked(config, cases):
     """Outputs of the check for (op, fields) in turn, each 2 cycles after its header."""
@@ -172,3 +182,9 @@ def test_command_check_of_masks(config):
         assert got["is_replay"] == (fields["kind"] == MaskKind.REPLAY)
         wrong.add(got["bad"])
     assert wrong == {0, 1}
+
+
+def test_lanes_that_share_weights():
+    cases = [(Op.LOAD_B, GOOD[Op.LOAD_B] | {"clusters": 3} | change) for change, _ in PAIR_FIELDS]
+    for (_, fields), (_, bad), got in zip(cases, PAIR_FIELDS, checked(PAIRS, cases), strict=True):
+        assert got["bad"] == bad, fields

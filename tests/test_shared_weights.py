@@ -5,15 +5,17 @@ import random
 import numpy as np
 import pytest
 from maskwork.fpga.synthesis import synthesise
-from maskwork.gen.check import check_program
+from maskwork.gen.check import Legality, check_bound, check_program
 from maskwork.gen.check_lanes import covered_rows
 from maskwork.gen.config import Config, preset
 from maskwork.gen.errors import ConfigError, ProgramError
 from maskwork.gen.execute import execute
+from maskwork.gen.isa import ISA_VERSION, Op, Reply
 from maskwork.gen.lower import lower_matmul
 from maskwork.gen.memories import memory_bits
 from maskwork.rtl.shared_weights import SharedWeights
 from maskwork.sim_tb.device import open_device
+from maskwork.sim_tb.packets import Packets, decode, joined
 
 from .contract import plain, simulate, ticks
 from .programs import sparse
@@ -108,6 +110,55 @@ def test_rules(op, changes, message):
     next(command for command in program.commands if command["op"] == op).update(changes)
     with pytest.raises(ProgramError, match=message):
         check_program(program)
+
+
+def mixed(config, share):
+    """Packets with loads for both lanes and for single ones in one bank, each used where the other left it."""
+    make, rng = Packets(config), np.random.default_rng(6)
+    a, both, own = (sparse(rng, shape) for shape in ((6, 8), (config.k_depth, 16), (16, 16)))
+    half = config.k_depth // 2
+    packets = [make.begin_packet(), make.load_a(a), make.load_b(both, lanes=3)]
+    if share:  # both lanes' halves, then rows behind the 8 that are used of the first
+        packets += [make.load_b(own, lanes=lane, append=1) for lane in (1, 2)]
+        packets.append(make.load_b(both[:4], lanes=3, k=half - 4, append=1))
+    else:  # only the second lane's half
+        packets.append(make.load_b(own, lanes=2, append=1))
+    packets.append(make.run(6, 16, row_words=30, share=share, k=0))
+    return [*packets, make.command(Op.SYNC, tag=1), make.command(Op.READ_COUNTERS)], a.astype(int) @ (
+        own[:8] if share else both[:8]
+    ).astype(int)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("share", [0, 1])
+def test_mixed_loads(share):
+    """A load for a single lane lies in its half, in both models as in the netlist."""
+    config = PAIRS.replace(lanes=2)
+    packets, expected = mixed(config, share)
+    words, last = joined(config, packets)
+    check_bound(config, words, last)
+    replies = {}
+    for target in ("golden", "cycle", "rtl"):
+        with open_device(target, config) as device:
+            out = device.execute(words, last)
+        packets = np.split(out[0], (np.flatnonzero(out[1]) + 1)[:-1] * config.stream_words)
+        replies[target] = [decode(config, packet) for packet in packets]
+        rows = [r for r in replies[target] if r["reply"] == Reply.RESULT]
+        assert len(rows) == (12 if share else 6)
+        assert all((r["columns"][:16] == expected[r["row"]]).all() for r in rows), target
+    counters = [next(r for r in replies[t] if r["reply"] == Reply.COUNTERS) for t in ("cycle", "rtl")]
+    assert counters[0] == counters[1]
+
+
+def test_runs_whose_k_changes_from_row_to_row():
+    legality = Legality(PAIRS.replace(lanes=2))
+    fields = {"clusters": 1, "columns": 15, "first": 1, "final": 1, "rows": 1, "row_words": 9, "m0_k": 1}
+    loads = {"clusters": 1, "segments": 1, "length": 1}, {"clusters": 1, "rows": 32, "lanes": 3, "columns": 16}
+    begin = {"version": ISA_VERSION, "config": legality.config.hash}
+    for op, changes in zip((Op.BEGIN, Op.LOAD_A, Op.LOAD_B, Op.RUN), (begin, *loads, fields), strict=True):
+        assert legality.step(op, changes) is None
+    assert legality.unchecked(fields) is None
+    assert "share must be 1 where lanes that share weights were" in str(legality.unchecked({**fields, "share": 1}))
 
 
 @pytest.mark.slow

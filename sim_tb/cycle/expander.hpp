@@ -90,9 +90,8 @@ void Lane::step(Time now, uint32_t release, Reason outer) {
         made.end = ends;
         if (load) {
             const int element = config->skip_a ? std::countr_zero(bits) : index;
-            // of lanes that share weights, each has its share of the rows where they differ
-            const int depth = context_row[reading]->share ? config->k_depth / config->weight_lanes : config->k_depth;
-            made.k = static_cast<uint16_t>((chunk_k + element) & (depth - 1));
+            const int k = (chunk_k + element) & (config->k_depth - 1);
+            made.k = static_cast<uint16_t>(context_row[reading]->share ? config->own_rows(number, k) : k);
             made.nonzero = chunk_nonzero >> element & 1;
         }
     }

@@ -337,6 +337,12 @@ struct LoadB {
         return asked;
     }
 
+    // Whether a lane takes the load without the other with which it shares its weights.
+    bool lane_is_alone(int number) const {
+        const int lane = number & (config->lanes_per_cluster - 1);
+        return config->weight_lanes > 1 && (load.lanes >> (lane & ~1) & 3) != 3;
+    }
+
     uint32_t ones(int word) const {
         const int left = config->columns() - 32 * word;
         return left >= 32 ? ~0u : (1u << left) - 1;
@@ -354,9 +360,10 @@ struct LoadB {
             }
         }
         ++row;
-        const size_t base = static_cast<size_t>((load.bank * config->k_depth + k) * pes);
         const int last_slot = (load.length - 1) >> log2_of(pes);
         for (Lane* lane : targets) {
+            const int own = lane_is_alone(lane->number) ? config->own_rows(lane->number, k) : k;
+            const size_t base = static_cast<size_t>((load.bank * config->k_depth + own) * pes);
             for (int n = 0; n < pes; ++n) {
                 lane->b_mask[base + static_cast<size_t>(n)] = of_pe[n];
                 lane->b_nonzero[base + static_cast<size_t>(n)] = nonzero[n];

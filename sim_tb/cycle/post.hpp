@@ -42,7 +42,7 @@ struct Post {
         const int words = c.stream_words;
         latency = c.post ? POST_LATENCY + (c.acc_width > 32) : 0;
         header_beats = (2 + c.mask_words() + words - 1) / words;
-        gap = header_beats - 1;
+        gap = std::max(1, header_beats - 1);
         const bool wide = c.acc_width > 32;
         split = wide && words == 1;
         fields = c.post ? c.per_word(c.a_width) : 1;

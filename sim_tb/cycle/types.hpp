@@ -58,6 +58,11 @@ struct Config {
     int mask_words() const { return (columns() + 31) / 32; }
     int beat_bits() const { return 32 * stream_words; }
     int per_word(int width) const { return std::max(1, 32 / width); }
+    // Row k of a lane that has rows of its own in weights that it shares.
+    int own_rows(int lane, int k) const {
+        const int depth = k_depth / weight_lanes;
+        return (k & (depth - 1)) + (weight_lanes > 1 ? depth * (lane & 1) : 0);
+    }
 };
 
 inline int clog2(int count) { return std::max<int>(1, std::bit_width(static_cast<unsigned>(count - 1))); }

@@ -253,7 +253,7 @@ class Interpreter:
         banks = [cluster.b[fields["bank"]] for cluster in self._selected(fields)]
         rows, k = fields["rows"], fields["k"]
         require(rows >= 1 and k + rows <= config.k_depth, Fault.BAD_FIELD)
-        self._check_pairs(fields["lanes"], k + rows)
+        alone = self._check_pairs(fields["lanes"], k + rows)
         self._check_lanes_and_columns(fields)
         require(bool(fields["dense"]) or "b" in config.skip, Fault.BAD_FIELD)
         self._check_banks(banks, fields["append"])
@@ -272,19 +272,19 @@ class Interpreter:
                 if lane not in bank.lanes:
                     shape = (config.k_depth, config.tile_columns)
                     bank.lanes[lane] = np.zeros(shape), np.zeros(shape)
+                first = k + (lane % 2 * config.k_depth // 2 if alone else 0)
                 for array, data in zip(bank.lanes[lane], (values, present), strict=True):
-                    array[k : k + rows] = 0
-                    array[k : k + rows, : fields["columns"]] = data
+                    array[first : first + rows] = 0
+                    array[first : first + rows, : fields["columns"]] = data
             bank.loaded = bank.fresh = True
 
-    def _check_pairs(self, lanes: int, end: int) -> None:
-        """Lanes that share weights are loaded together, or each with its share of the rows."""
+    def _check_pairs(self, lanes: int, end: int) -> bool:
+        """Lanes that share weights are loaded together, or alone (the answer), each with its half of the rows."""
         config = self.config
-        if config.weight_lanes == 1:
-            return
         pairs = [lanes >> first & 3 for first in range(0, config.lanes_per_cluster, 2)]
-        if 1 in pairs or 2 in pairs:
-            require(3 not in pairs and end <= config.k_depth // 2, Fault.BAD_FIELD)
+        alone = config.weight_lanes > 1 and (1 in pairs or 2 in pairs)
+        require(not alone or (3 not in pairs and end <= config.k_depth // 2), Fault.BAD_FIELD)
+        return alone
 
     def _load_c(self, fields: Fields, payload: Words) -> None:
         config = self.config

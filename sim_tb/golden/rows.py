@@ -75,7 +75,9 @@ class ABank(Bank):
 
 @dataclass
 class BBank(Bank):
-    """Weights: by lane, values and presence, shape (k_depth, tile_columns) each. Lanes never written hold nothing."""
+    """Weights: by lane, values and presence, shape (k_depth, tile_columns) each. Lanes never written hold nothing. Of
+    two lanes that share weights (``weight_lanes``) the second's own rows lie in its second half.
+    """
 
     lanes: dict[int, tuple[Float64Array, Float64Array]] = field(default_factory=dict)
 
@@ -153,13 +155,15 @@ def run_cluster(
     multiplies = 0
     bank = cluster.a[run["a_bank"]]
     activations = bank.arrays()
-    # of lanes that share weights, each has its share of the rows where they differ
-    depth = config.k_depth // (config.weight_lanes if shared else 1)
+    # of lanes that share weights, each has a half of the rows where they differ
+    halves = config.weight_lanes if shared else 1
+    depth = config.k_depth // halves
     for taps in _taps(run, depth, activations[0].shape, np.flatnonzero(wanted.any(axis=1))):
         for lane in lanes:
             weights = cluster.b[run["b_bank"]].lanes.get(lane)
             if weights is not None:
-                own = weights[0][:depth], weights[1][:depth]
+                first = lane % halves * depth
+                own = weights[0][first : first + depth], weights[1][first : first + depth]
                 multiplies += _accumulate(sums[lane], wanted, activations, own, taps, counting)
     if not run["final"]:
         cluster.psum = sums
