@@ -24,6 +24,9 @@ _TRIES = 5
 _MOST_PLANS = 6
 """Plans that are worth a simulation."""
 
+_FEW_ROWS = 4
+"""Rows a lane, below which the last of them leave many lanes without one."""
+
 _NEAR = 1.3
 """Expected cycles of such plans, at most, of the best one's."""
 
@@ -104,7 +107,10 @@ def _shares(problem: Problem) -> list[str]:
     possible = not problem.use_c and config.lanes_per_cluster > 1 and n >= config.lanes_per_cluster
     if mode == "cluster":
         return ["cluster"] if possible else []
-    return ["no", "cluster"] if mode == "auto" and possible else ["no"]
+    # one N tile for all lanes: to share rows pays where there are too few of them for so many lanes
+    taps = sum(len(y.taps) for y in problem.ys) * sum(len(x.taps) for x in problem.xs)
+    pays = n > config.tile_columns or problem.channels * taps < _FEW_ROWS * config.lanes
+    return ["no", "cluster"] if mode == "auto" and possible and pays else ["no"]
 
 
 def _plans(problem: Problem, y: Phase, x: Phase, share: str) -> Iterator[Plan]:

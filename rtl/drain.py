@@ -5,6 +5,7 @@ from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
 from maskwork.rtl.bit_iterator import BitIterator
+from maskwork.rtl.compress import header_beats
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.layouts import NO_CHECK, clog2, row_meta_layout
 from maskwork.rtl.pe import DRAIN_READ_LATENCY, context_width, sum_layout, upper_width
@@ -237,8 +238,10 @@ class Drain(wiring.Component):
                     with m.If(part == parts - 1):
                         m.next = "COLUMNS"
             with m.State("COLUMNS"):
-                # the END word leaves while the next lane is chosen: its START comes right behind
-                m.d.comb += [self.active.eq(1), self.request.eq(meta.final & columns.busy)]
+                # the END word leaves while the next lane is chosen, so that its START comes right behind; not where a
+                # result's head takes so long that words would fill the queue behind the lanes, and `space` fall
+                holds = columns.busy if header_beats(config) <= 2 else 1
+                m.d.comb += [self.active.eq(1), self.request.eq(meta.final & holds)]
                 with m.If(~columns.busy):
                     # the context's next row goes the same way through the PEs, behind what was just read
                     m.d.comb += ending.eq(1)

@@ -27,7 +27,7 @@ from .variants import CONFIGS as VARIANTS
 SMALL, TINY = preset("small"), preset("tiny")
 WIDE = TWO.replace(skip="ac", load_slots=2, stream_words=8)
 CONFIGS: dict[str, tuple[Config, int]] = {
-    "tiny": (TINY, 18),
+    "tiny": (TINY, 16),
     "small": (SMALL, 9),
     "small-train": (preset("small-train"), 6),
     "dense-small": (preset("dense-small"), 8),
@@ -38,7 +38,7 @@ CONFIGS: dict[str, tuple[Config, int]] = {
     "tang-nano-9k": (preset("tang-nano-9k"), 6),
     "small-int16": (preset("small-int16"), 6),
     "sim-64-int16": (preset("sim-64-int16"), 3),
-    **{name: (config, 10) for name, config in VARIANTS.items()},
+    **{name: (config, 12 if name == "b-4-2" else 10) for name, config in VARIANTS.items()},
     "ac, 8 words": (WIDE, 8),
     "8 clusters, 4 words": (  # results of many clusters wait for the stream; a result's head is one beat
         TWO.replace(lanes=16, stream_words=4, weight_lanes=2, load_slots=2, psum_in_pe=True), 10

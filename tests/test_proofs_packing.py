@@ -33,7 +33,8 @@ def gearbox(config: Config, component=Gearbox):
     kind = Signal()  # of the values: it changes with `clear`
     p.assume(dut.is_b == kind)
     p.assume(due + dut.announce < 1 << len(dut.announce))
-    p.assume(dut.hold | (dut.announce == 0))
+    p.assume(dut.hold | dut.row | (dut.announce == 0))
+    p.assume(~dut.row | (~dut.hold & (due == fresh)))  # a row begins behind all that were announced
     m.d.sync += [due.eq(due + dut.announce - fresh), held.eq(held + fresh - take)]
 
     marking, at = p.free(1, "marking"), p.free(range(max(map(len, fields.values()))), "at")
@@ -54,6 +55,7 @@ def gearbox(config: Config, component=Gearbox):
     p.claim(dut.want | dut.hold | (held - take > dut.most))  # never waits while there is room
     p.cover(marked & (ahead < take) & (ahead == dut.most - 1))
     p.cover(held == dut.most + len(fields[0]))
+    p.cover(dut.row & put & (due > 1))
     return p
 
 
@@ -78,6 +80,7 @@ def test_gearbox(tmp_path, name):
         ("base.eq(self.count - take)", "base.eq(self.count)"),
         ("following > whole", "following >= whole"),
         ("left > 2 * whole", "left >= 2 * whole"),
+        ("self.announce > whole", "self.announce >= whole"),
     ],
 )
 def test_gearbox_mutants(tmp_path, old, new):

@@ -147,7 +147,8 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
     bool offer = false, given = false;
     uint32_t mask = 0;
     const Lane::DrainState state = lane.drain_state;
-    out.request = row.final && state >= L::D_REQUEST && (state < L::D_COLUMNS || (state == L::D_COLUMNS && was_busy));
+    const bool holds = was_busy || config.header_beats() > 2;
+    out.request = row.final && state >= L::D_REQUEST && (state < L::D_COLUMNS || (state == L::D_COLUMNS && holds));
     switch (state) {
         case L::D_META:
             lane.drain_state = L::D_ROW;

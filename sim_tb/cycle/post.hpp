@@ -41,7 +41,7 @@ struct Post {
         config = &c;
         const int words = c.stream_words;
         latency = c.post ? POST_LATENCY + (c.acc_width > 32) : 0;
-        header_beats = (2 + c.mask_words() + words - 1) / words;
+        header_beats = c.header_beats();
         gap = std::max(1, header_beats - 1);
         const bool wide = c.acc_width > 32;
         split = wide && words == 1;

@@ -57,6 +57,7 @@ struct Config {
     int sum_rows() const { return psum_in_pe ? psum_rows : rings; }
     int mask_words() const { return (columns() + 31) / 32; }
     int beat_bits() const { return 32 * stream_words; }
+    int header_beats() const { return (2 + mask_words() + stream_words - 1) / stream_words; }   // of a RESULT
     int per_word(int width) const { return std::max(1, 32 / width); }
     // Row k of a lane that has rows of its own in weights that it shares.
     int own_rows(int lane, int k) const {
