@@ -22,6 +22,11 @@ SURE = 1.05
 SAMPLE = 12_000_000
 """Products of a trial, about: whole chains of K tiles, two at least."""
 
+CLOSE = 0.97
+"""Pace of a plan that is tried again with :data:`AGAIN` times the products, at least, of the fastest's."""
+
+AGAIN = 5
+
 LONGEST = 60_000_000
 """Products of a trial, at most, about, where chains are long: one has to do, or a part of it."""
 
@@ -53,15 +58,18 @@ class Trial:
     """What the beginning of a program says.
 
     Members:
-        pace: products that it computes in a cycle.
+        multiplies, taken: products that it computes, in so many cycles.
         cycles: of the whole program, if all its chains take as long.
     """
 
-    pace: float
+    multiplies: int
+    taken: int
     cycles: float
 
 
-def trial(program: Program, values: Mapping[str, NDArray[Any]], products: float, most: float = inf) -> Trial | None:
+def trial(
+    program: Program, values: Mapping[str, NDArray[Any]], products: float, most: float = inf, sample: float = SAMPLE
+) -> Trial | None:
     """Simulate the beginning of a program; None where the operands do not fit the banks.
 
     Args:
@@ -69,11 +77,12 @@ def trial(program: Program, values: Mapping[str, NDArray[Any]], products: float,
         values: its operands.
         products: effectual products of the whole program, about.
         most: products of the trial, at most, about: one chain has to do, or a part of it, if two have more.
+        sample: products of the trial, about.
     """
     from maskwork.sim_tb.cycle import simulate
 
     chains = beginning(program, 1)[1]
-    number = max(2, round(SAMPLE * chains / products))
+    number = max(2, round(sample * chains / products))
     if number * products > most * chains:
         number = max(1, int(most * chains / products))
     tried, _ = beginning(program, number)
@@ -86,7 +95,7 @@ def trial(program: Program, values: Mapping[str, NDArray[Any]], products: float,
         counters = simulate(program.config, bound.words, bound.last)
     except BankOverflow:
         return None
-    return Trial(counters["multiply"] / counters["cycles"], counters["cycles"] / share)
+    return Trial(counters["multiply"], counters["cycles"], counters["cycles"] / share)
 
 
 def fastest(
@@ -114,15 +123,32 @@ def fastest(
     inner = float(np.prod([float(size) for size in program.operands["b"]["shape"]]))
     positions = float(np.prod([float(size) for size in program.outputs["c"]["shape"][:-1]]))
     products = inner * positions * density[0] * density[1] * density[2]
-    best, most = plans[0], 0.0
-    for plan in plans:
+
+    def run(plan: P, sample: float) -> Trial | None:
         schedule(plan)
-        tried = trial(program, values, products, LONGEST if few_chains else inf)
+        tried = trial(program, values, products, LONGEST if few_chains else inf, sample)
         program.commands, program.results, scheduler.finals = list(before), list(results), finals
-        if tried is not None:
-            pace = products / tried.cycles if few_chains else tried.pace
-            if few_chains and plan is not plans[0]:
-                pace /= SURE
-            if pace > most:
-                best, most = plan, pace
+        return tried
+
+    def pace(plan: P, tried: Trial | None) -> float:
+        if tried is None:
+            return 0.0
+        if not few_chains:
+            return tried.multiplies / tried.taken
+        return products / tried.cycles / (1 if plan is plans[0] else SURE)
+
+    trials = [run(plan, SAMPLE) for plan in plans]
+    paces = [pace(plan, tried) for plan, tried in zip(plans, trials, strict=True)]
+    best = plans[paces.index(max(paces))]
+    if few_chains or products <= 2 * SAMPLE:
+        return best
+    most = 0.0
+    for plan, short, own in zip(plans, trials, paces, strict=True):
+        if short is None or own < CLOSE * max(paces):
+            continue
+        long = run(plan, AGAIN * SAMPLE)
+        if long is not None and long.taken > short.taken:  # what came after the first chains: banks were loaded then
+            later = (long.multiplies - short.multiplies) / (long.taken - short.taken)
+            if later > most:
+                best, most = plan, later
     return best
