@@ -68,7 +68,7 @@ class Trial:
 
 
 def trial(
-    program: Program, values: Mapping[str, NDArray[Any]], products: float, most: float = inf, sample: float = SAMPLE
+    program: Program, values: Mapping[str, NDArray[Any]], products: float, most: float = inf, again: int = 1
 ) -> Trial | None:
     """Simulate the beginning of a program; None where the operands do not fit the banks.
 
@@ -77,12 +77,12 @@ def trial(
         values: its operands.
         products: effectual products of the whole program, about.
         most: products of the trial, at most, about: one chain has to do, or a part of it, if two have more.
-        sample: products of the trial, about.
+        again: the trial is so many times as long as :data:`SAMPLE` says.
     """
     from maskwork.sim_tb.cycle import simulate
 
     chains = beginning(program, 1)[1]
-    number = max(2, round(sample * chains / products))
+    number = max(2, round(again * SAMPLE * chains / products))
     if number * products > most * chains:
         number = max(1, int(most * chains / products))
     tried, _ = beginning(program, number)
@@ -124,9 +124,9 @@ def fastest(
     positions = float(np.prod([float(size) for size in program.outputs["c"]["shape"][:-1]]))
     products = inner * positions * density[0] * density[1] * density[2]
 
-    def run(plan: P, sample: float) -> Trial | None:
+    def run(plan: P, again: int) -> Trial | None:
         schedule(plan)
-        tried = trial(program, values, products, LONGEST if few_chains else inf, sample)
+        tried = trial(program, values, products, LONGEST if few_chains else inf, again)
         program.commands, program.results, scheduler.finals = list(before), list(results), finals
         return tried
 
@@ -137,7 +137,7 @@ def fastest(
             return tried.multiplies / tried.taken
         return products / tried.cycles / (1 if plan is plans[0] else SURE)
 
-    trials = [run(plan, SAMPLE) for plan in plans]
+    trials = [run(plan, 1) for plan in plans]
     paces = [pace(plan, tried) for plan, tried in zip(plans, trials, strict=True)]
     best = plans[paces.index(max(paces))]
     if few_chains or products <= 2 * SAMPLE:
@@ -146,7 +146,7 @@ def fastest(
     for plan, short, own in zip(plans, trials, paces, strict=True):
         if short is None or own < CLOSE * max(paces):
             continue
-        long = run(plan, AGAIN * SAMPLE)
+        long = run(plan, AGAIN)
         if long is not None and long.taken > short.taken:  # what came after the first chains: banks were loaded then
             later = (long.multiplies - short.multiplies) / (long.taken - short.taken)
             if later > most:
