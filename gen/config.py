@@ -344,7 +344,7 @@ _preset(
 )  # fmt: skip
 _preset(
     Config(name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,
-           k_depth=64, a_depth=256, a_segments=16, c_rows=16, psum_rows=16, fifo_depth=128, run_depth=2,
+           k_depth=64, a_depth=256, a_segments=16, c_rows=16, psum_rows=16, fifo_depth=64, run_depth=2,
            fetch_width=2, a_width=8, b_width=8, lut_ram=False, a_spram=True, post=False, counters=False),
     "2 PEs for an iCE40UP5K: raw sums only, no counters",
 )  # fmt: skip
