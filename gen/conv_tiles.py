@@ -11,10 +11,10 @@ from maskwork.gen.config import CHUNK, Config
 from maskwork.gen.lower_costs import LOAD_OVERHEAD, RUN_OVERHEAD, Costs, Density, total
 from maskwork.gen.lower_schedule import k_limit, result_words, traffic
 
-MOST_PLANS = 10
+MOST_PLANS = 8
 """Plans that are worth a simulation."""
 
-NEAR = 1.3
+NEAR = 1.2
 """Expected cycles of such plans, at most, of the best one's."""
 
 

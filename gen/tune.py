@@ -22,15 +22,6 @@ SURE = 1.05
 SAMPLE = 12_000_000
 """Products of a trial, about: whole chains of K tiles, two at least."""
 
-CLOSE = 0.97
-"""Pace of a plan that is tried again, at least, of the fastest's."""
-
-AGAIN = 4
-"""Times as many products of that trial."""
-
-MOST_AGAIN = 3
-"""Plans that are tried again."""
-
 LONGEST = 60_000_000
 """Products of a trial, at most, about, where chains are long: one has to do, or a part of it."""
 
@@ -62,18 +53,15 @@ class Trial:
     """What the beginning of a program says.
 
     Members:
-        multiplies, taken: products that it computes, in so many cycles.
+        pace: products that it computes in a cycle.
         cycles: of the whole program, if all its chains take as long.
     """
 
-    multiplies: int
-    taken: int
+    pace: float
     cycles: float
 
 
-def trial(
-    program: Program, values: Mapping[str, NDArray[Any]], products: float, most: float = inf, again: int = 1
-) -> Trial | None:
+def trial(program: Program, values: Mapping[str, NDArray[Any]], products: float, most: float = inf) -> Trial | None:
     """Simulate the beginning of a program; None where the operands do not fit the banks.
 
     Args:
@@ -81,12 +69,11 @@ def trial(
         values: its operands.
         products: effectual products of the whole program, about.
         most: products of the trial, at most, about: one chain has to do, or a part of it, if two have more.
-        again: the trial is so many times as long as :data:`SAMPLE` says.
     """
     from maskwork.sim_tb.cycle import simulate
 
     chains = beginning(program, 1)[1]
-    number = max(2, round(again * SAMPLE * chains / products))
+    number = max(2, round(SAMPLE * chains / products))
     if number * products > most * chains:
         number = max(1, int(most * chains / products))
     tried, _ = beginning(program, number)
@@ -99,7 +86,7 @@ def trial(
         counters = simulate(program.config, bound.words, bound.last)
     except BankOverflow:
         return None
-    return Trial(counters["multiply"], counters["cycles"], counters["cycles"] / share)
+    return Trial(counters["multiply"] / counters["cycles"], counters["cycles"] / share)
 
 
 def fastest(
@@ -127,31 +114,15 @@ def fastest(
     inner = float(np.prod([float(size) for size in program.operands["b"]["shape"]]))
     positions = float(np.prod([float(size) for size in program.outputs["c"]["shape"][:-1]]))
     products = inner * positions * density[0] * density[1] * density[2]
-
-    def run(plan: P, again: int) -> Trial | None:
+    best, most = plans[0], 0.0
+    for plan in plans:
         schedule(plan)
-        tried = trial(program, values, products, LONGEST if few_chains else inf, again)
+        tried = trial(program, values, products, LONGEST if few_chains else inf)
         program.commands, program.results, scheduler.finals = list(before), list(results), finals
-        return tried
-
-    def pace(plan: P, tried: Trial | None) -> float:
-        if tried is None:
-            return 0.0
-        if not few_chains:
-            return tried.multiplies / tried.taken
-        return products / tried.cycles / (1 if plan is plans[0] else SURE)
-
-    trials = [run(plan, 1) for plan in plans]
-    paces = [pace(plan, tried) for plan, tried in zip(plans, trials, strict=True)]
-    best = plans[paces.index(max(paces))]
-    if few_chains or products <= 2 * SAMPLE:
-        return best
-    close = sorted((n for n, own in enumerate(paces) if own >= CLOSE * max(paces)), key=lambda n: -paces[n])
-    most = 0.0
-    for n in close[:MOST_AGAIN] if len(close) > 1 else []:
-        short, long = trials[n], run(plans[n], AGAIN)
-        if short and long and long.taken > short.taken:  # what came after the first chains: banks were loaded then
-            later = (long.multiplies - short.multiplies) / (long.taken - short.taken)
-            if later > most:
-                best, most = plans[n], later
+        if tried is not None:
+            pace = products / tried.cycles if few_chains else tried.pace
+            if few_chains and plan is not plans[0]:
+                pace /= SURE
+            if pace > most:
+                best, most = plan, pace
     return best
