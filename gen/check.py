@@ -165,10 +165,10 @@ class Legality:
         amount = f["segments"] if op == Op.LOAD_A else f["rows"]
         if op == Op.LOAD_C:
             self._chains.load_c(f["bank"], clusters)
-        limit = {"A": config.a_segments, "B": 0, "C": config.c_rows}[buffer]
+        limit = {"A": config.a_segments, "C": config.c_rows}.get(buffer)  # rows of B have places of their own
         for bank in banks:
             filled = amount + (bank.filled if f["append"] else 0)
-            if buffer != "B" and filled > limit:
+            if limit is not None and filled > limit:
                 name = "segments must be at most a_segments" if buffer == "A" else "rows must be at most c_rows"
                 return (Fault.BUFFER_FULL if f["append"] else Fault.BAD_FIELD), f"{name} = {limit}, not {filled}"
         for bank in banks:

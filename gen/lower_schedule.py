@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from maskwork.gen import pack
 from maskwork.gen.config import CHUNK, Config
-from maskwork.gen.isa import ISA_VERSION, LEVELS
+from maskwork.gen.isa import ISA_VERSION, LEVELS, REPLIES, Reply
 from maskwork.gen.lower_post import Post, tile_seed
 from maskwork.gen.program import Program
 from numpy.typing import NDArray
@@ -342,7 +342,7 @@ def traffic(a_words: float, b_words: float, blocks: int, na: int, nk: int, nn: i
 def result_words(config: Config, packets: float, values: float) -> float:
     """Words of so many result packets with so many nonzero values altogether."""
     sw = config.stream_words
-    head = pack.pad_words(2 + config.mask_words, sw)
+    head = pack.pad_words(REPLIES[Reply.RESULT].words + config.mask_words, sw)
     return packets * (head + (sw - 1) / 2) + values * (2 if config.acc_width > 32 else 1)
 
 

@@ -191,9 +191,9 @@ class Cluster(wiring.Component):
         b_write = Signal(b_write_layout(config))
         b_selected = Signal()
         m.d.sync += [b_write.eq(self.b_write), b_selected.eq(self.b_selected)]
-        # a ring wants a row once it runs low, if the whole row fits; the rings are looked at one after the other
         if config.weight_lanes > 1:
             self._share_weights(m, lanes, b_write, b_selected, platform)
+        # a ring wants a row once it runs low, if the whole row fits; the rings are looked at one after the other
         rings, words = config.rows_in_flight, ring_words(config)
         count = len(lanes) * rings
         margin = count + COPY_LATENCY + 4  # what is written until a ring is looked at again, and what is under way

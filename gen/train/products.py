@@ -118,11 +118,12 @@ class Products:
     def _piece(self, piece: Piece, a: Any, b: Any, mask: BoolArray | None, result: Int64Array) -> dict[str, Any]:
         own_a, own_b = piece.a(a), piece.b(b)
         work = piece.make(own_a != 0, own_b != 0, piece.c(mask), False)
-        if work.key not in self._programs:
+        key = work.key  # looks at the masks
+        if key not in self._programs:
             if len(self._programs) >= _PROGRAMS:
                 del self._programs[next(iter(self._programs))]
-            self._programs[work.key] = work.lower(self.config, trust=False)
-        program = self._programs[work.key]
+            self._programs[key] = work.lower(self.config, trust=False)
+        program = self._programs[key]
         exchanged = isinstance(work, WeightGradWork) and work.exchanged
         if exchanged:
             own_a, own_b = own_b, own_a
