@@ -1,6 +1,8 @@
 // A cluster: lanes, their feeding, and what they share (rtl/cluster.py, copier.py, banks.py).
 #pragma once
 
+#include <span>
+
 #include "fetch_serial.hpp"
 #include "post.hpp"
 
@@ -18,8 +20,10 @@ struct Cluster {
     const Config* config;
     Totals* totals;
     int number = 0;
-    std::vector<Lane> lanes;
-    std::array<Times, MAX_LANES> times;
+    std::span<Lane> lanes;
+    Front* front = nullptr;             // of the lanes, its first one is number `first` there
+    int first = 0;
+    Shared shared;
     SerialFetch fetch;
     Post post;
 
@@ -48,6 +52,7 @@ struct Cluster {
     Delay<Copied, 4> copied;            // at(2): the word at the lanes
     Time copied_until = LONG_AGO;       // words are on their way up to this cycle
     int copying[2] = {};
+    Copied leaves_copier;               // in this cycle
 
     // scan of the rings
     int ring_shift = 0;                 // divisions would be most of a cycle's work
@@ -62,20 +67,20 @@ struct Cluster {
     bool word_valid = false;
 
     // banks
-    int bank_rows[2] = {};              // rows in the lanes
     int waiting_a[2] = {}, waiting_b[2] = {}, waiting_c[2] = {};
-    bool running = false;
+    bool running = false, was_active = false;
     uint32_t pending = 0;               // rings: a row was announced and has not started
-    Reason outer = IDLE;
     bool loading = false;
     bool run_space_before = true;       // register between the RUN FIFO and the sequencer
 
-    void create(const Config& c, Totals& t, int n) {
+    void create(const Config& c, Totals& t, int n, std::span<Lane> its_lanes, Front& its_front, int its_first) {
         config = &c;
         totals = &t;
         number = n;
-        lanes.resize(static_cast<size_t>(c.lanes_per_cluster));
-        for (int lane = 0; lane < c.lanes_per_cluster; ++lane) lanes[static_cast<size_t>(lane)].create(c, t, lane, times[static_cast<size_t>(lane)], bank_rows);
+        lanes = its_lanes;
+        front = &its_front;
+        first = its_first;
+        for (int lane = 0; lane < c.lanes_per_cluster; ++lane) lanes[static_cast<size_t>(lane)].create(c, t, lane, shared);
         ring_shift = log2_of(c.rings);
         fetch.create(c);
         post.create(c);
@@ -88,13 +93,8 @@ struct Cluster {
         if (run.fields[USE_C]) ++waiting_c[run.fields[C_BANK]];
     }
 
-    bool lanes_use(int bank) const { return bank_rows[bank] != 0; }
-    bool draining() const {
-        for (const Lane& lane : lanes) {
-            if (lane.undrained) return true;
-        }
-        return false;
-    }
+    bool lanes_use(int bank) const { return shared.bank_rows[bank] != 0; }
+    bool draining() const { return shared.undrained != 0; }
     bool working() const { return lanes_use(0) || lanes_use(1) || draining(); }
     bool post_busy() const { return post.waits() || word_valid || post.busy() || draining(); }
 
@@ -119,11 +119,11 @@ struct Cluster {
 
     void set_outer(Time now, bool load) {
         const Reason next = load && !running ? LOAD : running ? DISPATCH : IDLE;
-        if (next == outer) return;
+        if (next == shared.outer) return;
         for (Lane& lane : lanes) {
-            if (lane.reason == OUTER) lane.account(now, outer);
+            if (lane.reason == OUTER) lane.account(now);
         }
-        outer = next;
+        shared.outer = next;
     }
 
     // One ring is looked at in every cycle; what follows from that shows three cycles later.
@@ -143,22 +143,14 @@ struct Cluster {
     }
 
     void step(Time now, bool load, bool beat_leaves) {
-        const auto number_of_lanes = static_cast<size_t>(config->lanes_per_cluster);
         set_outer(now, load);
         const bool active = fetch.active(), was_working = working();
         const int old_row_words = fetch.row_words;
         // ---- drains, and the arbiter
-        uint32_t release[MAX_LANES], asking = 0;
+        uint32_t asking = 0;
         PostWord drained;
-        const bool rows_space = post.space, scrubs = lanes[0].drain_state == Lane::D_SCRUB;
-        for (size_t n = 0; n < number_of_lanes; ++n) {
-            release[n] = 0;
-            if (times[n].drain_at > now) continue;
-            const DrainOut out = step_drain(lanes[n], now, rows_space, granted >> n & 1, outer);
-            release[n] = out.release;
-            asking |= static_cast<uint32_t>(out.request) << n;
-            if (out.word.kind != PostKind::NONE) drained = out.word;
-        }
+        const bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
+        if (shared.drain_at <= now) step_drains(now, asking, drained);
         if (word_valid || !post.rests(now)) post.step(now, word_valid ? &word : nullptr, beat_leaves);
         word = drained;
         word_valid = drained.kind != PostKind::NONE;
@@ -220,42 +212,68 @@ struct Cluster {
 
         look_at_ring(now, old_row_words, scrubs);
 
-        // ---- lanes
-        for (size_t n = 0; n < number_of_lanes; ++n) {
-            if (times[n].sleep_until > now && !release[n]) continue;
+        leaves_copier = out;
+        was_active = active || was_working;
+    }
+
+    // The drains of the lanes: which of them ask for post-processing, and what one of them gives it.
+    void step_drains(Time now, uint32_t& asking, PostWord& drained) {
+        shared.drain_at = NEVER;
+        const bool rows_space = post.space;
+        for (size_t n = 0; n < lanes.size(); ++n) {
             Lane& lane = lanes[n];
-            if (rings == 2) lane.step<2>(now, release[n], outer);
-            else lane.step<4>(now, release[n], outer);
-            if (lane.started >= 0) pending &= ~(1u << (static_cast<int>(n) * rings + lane.started));
-        }
-        if (config->psum_in_pe) {
-            for (size_t n = 0; n < number_of_lanes; ++n) {
-                if (times[n].retire_at <= now) lanes[n].retire(now);
-                if (lanes[n].drained_slot >= 0) {
-                    lanes[n].owed[static_cast<size_t>(lanes[n].drained_slot)] = 0;
-                    lanes[n].drained_slot = -1;
-                    times[n].sleep_until = 0;
-                }
+            if (lane.drain_at <= now) {
+                const bool was_active = lane.active;
+                const DrainOut out = step_drain(lane, now, rows_space, granted >> n & 1);
+                const Lanes bit = Lanes{1} << (first + static_cast<int>(n));
+                asking |= static_cast<uint32_t>(out.request) << n;
+                if (out.word.kind != PostKind::NONE) drained = out.word;
+                if (out.releases) front->release(bit, lane.drain_context);
+                if (lane.active != was_active) front->drain(bit, lane.active);
             }
+            shared.drain_at = std::min(shared.drain_at, lane.drain_at);
+        }
+    }
+
+    // The rest of a cycle, behind that of the lanes' fronts.
+    void step_behind(Time now) {
+        const int rings = config->rings;
+        for (int ring = 0; ring < rings; ++ring) {
+            for (Lanes bits = front->started[ring] >> first & ((Lanes{1} << lanes.size()) - 1); bits; bits &= bits - 1) {
+                pending &= ~(1u << (std::countr_zero(bits) * rings + ring));
+            }
+        }
+        if (shared.retire_at <= now) {
+            shared.retire_at = NEVER;
+            for (size_t n = 0; n < lanes.size(); ++n) {
+                if (lanes[n].retire_at <= now && lanes[n].retire(now)) front->retired(Lanes{1} << (first + static_cast<int>(n)));
+                shared.retire_at = std::min(shared.retire_at, lanes[n].retire_at);
+            }
+        }
+        for (size_t n = 0; config->psum_in_pe && n < lanes.size(); ++n) {
+            if (lanes[n].drained_slot < 0) continue;
+            lanes[n].owed[static_cast<size_t>(lanes[n].drained_slot)] = 0;
+            lanes[n].drained_slot = -1;
+            front->awake = true;
         }
         if (copied_until >= now) {
             const Copied arriving = copied.at(2);
-            copied.push(out);
-            for (size_t n = 0; n < number_of_lanes; ++n) {
-                if (arriving.lanes >> n & 1) lanes[n].write(arriving.ring, arriving.word);
+            copied.push(leaves_copier);
+            for (unsigned bits = arriving.lanes; bits; bits &= bits - 1) {
+                front->write(first + std::countr_zero(bits), arriving.ring, arriving.word);
             }
         }
         for (uint32_t bits = fetch.coming; bits; bits &= bits - 1) {
             const int n = std::countr_zero(bits);
             pending |= 1u << n;
-            ++bank_rows[fetch.field(B_BANK)];
+            ++shared.bank_rows[fetch.field(B_BANK)];
         }
         if (fetch.taken) {
             --waiting_a[fetch.field(A_BANK)];
             --waiting_b[fetch.field(B_BANK)];
             if (fetch.field(USE_C)) --waiting_c[fetch.field(C_BANK)];
         }
-        running = active || was_working;
+        running = was_active;
     }
 };
 

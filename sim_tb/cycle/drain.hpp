@@ -1,24 +1,19 @@
 // The drain of a lane (rtl/drain.py), a cycle at a time while a row is drained.
 #pragma once
 
-#include "expander.hpp"
+#include "front.hpp"
 
 namespace maskwork {
 
 struct DrainOut {
     PostWord word;
     bool request = false;
-    uint32_t release = 0;       // contexts
+    bool releases = false;      // the row's context is free
 };
 
 // Whether every PE has issued the end of a context's row before `now`.
 inline bool context_done(Lane& lane, int context, Time now) {
-    if (!(lane.ends_sent >> context & 1)) return false;
-    for (Pe& pe : lane.pes) {
-        pe.advance(now - 1, lane.counting);
-        if (pe.done[context] > now - 1) return false;
-    }
-    return true;
+    return (lane.ends_sent >> context & 1) && lane.pes.done_from(context) <= now;
 }
 
 // Cycle in which an idle drain, which looks at one context a cycle, can find one that is done.
@@ -26,8 +21,7 @@ inline Time next_look(const Lane& lane, Time now) {
     Time next = NEVER;
     for (int context = 0; context < lane.config->rings; ++context) {
         if (!(lane.ends_sent >> context & 1)) continue;
-        Time done = now + 1;
-        for (const Pe& pe : lane.pes) done = std::max(done, pe.done_from(context));
+        const Time done = std::max(now + 1, lane.pes.done_from(context));
         const int shown = (lane.idle_context + static_cast<int>(done - lane.idle_since)) & (lane.config->rings - 1);
         next = std::min(next, done + ((context - shown) & (lane.config->rings - 1)));
     }
@@ -80,13 +74,13 @@ inline PostWord receive(Lane& lane, Time now) {
     word.word.kind = PostKind::NONE;
     if (left.word.kind == PostKind::END) {
         lane.totals->finished = true;
-        if (lane.config->psum_in_pe) --lane.undrained;
-        else --lane.rows_of_bank[left.bank];
+        if (lane.config->psum_in_pe) --lane.shared->undrained;
+        else --lane.shared->bank_rows[left.bank];
     }
     return left.final ? left.word : PostWord{};
 }
 
-inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reason outer) {
+inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
     using L = Lane;
     const Config& config = *lane.config;
     DrainOut out;
@@ -96,20 +90,16 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             lane.idle_context = 0;
             lane.idle_since = now + 1;
         }
-        lane.times->drain_at = now + 1;
+        lane.drain_at = now + 1;
         return out;
     }
     if (lane.drain_line_until >= now) out.word = receive(lane, now);
     if (lane.steals[now & 3] >= 0) {
-        const bool stolen = lane.pes[static_cast<size_t>(lane.steals[now & 3])].steal(now, lane.counting);
-        lane.totals->stolen += stolen;
+        lane.totals->stolen += lane.pes.steal(static_cast<size_t>(lane.steals[now & 3]), now);
         lane.steals[now & 3] = -1;
     }
     if (lane.drain_state == L::D_IDLE && config.psum_in_pe) {
-        if (lane.active) {
-            lane.active = false;
-            lane.charge(now, lane.reason_now(), outer);
-        }
+        lane.active = false;
         const auto& [next, shown] = lane.finished_rows[lane.finished_head % lane.finished_rows.size()];
         const bool any = lane.finished_head != lane.finished_end;
         if (any && shown <= now) {
@@ -117,9 +107,9 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             ++lane.finished_head;
             begin_drain(lane, row.slot & (config.rings - 1), row);
             lane.drain_state = L::D_META;
-            lane.times->drain_at = now + 1;
+            lane.drain_at = now + 1;
         } else {
-            lane.times->drain_at = lane.drain_line_until > now ? now + 1 : any ? shown : NEVER;
+            lane.drain_at = lane.drain_line_until > now ? now + 1 : any ? shown : NEVER;
         }
         return out;
     }
@@ -129,15 +119,11 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             begin_drain(lane, context, *lane.context_row[context]);
             lane.drain_state = L::D_ROW;
         } else {
-            lane.times->drain_at = lane.drain_line_until > now ? now + 1 : next_look(lane, now);
+            lane.drain_at = lane.drain_line_until > now ? now + 1 : next_look(lane, now);
         }
         return out;
     }
-    const bool active = lane.drain_state != L::D_NEXT;
-    if (active != lane.active) {
-        lane.active = active;
-        lane.charge(now, lane.reason_now(), outer);
-    }
+    lane.active = lane.drain_state != L::D_NEXT;
     const Row& row = lane.drain_row;
     const int width = std::min(16, config.columns());
     const int parts = config.columns() >> log2_of(width);
@@ -177,9 +163,8 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
                     lane.drained_slot = row.slot;
                     lane.drain_state = L::D_IDLE;
                 } else {
-                    out.release = 1u << lane.drain_context;
-                    lane.ends_sent &= ~out.release;
-                    for (Pe& pe : lane.pes) pe.done[lane.drain_context] = NEVER;
+                    out.releases = true;
+                    lane.ends_sent &= ~(1u << lane.drain_context);
                     lane.drain_state = L::D_NEXT;
                 }
             }
