@@ -63,6 +63,7 @@ struct Cluster {
 
     // arbiter of post-processing
     uint32_t granted = 0, last_granted = 0;
+    uint32_t requests = 0;              // lanes whose drains do nothing but ask
     PostWord word;
     bool word_valid = false;
 
@@ -150,7 +151,9 @@ struct Cluster {
         uint32_t asking = 0;
         PostWord drained;
         const bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
+        if (post.space && (granted & requests)) wake_drains(now);
         if (shared.drain_at <= now) step_drains(now, asking, drained);
+        asking |= requests;
         if (word_valid || !post.rests(now)) post.step(now, word_valid ? &word : nullptr, beat_leaves);
         word = drained;
         word_valid = drained.kind != PostKind::NONE;
@@ -216,6 +219,15 @@ struct Cluster {
         was_active = active || was_working;
     }
 
+    // Post-processing takes the row of a drain that has waited.
+    void wake_drains(Time now) {
+        for (uint32_t bits = granted & requests; bits; bits &= bits - 1) {
+            lanes[static_cast<size_t>(std::countr_zero(bits))].drain_at = now;
+        }
+        requests &= ~granted;
+        shared.drain_at = now;
+    }
+
     // The drains of the lanes: which of them ask for post-processing, and what one of them gives it.
     void step_drains(Time now, uint32_t& asking, PostWord& drained) {
         shared.drain_at = NEVER;
@@ -227,6 +239,10 @@ struct Cluster {
                 const DrainOut out = step_drain(lane, now, rows_space, granted >> n & 1);
                 const Lanes bit = Lanes{1} << (first + static_cast<int>(n));
                 asking |= static_cast<uint32_t>(out.request) << n;
+                if (out.waits) {
+                    requests |= 1u << n;
+                    lane.drain_at = NEVER;
+                }
                 if (out.word.kind != PostKind::NONE) drained = out.word;
                 if (out.releases) front->release(bit, lane.drain_context);
                 if (lane.active != was_active) front->drain(bit, lane.active);
@@ -235,14 +251,18 @@ struct Cluster {
         }
     }
 
-    // The rest of a cycle, behind that of the lanes' fronts.
-    void step_behind(Time now) {
+    void note_started() {
         const int rings = config->rings;
         for (int ring = 0; ring < rings; ++ring) {
             for (Lanes bits = front->started[ring] >> first & ((Lanes{1} << lanes.size()) - 1); bits; bits &= bits - 1) {
                 pending &= ~(1u << (std::countr_zero(bits) * rings + ring));
             }
         }
+    }
+
+    // The rest of a cycle, behind that of the lanes' fronts.
+    void step_behind(Time now) {
+        if (front->any_started >> first & ((Lanes{1} << lanes.size()) - 1)) note_started();
         if (shared.retire_at <= now) {
             shared.retire_at = NEVER;
             for (size_t n = 0; n < lanes.size(); ++n) {
@@ -250,10 +270,10 @@ struct Cluster {
                 shared.retire_at = std::min(shared.retire_at, lanes[n].retire_at);
             }
         }
-        for (size_t n = 0; config->psum_in_pe && n < lanes.size(); ++n) {
-            if (lanes[n].drained_slot < 0) continue;
-            lanes[n].owed[static_cast<size_t>(lanes[n].drained_slot)] = 0;
-            lanes[n].drained_slot = -1;
+        if (shared.drained_lane >= 0) {
+            Lane& lane = lanes[static_cast<size_t>(shared.drained_lane)];
+            lane.owed[lane.drain_row.slot] = 0;
+            shared.drained_lane = -1;
             front->awake = true;
         }
         if (copied_until >= now) {

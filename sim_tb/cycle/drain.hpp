@@ -8,6 +8,7 @@ namespace maskwork {
 struct DrainOut {
     PostWord word;
     bool request = false;
+    bool waits = false;         // nothing happens before the request is granted
     bool releases = false;      // the row's context is free
 };
 
@@ -148,6 +149,8 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
             } else if (granted && space) {
                 send(lane, now, PostKind::START, false);
                 lane.drain_state = L::D_MASK;
+            } else if (lane.drain_line_until <= now) {
+                out.waits = true;
             }
             break;
         case L::D_MASK:
@@ -160,7 +163,7 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
                 send(lane, now, PostKind::END, false);
                 lane.part = 0;
                 if (config.psum_in_pe) {
-                    lane.drained_slot = row.slot;
+                    lane.shared->drained_lane = lane.number;
                     lane.drain_state = L::D_IDLE;
                 } else {
                     out.releases = true;

@@ -31,6 +31,7 @@ struct Front {
 
     Lanes released[MAX_RINGS] = {};     // by context, in this cycle: rows that are given free
     Lanes started[MAX_RINGS] = {};      // by ring, in this cycle: rows that have started
+    Lanes any_started = 0;
     Lanes draining = 0;                 // Lane::active
 
     // ---- FIFO
@@ -279,6 +280,7 @@ void Front::step_rings(Time now) {
         lane.start_row(lane.head.row);
     });
     each(chunks, [&](Lane& lane, Lanes bit) { take_chunk(lane, bit); });
+    any_started = starts;
     for (int n = 0; n < count; ++n) {
         started[n] = starts & is[n];
         rows[n] = (rows[n] | started[n]) & ~(ends & is[n]);

@@ -41,6 +41,7 @@ struct Totals {
 struct Shared {
     int bank_rows[2] = {};              // rows in the lanes, by bank of the weights
     int undrained = 0;                  // rows whose sums stayed, whose last word has not left
+    int drained_lane = -1;              // in this cycle: its drain has ended a row whose sums stayed
     Reason outer = IDLE;
     Time drain_at = 0;                  // when a drain has to be looked at again, at the earliest
     Time retire_at = NEVER;             // no row whose sums stay has left the PEs before
@@ -99,7 +100,6 @@ struct Lane {
     std::vector<std::pair<Row*, Time>> finished_rows;   // to be drained, and from when on, as a ring by their number
     unsigned finished_head = 0, finished_end = 0;
     std::vector<uint8_t> owed;          // slots that hold results
-    int drained_slot = -1;              // in this cycle
 
     // ---- drain (see drain.hpp)
     enum DrainState : uint8_t { D_SCRUB, D_IDLE, D_META, D_ROW, D_REQUEST, D_MASK, D_COLUMNS, D_NEXT };

@@ -33,6 +33,8 @@ struct Pes {
     std::array<Time, MAX_PES> done[MAX_RINGS] = {};
     std::array<uint32_t, MAX_PES> end_number[MAX_RINGS] = {};
     Time space_at = 0;                  // all queues have space from this cycle on, unless a token is sent
+    Time sent_at = LONG_AGO;            // cycle of the last tokens
+    uint32_t sendings = 0;              // bit n: others were sent n cycles before them
     Time idle_from = 0;                 // no PE is out of tokens before
 
     void create(const Config& c) {
@@ -58,7 +60,11 @@ struct Pes {
     public:
         Sender(Pes& all, Time cycle)
             : pes(all), of_pe(all.tokens.data()), mask(all.ring_mask), before(static_cast<uint32_t>(all.most) + 1),
-              now(cycle), pushed(cycle + all.to_queue), space(all.space_at), counting(all.counting) {}
+              now(cycle), pushed(cycle + all.to_queue), space(all.space_at), counting(all.counting) {
+            const Time age = cycle - all.sent_at;
+            all.sendings = (age > IN_FLIGHT ? 0 : all.sendings << age) | 1;
+            all.sent_at = cycle;
+        }
         ~Sender() { pes.space_at = space; }
         Sender(const Sender&) = delete;
         Sender& operator=(const Sender&) = delete;
@@ -97,6 +103,13 @@ struct Pes {
     // Whether all queues have space in cycle `now`; else `again` is when to ask again.
     bool have_space(Time now, Time& again) {
         if (now >= space_at) return true;
+        // cycles of late in which tokens were sent, which so may be on their way
+        const Time age = now - sent_at;
+        const int recent = age > IN_FLIGHT ? 0 : std::popcount(sendings & ((1u << (IN_FLIGHT + 1 - age)) - 1));
+        if (!recent) {
+            again = space_at;
+            return false;
+        }
         const int32_t on_the_way_from = static_cast<int32_t>(to_queue) - IN_FLIGHT;
         const auto low = static_cast<uint32_t>(now);
         Time space = 0;
@@ -104,7 +117,7 @@ struct Pes {
             const Token* const of_pe = ring(pe);
             uint32_t number = sent[pe];
             // tokens that have not come yet do not count
-            for (int n = 0; n < IN_FLIGHT; ++n) {
+            for (int n = 0; n < recent; ++n) {
                 number -= static_cast<int32_t>(of_pe[(number - 1) & ring_mask].pushed - low) >= on_the_way_from;
             }
             const uint32_t leaves = of_pe[(number - static_cast<uint32_t>(most) - 1) & ring_mask].popped;
