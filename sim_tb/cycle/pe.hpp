@@ -9,7 +9,7 @@ namespace maskwork {
 
 constexpr int LOOKUP_LATENCY = 3;   // rtl/pe.py
 constexpr int QUEUE_MARGIN = LOOKUP_LATENCY + 2;
-constexpr int IN_FLIGHT = LOOKUP_LATENCY + 1;       // cycles in which a token that was sent does not count in the queue
+constexpr uint32_t IN_FLIGHT = LOOKUP_LATENCY + 1;       // cycles in which a token that was sent does not count in the queue
 
 // A token in a PE; of its times the low bits are kept. (Members of one byte could alias everything, and cost speed.)
 struct Token {
@@ -32,9 +32,10 @@ struct Pes {
     // of each context the last cycle of its row's end, and which token of a PE that is
     std::array<Time, MAX_PES> done[MAX_RINGS] = {};
     std::array<uint32_t, MAX_PES> end_number[MAX_RINGS] = {};
-    Time space_at = 0;                  // all queues have space from this cycle on, unless a token is sent
-    Time sent_at = LONG_AGO;            // cycle of the last tokens
-    uint32_t sendings = 0;              // bit n: others were sent n cycles before them
+    // cycles in which tokens were sent, by their number, and from when on all queues have space if no later ones count
+    static constexpr uint32_t SENDINGS = 8;
+    uint32_t sendings = 0;
+    Time sent_at[SENDINGS], space_at[SENDINGS] = {};
     Time idle_from = 0;                 // no PE is out of tokens before
 
     void create(const Config& c) {
@@ -48,6 +49,7 @@ struct Pes {
         tokens.assign(ring * static_cast<size_t>(count), {never, never, never, 0, 0});
         moves.fill(LONG_AGO);
         ends.fill(LONG_AGO);
+        std::fill(std::begin(sent_at), std::end(sent_at), LONG_AGO);
     }
 
     Token* ring(size_t pe) { return &tokens[pe * (ring_mask + 1)]; }
@@ -60,12 +62,10 @@ struct Pes {
     public:
         Sender(Pes& all, Time cycle)
             : pes(all), of_pe(all.tokens.data()), mask(all.ring_mask), before(static_cast<uint32_t>(all.most) + 1),
-              now(cycle), pushed(cycle + all.to_queue), space(all.space_at), counting(all.counting) {
-            const Time age = cycle - all.sent_at;
-            all.sendings = (age > IN_FLIGHT ? 0 : all.sendings << age) | 1;
-            all.sent_at = cycle;
+              now(cycle), pushed(cycle + all.to_queue), space(all.space_at[all.sendings % SENDINGS]), counting(all.counting) {
+            all.sent_at[++all.sendings % SENDINGS] = cycle;
         }
-        ~Sender() { pes.space_at = space; }
+        ~Sender() { pes.space_at[pes.sendings % SENDINGS] = space; }
         Sender(const Sender&) = delete;
         Sender& operator=(const Sender&) = delete;
 
@@ -101,30 +101,13 @@ struct Pes {
     };
 
     // Whether all queues have space in cycle `now`; else `again` is when to ask again.
-    bool have_space(Time now, Time& again) {
-        if (now >= space_at) return true;
-        // cycles of late in which tokens were sent, which so may be on their way
-        const Time age = now - sent_at;
-        const int recent = age > IN_FLIGHT ? 0 : std::popcount(sendings & ((1u << (IN_FLIGHT + 1 - age)) - 1));
-        if (!recent) {
-            again = space_at;
-            return false;
-        }
-        const int32_t on_the_way_from = static_cast<int32_t>(to_queue) - IN_FLIGHT;
-        const auto low = static_cast<uint32_t>(now);
-        Time space = 0;
-        for (size_t pe = 0; pe < static_cast<size_t>(count); ++pe) {
-            const Token* const of_pe = ring(pe);
-            uint32_t number = sent[pe];
-            // tokens that have not come yet do not count
-            for (int n = 0; n < recent; ++n) {
-                number -= static_cast<int32_t>(of_pe[(number - 1) & ring_mask].pushed - low) >= on_the_way_from;
-            }
-            const uint32_t leaves = of_pe[(number - static_cast<uint32_t>(most) - 1) & ring_mask].popped;
-            space = std::max(space, std::min(near(now, leaves), ends[pe]) + 2);
-        }
-        again = space;
-        return space <= now;
+    bool have_space(Time now, Time& again) const {
+        if (now >= space_at[sendings % SENDINGS]) return true;
+        // tokens that have not come yet do not count
+        uint32_t come = sendings;
+        while (sent_at[come % SENDINGS] >= now - IN_FLIGHT) --come;
+        again = space_at[come % SENDINGS];
+        return again <= now;
     }
 
     // PE-cycles without a token, from one cycle to another.
@@ -190,8 +173,15 @@ struct Pes {
             const uint32_t its_end = end_number[context][pe];
             if (its_end - first < end - first) done[context][pe] = near(now, of_pe[its_end & mask].ends);
         }
-        const uint32_t leaves = of_pe[(end - static_cast<uint32_t>(most) - 1) & mask].popped;
-        space_at = std::max(space_at, std::min(near(now, leaves), ends[pe]) + 2);
+        // the tokens whose leaving makes space are late as well
+        number = end;
+        for (uint32_t sending = sendings; sending != sendings - IN_FLIGHT - 1; --sending) {
+            const Time its_push = sent_at[sending % SENDINGS] + to_queue - now;
+            while (relative(of_pe[(number - 1) & mask].pushed) > its_push) --number;
+            Time& space = space_at[sending % SENDINGS];
+            const uint32_t leaves = of_pe[(number - static_cast<uint32_t>(most) - 1) & mask].popped;
+            space = std::max(space, std::min(near(now, leaves), ends[pe]) + 2);
+        }
         return true;
     }
 
