@@ -9,7 +9,7 @@
 namespace maskwork {
 
 constexpr int COPY_LATENCY = 4;     // rtl/copier.py
-constexpr int LOW_WATER = 24;       // rtl/cluster.py
+constexpr uint32_t LOW_WATER = 24;       // rtl/cluster.py
 
 // What pending RUNs still need of a cluster's banks, as the sequencer asks for it.
 struct Busy {
@@ -46,7 +46,7 @@ struct Cluster {
         Word word{};
     };
     bool held = false;
-    Item current;
+    Item current, made;
     int32_t address = 0, left = 0;
     uint32_t current_rings = 0;         // that the current item goes to
     Delay<Copied, 4> copied;            // at(2): the word at the lanes
@@ -59,7 +59,8 @@ struct Cluster {
     Time began = 0;                     // cycle of the first ring
     uint32_t room = 0, ring_space = ~0u;
     uint32_t sampled[2] = {};           // words in the rings looked at one and two cycles ago
-    int fits = 0, low = 0;
+    uint32_t scan_mask = 0, usable = 0; // of a ring's words
+    uint32_t fits = 0, low = 0;
 
     // arbiter of post-processing
     uint32_t granted = 0, last_granted = 0;
@@ -83,6 +84,9 @@ struct Cluster {
         first = its_first;
         for (int lane = 0; lane < c.lanes_per_cluster; ++lane) lanes[static_cast<size_t>(lane)].create(c, t, lane, shared);
         ring_shift = log2_of(c.rings);
+        const int rings = c.lanes_per_cluster << ring_shift;
+        scan_mask = static_cast<uint32_t>(rings - 1);
+        usable = static_cast<uint32_t>((c.fifo_depth >> ring_shift) - (rings + COPY_LATENCY + 4));
         fetch.create(c);
         post.create(c);
     }
@@ -129,28 +133,45 @@ struct Cluster {
 
     // One ring is looked at in every cycle; what follows from that shows three cycles later.
     void look_at_ring(Time now, int row_words, bool scrubs) {
-        const int count = config->lanes_per_cluster << ring_shift;
-        const int usable = (config->fifo_depth >> ring_shift) - (count + COPY_LATENCY + 4);
-        const auto scan = static_cast<unsigned>(now - began) & static_cast<unsigned>(count - 1);
-        const uint32_t bit = 1u << ((scan - 2) & static_cast<unsigned>(count - 1));
-        room = sampled[1] <= static_cast<uint32_t>(low) && !scrubs ? room | bit : room & ~bit;
-        ring_space = static_cast<int>(sampled[1]) <= usable ? ring_space | bit : ring_space & ~bit;
+        const auto scan = static_cast<unsigned>(now - began) & scan_mask;
+        const unsigned place = (scan - 2) & scan_mask;
+        const bool has_room = sampled[1] <= low && !scrubs, has_space = sampled[1] <= usable;
+        room = (room & ~(1u << place)) | static_cast<uint32_t>(has_room) << place;
+        ring_space = (ring_space & ~(1u << place)) | static_cast<uint32_t>(has_space) << place;
         sampled[1] = sampled[0];
         const Lane& lane = lanes[scan >> ring_shift];
         const unsigned ring = scan & ((1u << ring_shift) - 1);
         sampled[0] = lane.written[ring] - lane.taken[ring];
+        const auto words = static_cast<uint32_t>(row_words);
         low = std::min(fits, LOW_WATER);
-        fits = row_words >= usable ? 0 : usable - row_words;
+        fits = words >= usable ? 0 : usable - words;
     }
 
+    // One cycle, up to what the fronts of the lanes do.
     void step(Time now, bool load, bool beat_leaves) {
         set_outer(now, load);
-        const bool active = fetch.active(), was_working = working();
+        was_active = fetch.active() || working();
         const int old_row_words = fetch.row_words;
-        // ---- drains, and the arbiter
+        const bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
+        if (shared.drain_at <= now || requests || granted || word_valid || !post.rests(now)) step_results(now, beat_leaves);
+        const uint32_t offered = room & ~pending;
+        const bool makes = config->lut_ram
+            ? !fetch.rests(items_space, offered) && fetch.step(items_space, offered, directory, c_masks, made)
+            : fetch.step_serial(items_space, offered, directory, c_masks, made);
+        if (makes || held || items_level) {
+            step_copier(now, makes);
+        } else {
+            items_valid = false;
+            items_space = true;
+            leaves_copier.lanes = 0;
+        }
+        look_at_ring(now, old_row_words, scrubs);
+    }
+
+    // Drains, their arbiter, post-processing.
+    void step_results(Time now, bool beat_leaves) {
         uint32_t asking = 0;
         PostWord drained;
-        const bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
         if (post.space && (granted & requests)) wake_drains(now);
         if (shared.drain_at <= now) step_drains(now, asking, drained);
         asking |= requests;
@@ -162,31 +183,25 @@ struct Cluster {
             granted = choice & (~choice + 1);
             if (choice) last_granted = granted | (granted - 1);
         }
+    }
 
-        // ---- fetch
-        const int rings = config->rings;
-        Item made;
-        const uint32_t offered = room & ~pending;
-        const bool makes = config->lut_ram
-            ? !fetch.rests(items_space, offered) && fetch.step(items_space, offered, directory, c_masks, made)
-            : fetch.step_serial(items_space, offered, directory, c_masks, made);
-
-        // ---- copier
+    // The copier, and the queue before it, which an item enters if fetch has made one.
+    void step_copier(Time now, bool makes) {
         const bool fires = held && (ring_space & current_rings) == current_rings;
         const bool ends = current.raw || left == 1;
         const bool takes_item = !held || (fires && ends);
-        Copied out;
-        if (held && fires) {
-            out.lanes = current.lanes;
-            out.ring = current.ring;
+        leaves_copier.lanes = 0;
+        if (fires) {
+            leaves_copier.lanes = current.lanes;
+            leaves_copier.ring = current.ring;
             if (current.raw) {
-                out.word = current.word;
+                leaves_copier.word = current.word;
             } else {
-                out.word = a_words[current.bank][static_cast<size_t>(address)];
-                if (out.word.kind == Kind::HEAD) {
-                    out.word.number = static_cast<uint16_t>((current.k + out.word.number * CHUNK) & (config->k_depth - 1));
+                Word& word = leaves_copier.word = a_words[current.bank][static_cast<size_t>(address)];
+                if (word.kind == Kind::HEAD) {
+                    word.number = static_cast<uint16_t>((current.k + word.number * CHUNK) & (config->k_depth - 1));
                 }
-                if (ends) --copying[current.bank];
+                copying[current.bank] -= ends;
             }
             copied_until = now + 3;
         }
@@ -199,8 +214,8 @@ struct Cluster {
                 address = current.start;
                 left = current.words;
                 current_rings = 0;
-                for (int n = 0; n < config->lanes_per_cluster; ++n) {
-                    if (current.lanes >> n & 1) current_rings |= 1u << (n * rings + current.ring);
+                for (uint32_t bits = current.lanes; bits; bits &= bits - 1) {
+                    current_rings |= 1u << ((std::countr_zero(bits) << ring_shift) + current.ring);
                 }
             }
         } else if (fires) {
@@ -209,14 +224,9 @@ struct Cluster {
         }
         items_valid = items_level > popped;
         items_space = items_level <= ITEM_QUEUE - ITEM_MARGIN;
-        if (popped) ++items_head;
+        items_head += popped;
         items_level -= popped;
         if (makes) items[(items_head + static_cast<unsigned>(items_level++)) % ITEM_QUEUE] = made;
-
-        look_at_ring(now, old_row_words, scrubs);
-
-        leaves_copier = out;
-        was_active = active || was_working;
     }
 
     // Post-processing takes the row of a drain that has waited.

@@ -125,36 +125,40 @@ struct Fetch {
         const bool first = field(FIRST), share = field(SHARE), keeps = first && !field(FINAL);
         const uint32_t ring_mask = (1u << rings) - 1;
         const uint32_t own = room & ~coming;
-        uint32_t has_slot = 0, next_free = 0;
-        for (int n = 0; n < lanes * rings; ++n) {
-            has_slot |= static_cast<uint32_t>(!keeps || (used[n] != own_slots && !(had >> (n >> ring_shift) & 1))) << n;
+        uint32_t has_slot = ~0u, next_free = 0;
+        if (keeps) {
+            has_slot = 0;
+            for (int n = 0; n < lanes * rings; ++n) {
+                has_slot |= static_cast<uint32_t>(used[n] != own_slots && !(had >> (n >> ring_shift) & 1)) << n;
+            }
         }
         for (int n = 0; n < lanes; ++n) {
-            if ((own >> (n * rings) & ring_mask) == ring_mask) next_free |= has_slot & ring_mask << (n * rings);
+            const uint32_t its_rings = ring_mask << (n * rings);
+            next_free |= (own & its_rings) == its_rings ? has_slot & its_rings : 0;
         }
         const uint32_t candidates = lane_free ? lane_free : able;
-        uint32_t common = ring_mask;
-        for (int n = 0; n < lanes; ++n) common &= able >> (n * rings);
         // ---- registers, last stage first
         if (share) {
             place.lanes = static_cast<uint8_t>((1u << lanes) - 1);
             place.ring = static_cast<uint8_t>(index & (rings - 1));
             place.slot = static_cast<uint8_t>(index);
-            able_now = common >> (index & (rings - 1)) & 1;
+            able_now = true;
+            for (int n = 0; n < lanes; ++n) able_now &= able >> (n * rings + (index & (rings - 1))) & 1;
         } else if (first) {
             place.lanes = 0;
             able_now = pick != 0;
-            for (int n = 0; n < lanes; ++n) place.lanes |= static_cast<uint8_t>(((pick >> (n * rings) & ring_mask) != 0) << n);
             if (pick) {
                 const int n = std::countr_zero(pick);
+                place.lanes = static_cast<uint8_t>(1u << (n >> ring_shift));
                 place.ring = static_cast<uint8_t>(n & (rings - 1));
                 const int slot = config->psum_in_pe ? next_slot[n] & (own_slots - 1) : used[n];
                 place.slot = static_cast<uint8_t>((n & (rings - 1)) | slot << ring_shift);
             }
         } else {
             place = kept;
-            able_now = false;
-            for (int n = 0; n < lanes; ++n) able_now |= (kept.lanes >> n & 1) && (able >> (n * rings + kept.ring) & 1);
+            uint32_t any = 0;
+            for (int n = 0; n < lanes; ++n) any |= (kept.lanes >> n) & (able >> (n * rings + kept.ring));
+            able_now = any & 1;
         }
         kept = read_data;
         if (!read_data.lanes) kept.lanes = 1;
@@ -163,7 +167,7 @@ struct Fetch {
         able = own & has_slot;
         lane_free = next_free;
         wait = (coming || run_begins) ? 0 : std::min(wait + 1, SETTLED);
-        if (first && !share) {
+        if (coming && first && !share) {
             for (int n = 0; n < lanes * rings; ++n) next_slot[n] += coming >> n & 1;
         }
         if (taken) {
@@ -171,12 +175,14 @@ struct Fetch {
             had = 0;
         } else if (keeps && !share) {
             if (!coming && sent) end_of_row(lanes, rings, own_slots);
-            if (coming) last_lanes = 0;
-            for (int n = 0; n < lanes * rings; ++n) {
-                used[n] += coming >> n & 1;
-                last_lanes |= (coming >> n & 1) << (n >> ring_shift);
+            if (coming) {
+                last_lanes = 0;
+                for (int n = 0; n < lanes * rings; ++n) {
+                    used[n] += coming >> n & 1;
+                    last_lanes |= (coming >> n & 1) << (n >> ring_shift);
+                }
+                had |= last_lanes;
             }
-            if (coming) had |= last_lanes;
         }
     }
 
