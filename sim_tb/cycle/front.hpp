@@ -156,43 +156,65 @@ private:
         assign(last_of_word, bit, lane.more == 0);
     }
 
-    void make_token(Lane& lane, Lanes bit) {
-        const int element = config->skip_a ? std::countr_zero(lane.bits) : lane.index;
-        lane.tokens[lane.tokens_end++ % TOKEN_RING] = {
-            lane.first_row + ((lane.chunk_k + static_cast<uint32_t>(element)) & lane.row_mask),
-            static_cast<uint8_t>(lane.reading), false, (lane.chunk_nonzero >> element & 1) != 0};
-        const bool last = last_element & bit;
-        assign(last_of_word, bit, lane.more == 1 || lane.value == config->fetch_width - 2);
-        assign(last_element, bit, lane.more == 1);
-        lane.value = static_cast<uint8_t>(last ? 0 : (lane.value + 1) & (config->fetch_width - 1));
-        lane.bits &= static_cast<uint16_t>(lane.bits - 1);
-        ++lane.index;
-        --lane.more;
+    // Elements of chunks become tokens.
+    void make_tokens(Lanes set) {
+        Lanes last = 0, word_ends = 0;
+        const int words_last = config->fetch_width - 2;
+        const uint8_t value_mask = static_cast<uint8_t>(config->fetch_width - 1);
+        const bool sparse = config->skip_a;
+        const Lanes ends = last_element;
+        each(set, [&](Lane& lane, Lanes bit) {
+            const unsigned bits = lane.bits;
+            const int element = sparse ? std::countr_zero(bits) : lane.index;
+            lane.tokens[lane.tokens_end++ % TOKEN_RING] = {
+                lane.first_row + ((lane.chunk_k + static_cast<uint32_t>(element)) & lane.row_mask),
+                static_cast<uint8_t>(lane.reading), false, (lane.chunk_nonzero >> element & 1) != 0};
+            const int more = lane.more, value = lane.value;
+            last |= more == 1 ? bit : 0;
+            word_ends |= value == words_last ? bit : 0;
+            lane.value = ends & bit ? 0 : (value + 1) & value_mask;
+            lane.bits = static_cast<uint16_t>(bits & (bits - 1));
+            ++lane.index;
+            lane.more = static_cast<uint8_t>(more - 1);
+        });
+        last_element = (last_element & ~set) | last;
+        last_of_word = (last_of_word & ~set) | last | word_ends;
     }
 
-    // What a lane reads next: the word behind, or another ring's.
-    void read_on(Lane& lane, Lanes bit, bool moves, bool turn, Lanes old_ring0, Lanes old_ring1) {
-        const int ring = lane.reading, next_ring = ((old_ring0 & bit) != 0) + 2 * ((old_ring1 & bit) != 0);
-        if (moves) {
-            lane.head = lane.ram[static_cast<size_t>(ring) * lane.ring_words + (lane.at & (lane.ring_words - 1))];
-            const bool start = lane.head.kind == Kind::START;
-            assign(head_start, bit, start);
-            assign(head_end, bit, lane.head.kind == Kind::END);
-            assign(head_first, bit, start && lane.head.row->first);
-        }
-        const uint32_t old_taken = lane.taken[next_ring];
-        lane.taken[ring] = lane.at;
-        assign(not_taken[ring], bit, lane.written[ring] != lane.at);
-        if (turn) {
+    // What lanes read next: the word behind, or another ring's.
+    void read_on(Lanes moves, Lanes turn, Lanes lag, Lanes old_ring0, Lanes old_ring1) {
+        Lanes starts = 0, ends = 0, firsts = 0, more = 0;
+        each(moves, [&](Lane& lane, Lanes bit) {
+            const size_t ring = static_cast<size_t>(lane.reading);
+            lane.head = lane.ram[ring * lane.ring_words + (lane.at & (lane.ring_words - 1))];
+            if (lane.head.kind == Kind::START) {
+                starts |= bit;
+                firsts |= lane.head.row->first ? bit : 0;
+            }
+            ends |= lane.head.kind == Kind::END ? bit : 0;
+            lane.taken[ring] = lane.at;
+            assign(not_taken[ring], bit, lane.written[ring] != lane.at);
+            ++lane.at;
+            more |= lane.at != lane.written[ring] ? bit : 0;
+        });
+        head_start = (head_start & ~moves) | starts;
+        head_end = (head_end & ~moves) | ends;
+        head_first = (head_first & ~moves) | firsts;
+        more_words = (more_words & ~moves) | more;
+        behind = (behind & ~lag) | moves;
+        each((turn | lag) & ~moves, [&](Lane& lane, Lanes bit) {
+            const int ring = lane.reading, next_ring = ((old_ring0 & bit) != 0) + 2 * ((old_ring1 & bit) != 0);
+            const uint32_t old_taken = lane.taken[next_ring];
+            lane.taken[ring] = lane.at;
+            assign(not_taken[ring], bit, lane.written[ring] != lane.at);
+            if (!(turn & bit)) return;
             lane.reading = next_ring;
             lane.at = old_taken;
             assign(reading0, bit, next_ring & 1);
             assign(reading1, bit, next_ring & 2);
-        } else {
-            lane.at += moves;
-        }
-        assign(more_words, bit, lane.at != lane.written[lane.reading]);
-        assign(behind, bit, lane.at != lane.taken[lane.reading]);
+            assign(more_words, bit, lane.at != lane.written[next_ring]);
+            assign(behind, bit, lane.at != lane.taken[next_ring]);
+        });
     }
 
     template <int count>
@@ -271,7 +293,7 @@ void Front::step_rings(Time now) {
         value = next;
     };
     turn_left = ((turn_left | (select & some)) ^ chunk_ends);
-    each(value_goes, [&](Lane& lane, Lanes bit) { make_token(lane, bit); });
+    make_tokens(value_goes);
     each(ends, [&](Lane& lane, Lanes) {
         lane.tokens[lane.tokens_end++ % TOKEN_RING] = {0, static_cast<uint8_t>(lane.reading), true, false};
     });
@@ -316,9 +338,7 @@ void Front::step_rings(Time now) {
     set(fetched, more_words);
     set(moved, moves | turn);
     for (int n = 0; n < count; ++n) set(filled[n], not_taken[n]);
-    each(moves | turn | behind, [&](Lane& lane, Lanes bit) {
-        read_on(lane, bit, moves & bit, turn & bit, turn_ring[0], turn_ring[1]);
-    });
+    read_on(moves, turn, behind, turn_ring[0], turn_ring[1]);
     awake = changed != 0;
 }
 

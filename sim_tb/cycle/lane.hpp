@@ -151,7 +151,7 @@ struct Lane {
     // The oldest token leaves for the PEs.
     void fire(Time now) {
         account(now);
-        const ExpanderToken token = tokens[tokens_head++ % TOKEN_RING];
+        const ExpanderToken& token = tokens[tokens_head++ % TOKEN_RING];
         accounted = now + LOOKUP_LATENCY + 1;
         if (token.end) fire_end(now, token.context);
         else fire_value(now, token);

@@ -175,12 +175,13 @@ struct Pes {
         }
         // the tokens whose leaving makes space are late as well
         number = end;
-        for (uint32_t sending = sendings; sending != sendings - IN_FLIGHT - 1; --sending) {
-            const Time its_push = sent_at[sending % SENDINGS] + to_queue - now;
-            while (relative(of_pe[(number - 1) & mask].pushed) > its_push) --number;
+        for (uint32_t sending = sendings;; --sending) {
+            const Time its_time = sent_at[sending % SENDINGS];
+            while (relative(of_pe[(number - 1) & mask].pushed) > its_time + to_queue - now) --number;
             Time& space = space_at[sending % SENDINGS];
             const uint32_t leaves = of_pe[(number - static_cast<uint32_t>(most) - 1) & mask].popped;
             space = std::max(space, std::min(near(now, leaves), ends[pe]) + 2);
+            if (its_time < now - IN_FLIGHT) break;      // all of it has come
         }
         return true;
     }
