@@ -169,7 +169,7 @@ struct Cluster {
     }
 
     // Drains, their arbiter, post-processing.
-    void step_results(Time now, bool beat_leaves) {
+    [[gnu::noinline]] void step_results(Time now, bool beat_leaves) {
         uint32_t asking = 0;
         PostWord drained;
         if (post.space && (granted & requests)) wake_drains(now);
@@ -186,7 +186,7 @@ struct Cluster {
     }
 
     // The copier, and the queue before it, which an item enters if fetch has made one.
-    void step_copier(Time now, bool makes) {
+    [[gnu::noinline]] void step_copier(Time now, bool makes) {
         const bool fires = held && (ring_space & current_rings) == current_rings;
         const bool ends = current.raw || left == 1;
         const bool takes_item = !held || (fires && ends);
@@ -261,7 +261,7 @@ struct Cluster {
         }
     }
 
-    void note_started() {
+    [[gnu::noinline]] void note_started() {
         const int rings = config->rings;
         for (int ring = 0; ring < rings; ++ring) {
             for (Lanes bits = front->started[ring] >> first & ((Lanes{1} << lanes.size()) - 1); bits; bits &= bits - 1) {
@@ -270,16 +270,18 @@ struct Cluster {
         }
     }
 
+    [[gnu::noinline]] void retire_rows(Time now) {
+        shared.retire_at = NEVER;
+        for (size_t n = 0; n < lanes.size(); ++n) {
+            if (lanes[n].retire_at <= now && lanes[n].retire(now)) front->retired(Lanes{1} << (first + static_cast<int>(n)));
+            shared.retire_at = std::min(shared.retire_at, lanes[n].retire_at);
+        }
+    }
+
     // The rest of a cycle, behind that of the lanes' fronts.
     void step_behind(Time now) {
         if (front->any_started >> first & ((Lanes{1} << lanes.size()) - 1)) note_started();
-        if (shared.retire_at <= now) {
-            shared.retire_at = NEVER;
-            for (size_t n = 0; n < lanes.size(); ++n) {
-                if (lanes[n].retire_at <= now && lanes[n].retire(now)) front->retired(Lanes{1} << (first + static_cast<int>(n)));
-                shared.retire_at = std::min(shared.retire_at, lanes[n].retire_at);
-            }
-        }
+        if (shared.retire_at <= now) retire_rows(now);
         if (shared.drained_lane >= 0) {
             Lane& lane = lanes[static_cast<size_t>(shared.drained_lane)];
             lane.owed[lane.drain_row.slot] = 0;
@@ -293,10 +295,9 @@ struct Cluster {
                 front->write(first + std::countr_zero(bits), arriving.ring, arriving.word);
             }
         }
-        for (uint32_t bits = fetch.coming; bits; bits &= bits - 1) {
-            const int n = std::countr_zero(bits);
-            pending |= 1u << n;
-            ++shared.bank_rows[fetch.field(B_BANK)];
+        if (fetch.coming) {
+            pending |= fetch.coming;
+            shared.bank_rows[fetch.field(B_BANK)] += std::popcount(fetch.coming);
         }
         if (fetch.taken) {
             --waiting_a[fetch.field(A_BANK)];
