@@ -17,13 +17,13 @@ using Lanes = uint64_t;             // a bit a lane of a Front
 enum class PostKind : uint8_t { START, VALUE, END, NONE };
 
 // A word on its way from a drain to post-processing.
-struct PostWord {
+struct alignas(4) PostWord {
     PostKind kind = PostKind::NONE;
     bool nonzero = false, post = false;
 };
 
 // A word of a drain's pipeline, with what it needs of its row.
-struct DrainWord {
+struct alignas(8) DrainWord {
     PostWord word;
     bool final = false;
     uint8_t bank = 0;
