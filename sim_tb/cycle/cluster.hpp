@@ -232,7 +232,7 @@ struct Cluster {
     // Post-processing takes the row of a drain that has waited.
     void wake_drains(Time now) {
         for (uint32_t bits = granted & requests; bits; bits &= bits - 1) {
-            lanes[static_cast<size_t>(std::countr_zero(bits))].drain_at = now;
+            shared.drains_at[static_cast<size_t>(std::countr_zero(bits))] = now;
         }
         requests &= ~granted;
         shared.drain_at = now;
@@ -243,21 +243,18 @@ struct Cluster {
         shared.drain_at = NEVER;
         const bool rows_space = post.space;
         for (size_t n = 0; n < lanes.size(); ++n) {
-            Lane& lane = lanes[n];
-            if (lane.drain_at <= now) {
+            if (shared.drains_at[n] <= now) {
+                Lane& lane = lanes[n];
                 const bool was_active = lane.active;
                 const DrainOut out = step_drain(lane, now, rows_space, granted >> n & 1);
                 const Lanes bit = Lanes{1} << (first + static_cast<int>(n));
                 asking |= static_cast<uint32_t>(out.request) << n;
-                if (out.waits) {
-                    requests |= 1u << n;
-                    lane.drain_at = NEVER;
-                }
+                requests |= static_cast<uint32_t>(out.waits) << n;
                 if (out.word.kind != PostKind::NONE) drained = out.word;
                 if (out.releases) front->release(bit, lane.drain_context);
                 if (lane.active != was_active) front->drain(bit, lane.active);
             }
-            shared.drain_at = std::min(shared.drain_at, lane.drain_at);
+            shared.drain_at = std::min(shared.drain_at, shared.drains_at[n]);
         }
     }
 

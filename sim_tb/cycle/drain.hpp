@@ -84,6 +84,8 @@ inline PostWord receive(Lane& lane, Time now) {
 inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
     using L = Lane;
     const Config& config = *lane.config;
+    Time& again = lane.shared->drains_at[static_cast<size_t>(lane.number)];
+    again = now + 1;
     DrainOut out;
     if (lane.drain_state == L::D_SCRUB) {
         if (++lane.scrub_count == config.sum_rows() * config.slots) {
@@ -91,7 +93,6 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
             lane.idle_context = 0;
             lane.idle_since = now + 1;
         }
-        lane.drain_at = now + 1;
         return out;
     }
     if (lane.drain_line_until >= now) out.word = receive(lane, now);
@@ -108,9 +109,8 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
             ++lane.finished_head;
             begin_drain(lane, row.slot & (config.rings - 1), row);
             lane.drain_state = L::D_META;
-            lane.drain_at = now + 1;
         } else {
-            lane.drain_at = lane.drain_line_until > now ? now + 1 : any ? shown : NEVER;
+            again = lane.drain_line_until > now ? now + 1 : any ? shown : NEVER;
         }
         return out;
     }
@@ -120,22 +120,21 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
             begin_drain(lane, context, *lane.context_row[context]);
             lane.drain_state = L::D_ROW;
         } else {
-            lane.drain_at = lane.drain_line_until > now ? now + 1 : next_look(lane, now);
+            again = lane.drain_line_until > now ? now + 1 : next_look(lane, now);
         }
         return out;
     }
     lane.active = lane.drain_state != L::D_NEXT;
     const Row& row = lane.drain_row;
-    const int width = std::min(16, config.columns());
-    const int parts = config.columns() >> log2_of(width);
+    const int width = lane.part_width;
     const bool handshake = lane.columns.valid() && lane.go;
-    const int column = lane.columns.index() + lane.columns.inner_meta * width;
     const bool was_busy = lane.columns.busy();
     bool offer = false, given = false;
     uint32_t mask = 0;
     const Lane::DrainState state = lane.drain_state;
-    const bool holds = was_busy || config.header_beats() > 2;
-    out.request = row.final && state >= L::D_REQUEST && (state < L::D_COLUMNS || (state == L::D_COLUMNS && holds));
+    if (row.final && state >= L::D_REQUEST && state <= L::D_COLUMNS) {
+        out.request = state != L::D_COLUMNS || was_busy || config.header_beats() > 2;
+    }
     switch (state) {
         case L::D_META:
             lane.drain_state = L::D_ROW;
@@ -151,6 +150,7 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
                 lane.drain_state = L::D_MASK;
             } else if (lane.drain_line_until <= now) {
                 out.waits = true;
+                again = NEVER;
             }
             break;
         case L::D_MASK:
@@ -179,14 +179,15 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
             break;
     }
     if (handshake) {
+        const int column = lane.columns.index() + lane.columns.inner_meta * width;
         if (config.skip_c || (row.mask[column >> 5] >> (column & 31) & 1)) {
             send(lane, now, PostKind::VALUE, result_nonzero(lane, column));
         }
         lane.steals[(now + 2) & 3] = static_cast<int8_t>(column & (config.pes - 1));
     }
-    lane.columns.step(offer, mask, lane.part, lane.go);
+    if (offer || was_busy || lane.columns.outer_valid) lane.columns.step(offer, mask, lane.part, lane.go);
     if (state == L::D_MASK) {
-        if (lane.given && ++lane.part == parts) lane.drain_state = L::D_COLUMNS;
+        if (lane.given && ++lane.part == lane.parts) lane.drain_state = L::D_COLUMNS;
         lane.given = given;
     } else {
         lane.given = false;

@@ -43,7 +43,8 @@ struct Shared {
     int undrained = 0;                  // rows whose sums stayed, whose last word has not left
     int drained_lane = -1;              // in this cycle: its drain has ended a row whose sums stayed
     Reason outer = IDLE;
-    Time drain_at = 0;                  // when a drain has to be looked at again, at the earliest
+    Time drain_at = 0;                  // when a drain has to be looked at again, at the earliest; and when which has to
+    std::array<Time, MAX_LANES> drains_at{};
     Time retire_at = NEVER;             // no row whose sums stay has left the PEs before
 };
 
@@ -104,11 +105,11 @@ struct Lane {
     // ---- drain (see drain.hpp)
     enum DrainState : uint8_t { D_SCRUB, D_IDLE, D_META, D_ROW, D_REQUEST, D_MASK, D_COLUMNS, D_NEXT };
     DrainState drain_state = D_SCRUB;
-    Time drain_at = 0;                  // when to look at it again
     bool active = false;                // from ROW to COLUMNS
     int idle_context = 0;               // context looked at in cycle `idle_since`, the next one a cycle later
     Time idle_since = 0;
     int drain_context = 0, scrub_count = 0, part = 0;
+    int part_width = 0, parts = 0;      // of a row's mask, as the iterator takes it
     bool go = false, given = false;
     BitIterator columns;
     Row drain_row{};
@@ -125,6 +126,8 @@ struct Lane {
         ring_words = static_cast<unsigned>(c.fifo_depth / c.rings);
         ram.resize(static_cast<size_t>(c.fifo_depth));
         pes.create(c);
+        part_width = std::min(16, c.columns());
+        parts = c.columns() / part_width;
         kept.resize(static_cast<size_t>(c.psum_rows));
         owed.assign(kept.size(), 0);
         finished_rows.resize(kept.size());
@@ -132,7 +135,8 @@ struct Lane {
     }
 
     void wake_drain(Time at) {
-        drain_at = std::min(drain_at, at);
+        Time& own = shared->drains_at[static_cast<size_t>(number)];
+        own = std::min(own, at);
         shared->drain_at = std::min(shared->drain_at, at);
     }
 
