@@ -29,6 +29,7 @@ struct Pes {
     // of each PE: tokens that it got, and of the last of them, the move of its last nibble and its last slot
     std::array<uint32_t, MAX_PES> sent{};
     std::array<Time, MAX_PES> moves{}, ends{};
+    std::array<uint32_t, MAX_PES> issued{};     // number of the token that a drain was in the way of
     // of each context the last cycle of its row's end, and which token of a PE that is
     std::array<Time, MAX_PES> done[MAX_RINGS] = {};
     std::array<uint32_t, MAX_PES> end_number[MAX_RINGS] = {};
@@ -135,8 +136,15 @@ struct Pes {
         const auto begin = [in_turn](int32_t popped, int32_t ends_before) {
             return in_turn ? popped : std::max(popped + 1, ends_before);
         };
-        uint32_t number = end - 1;
-        while (relative(of_pe[number & mask].popped) >= 0) --number;
+        // the token whose slots are issued, from that of the last time on, unless it has been overwritten
+        uint32_t number = issued[pe];
+        if (end - number > mask) {
+            number = end - 1;
+            while (relative(of_pe[number & mask].popped) >= 0) --number;
+        } else {
+            while (number + 1 != end && relative(of_pe[(number + 1) & mask].popped) < 0) ++number;
+        }
+        issued[pe] = number;
         Token& before = of_pe[(number - 1) & mask];
         Token& current = of_pe[number & mask];
         const int32_t popped = relative(current.popped);
@@ -151,23 +159,30 @@ struct Pes {
         } else {
             return false;
         }
+        current.ends = low + static_cast<uint32_t>(last);
         const uint32_t first = number - 1;
-        while (true) {
-            Token& late = of_pe[number & mask];
-            late.ends = low + static_cast<uint32_t>(last);
-            const int32_t move = last - late.tail;
-            if (++number == end) {
-                moves[pe] = now + move;
-                ends[pe] = now + last;
-                break;
-            }
+        bool late = false;              // the token before leaves and moves a cycle later
+        while (++number != end) {
             Token& next = of_pe[number & mask];
-            const int32_t leaves = std::max(relative(next.pushed) + 1, move);
-            const int32_t next_last = begin(leaves, last) + next.service;
+            if (late && next.popped != next.pushed + 1) {
+                ++next.popped;
+                ++next.ends;
+                continue;
+            }
+            const Token& previous = of_pe[(number - 1) & mask];
+            last_before = relative(previous.ends);
+            const int32_t leaves = std::max(relative(next.pushed) + 1, last_before - previous.tail);
+            last = begin(leaves, last_before) + next.service;
             // nothing changes behind a gap
-            if (leaves == relative(next.popped) && next_last == relative(next.ends)) break;
+            if (leaves == relative(next.popped) && last == relative(next.ends)) break;
+            late = last == relative(next.ends) + 1;
             next.popped = low + static_cast<uint32_t>(leaves);
-            last = next_last;
+            next.ends = low + static_cast<uint32_t>(last);
+        }
+        if (number == end) {
+            const Token& newest = of_pe[(end - 1) & mask];
+            ends[pe] = now + relative(newest.ends);
+            moves[pe] = ends[pe] - newest.tail;
         }
         for (int context = 0; context < MAX_RINGS; ++context) {
             const uint32_t its_end = end_number[context][pe];
