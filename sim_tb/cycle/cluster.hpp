@@ -276,7 +276,7 @@ struct Cluster {
     }
 
     // The rest of a cycle, behind that of the lanes' fronts.
-    void step_behind(Time now) {
+    [[gnu::always_inline]] inline void step_behind(Time now) {
         if (front->any_started >> first & ((Lanes{1} << lanes.size()) - 1)) note_started();
         if (shared.retire_at <= now) retire_rows(now);
         if (shared.drained_lane >= 0) {

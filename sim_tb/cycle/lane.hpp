@@ -197,12 +197,20 @@ struct Lane {
         }
         const uint32_t no_b = config->skip_b ? 0 : ~0u, no_c = config->skip_c ? 0 : ~0u;
         int64_t services = 0;
-        for (size_t n = 0; n < count; ++n) {
+        const auto send_to = [&](size_t n) __attribute__((always_inline)) {
             const uint32_t wanted = (row[n].mask | no_b) & (own_mask[n] | no_c);
-            if (!wanted) continue;
+            if (!wanted) return;
             const int service = std::popcount(wanted);
             services += service;
             send(n, service, std::popcount(wanted >> ((31 - std::countl_zero(wanted)) & ~3)));
+        };
+        if (count == 4) {
+            send_to(0);
+            send_to(1);
+            send_to(2);
+            send_to(3);
+        } else {
+            for (size_t n = 0; n < count; ++n) send_to(n);
         }
         totals->multiplies += services;
     }

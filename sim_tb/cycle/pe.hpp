@@ -70,7 +70,7 @@ struct Pes {
         Sender(const Sender&) = delete;
         Sender& operator=(const Sender&) = delete;
 
-        void operator()(size_t pe, int service, int tail) {
+        [[gnu::always_inline]] void operator()(size_t pe, int service, int tail) {
             Token* const tokens = of_pe + pe * (mask + 1);
             const uint32_t number = pes.sent[pe];
             const Time ends_before = pes.ends[pe], popped = std::max(pushed + 1, pes.moves[pe]);
