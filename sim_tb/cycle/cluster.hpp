@@ -82,7 +82,7 @@ struct Cluster {
         lanes = its_lanes;
         front = &its_front;
         first = its_first;
-        for (int lane = 0; lane < c.lanes_per_cluster; ++lane) lanes[static_cast<size_t>(lane)].create(c, t, lane, shared);
+        for (size_t lane = 0; lane < lanes.size(); ++lane) lanes[lane].create(c, t, static_cast<int>(lane), shared);
         ring_shift = log2_of(c.rings);
         const int rings = c.lanes_per_cluster << ring_shift;
         scan_mask = static_cast<uint32_t>(rings - 1);
@@ -153,7 +153,9 @@ struct Cluster {
         was_active = fetch.active() || working();
         const int old_row_words = fetch.row_words;
         const bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
-        if (shared.drain_at <= now || requests || granted || word_valid || !post.rests(now)) step_results(now, beat_leaves);
+        if (shared.drain_at <= now || requests || granted || word_valid || !post.rests(now)) {
+            step_results(now, beat_leaves);
+        }
         const uint32_t offered = room & ~pending;
         const bool makes = config->lut_ram
             ? !fetch.rests(items_space, offered) && fetch.step(items_space, offered, directory, c_masks, made)
@@ -197,9 +199,9 @@ struct Cluster {
             if (current.raw) {
                 leaves_copier.word = current.word;
             } else {
-                Word& word = leaves_copier.word = a_words[current.bank][static_cast<size_t>(address)];
-                if (word.kind == Kind::HEAD) {
-                    word.number = static_cast<uint16_t>((current.k + word.number * CHUNK) & (config->k_depth - 1));
+                Word& leaving = leaves_copier.word = a_words[current.bank][static_cast<size_t>(address)];
+                if (leaving.kind == Kind::HEAD) {
+                    leaving.number = static_cast<uint16_t>((current.k + leaving.number * CHUNK) & (config->k_depth - 1));
                 }
                 copying[current.bank] -= ends;
             }
@@ -261,7 +263,8 @@ struct Cluster {
     [[gnu::noinline]] void note_started() {
         const int rings = config->rings;
         for (int ring = 0; ring < rings; ++ring) {
-            for (Lanes bits = front->started[ring] >> first & ((Lanes{1} << lanes.size()) - 1); bits; bits &= bits - 1) {
+            Lanes bits = front->started[ring] >> first & ((Lanes{1} << lanes.size()) - 1);
+            for (; bits; bits &= bits - 1) {
                 pending &= ~(1u << (std::countr_zero(bits) * rings + ring));
             }
         }
@@ -270,7 +273,8 @@ struct Cluster {
     [[gnu::noinline]] void retire_rows(Time now) {
         shared.retire_at = NEVER;
         for (size_t n = 0; n < lanes.size(); ++n) {
-            if (lanes[n].retire_at <= now && lanes[n].retire(now)) front->retired(Lanes{1} << (first + static_cast<int>(n)));
+            const Lanes bit = Lanes{1} << (first + static_cast<int>(n));
+            if (lanes[n].retire_at <= now && lanes[n].retire(now)) front->retired(bit);
             shared.retire_at = std::min(shared.retire_at, lanes[n].retire_at);
         }
     }

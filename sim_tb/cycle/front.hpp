@@ -1,6 +1,6 @@
 // The control of lanes between FIFO and PEs (rtl/lane_fifo.py, expander.py), bit-sliced: a register of one bit is a bit
-// of a word here, one a lane, and a cycle of up to 64 lanes is a few logic operations on such words. What is wider than a
-// bit is in the lanes, and touched in the cycles in which it changes.
+// of a word here, one a lane, and a cycle of up to 64 lanes is a few logic operations on such words. What is wider than
+// a bit is in the lanes, and touched in the cycles in which it changes.
 #pragma once
 
 #include <utility>
@@ -146,7 +146,8 @@ private:
         const Row& row = *lane.context_row[lane.reading];
         const int bank = row.bank ? config->k_depth : 0;
         lane.first_row = static_cast<uint32_t>(bank + (row.share ? config->own_rows(lane.number, 0) : 0));
-        lane.row_mask = static_cast<uint32_t>((row.share ? config->k_depth / config->weight_lanes : config->k_depth) - 1);
+        const int own_depth = row.share ? config->k_depth / config->weight_lanes : config->k_depth;
+        lane.row_mask = static_cast<uint32_t>(own_depth - 1);
         lane.chunk_k = lane.head.number;
         lane.bits = lane.head.bitmap;
         lane.chunk_nonzero = lane.head.nonzero;
@@ -230,7 +231,9 @@ void Front::step_rings(Time now) {
     waits &= ~asks.take(now);
     Lanes next_start_free = 0;
     if (stays_in_pe) {
-        each(held & head_start, [&](Lane& lane, Lanes bit) { next_start_free |= lane.owed[lane.head.row->slot] ? 0 : bit; });
+        each(held & head_start, [&](Lane& lane, Lanes bit) {
+            next_start_free |= lane.owed[lane.head.row->slot] ? 0 : bit;
+        });
     }
     const Lanes fires = send_tokens(now, tokens & ~waits);
     const Lanes blocked = tokens & ~fires;

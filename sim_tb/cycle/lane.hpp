@@ -1,5 +1,5 @@
-// A lane: its FIFO of row words, PEs and drain (rtl/lane.py, lane_fifo.py, drain.py), and what its cluster's lanes share.
-// The control between FIFO and PEs is in front.hpp, for all lanes at once.
+// A lane: its FIFO of row words, PEs and drain (rtl/lane.py, lane_fifo.py, drain.py), and what its cluster's lanes
+// share. The control between FIFO and PEs is in front.hpp, for all lanes at once.
 #pragma once
 
 #include "pe.hpp"
@@ -43,8 +43,8 @@ struct Shared {
     int undrained = 0;                  // rows whose sums stayed, whose last word has not left
     int drained_lane = -1;              // in this cycle: its drain has ended a row whose sums stayed
     Reason outer = IDLE;
-    Time drain_at = 0;                  // when a drain has to be looked at again, at the earliest; and when which has to
-    std::array<Time, MAX_LANES> drains_at{};
+    Time drain_at = 0;                  // when a drain has to be looked at again, at the earliest
+    std::array<Time, MAX_LANES> drains_at{};    // and when which one
     Time retire_at = NEVER;             // no row whose sums stay has left the PEs before
 };
 
@@ -134,10 +134,10 @@ struct Lane {
         weights.resize(static_cast<size_t>(2 * c.k_depth * c.pes));
     }
 
-    void wake_drain(Time at) {
+    void wake_drain(Time time) {
         Time& own = shared->drains_at[static_cast<size_t>(number)];
-        own = std::min(own, at);
-        shared->drain_at = std::min(shared->drain_at, at);
+        own = std::min(own, time);
+        shared->drain_at = std::min(shared->drain_at, time);
     }
 
     // ------------------------------------------------------------------ accounts

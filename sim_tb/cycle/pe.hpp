@@ -1,6 +1,6 @@
-// The PEs of a lane, between their token queues and their bit iterators. When a token leaves its queue and when its slots
-// are issued follows from the tokens before it at the time at which it is sent, so it is reckoned then; only a drain, which
-// takes issue slots, changes it afterwards. Nothing is done in the cycles between.
+// The PEs of a lane, between their token queues and their bit iterators. When a token leaves its queue and when its
+// slots are issued follows from the tokens before it at the time at which it is sent, so it is reckoned then; only a
+// drain, which takes issue slots, changes it afterwards. Nothing is done in the cycles between.
 #pragma once
 
 #include "types.hpp"
@@ -9,7 +9,8 @@ namespace maskwork {
 
 constexpr int LOOKUP_LATENCY = 3;   // rtl/pe.py
 constexpr int QUEUE_MARGIN = LOOKUP_LATENCY + 2;
-constexpr uint32_t IN_FLIGHT = LOOKUP_LATENCY + 1;       // cycles in which a token that was sent does not count in the queue
+// cycles in which a token that was sent does not count in the queue
+constexpr uint32_t IN_FLIGHT = LOOKUP_LATENCY + 1;
 
 // A token in a PE; of its times the low bits are kept. (Members of one byte could alias everything, and cost speed.)
 struct Token {
@@ -63,7 +64,8 @@ struct Pes {
     public:
         Sender(Pes& all, Time cycle)
             : pes(all), of_pe(all.tokens.data()), mask(all.ring_mask), before(static_cast<uint32_t>(all.most) + 1),
-              now(cycle), pushed(cycle + all.to_queue), space(all.space_at[all.sendings % SENDINGS]), counting(all.counting) {
+              now(cycle), pushed(cycle + all.to_queue), space(all.space_at[all.sendings % SENDINGS]),
+              counting(all.counting) {
             all.sent_at[++all.sendings % SENDINGS] = cycle;
         }
         ~Sender() { pes.space_at[pes.sendings % SENDINGS] = space; }
@@ -75,8 +77,9 @@ struct Pes {
             const uint32_t number = pes.sent[pe];
             const Time ends_before = pes.ends[pe], popped = std::max(pushed + 1, pes.moves[pe]);
             const Time last = (counting ? popped : std::max(popped + 1, ends_before)) + service;
-            tokens[number & mask] = {static_cast<uint32_t>(pushed), static_cast<uint32_t>(popped), static_cast<uint32_t>(last),
-                                     static_cast<uint16_t>(service), static_cast<uint16_t>(tail)};
+            tokens[number & mask] = {static_cast<uint32_t>(pushed), static_cast<uint32_t>(popped),
+                                     static_cast<uint32_t>(last), static_cast<uint16_t>(service),
+                                     static_cast<uint16_t>(tail)};
             pes.sent[pe] = number + 1;
             pes.moves[pe] = last - tail;
             pes.ends[pe] = last;
@@ -123,8 +126,8 @@ struct Pes {
         return cycles;
     }
 
-    // A drain takes the issue slot of cycle `now`; true: from a token, which is late by a cycle then, and so may be those
-    // behind it.
+    // A drain takes the issue slot of cycle `now`; true: from a token, which is late by a cycle then, and so may be
+    // those behind it.
     bool steal(size_t pe, Time now) {
         if (ends[pe] < now) return false;
         Token* const of_pe = ring(pe);
