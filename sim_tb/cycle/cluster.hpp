@@ -1,13 +1,15 @@
 // A cluster: lanes, their feeding, and what they share (rtl/cluster.py, copier.py, banks.py).
 #pragma once
 
+#include <span>
+
 #include "fetch_serial.hpp"
 #include "post.hpp"
 
 namespace maskwork {
 
 constexpr int COPY_LATENCY = 4;     // rtl/copier.py
-constexpr int LOW_WATER = 24;       // rtl/cluster.py
+constexpr uint32_t LOW_WATER = 24;       // rtl/cluster.py
 
 // What pending RUNs still need of a cluster's banks, as the sequencer asks for it.
 struct Busy {
@@ -18,8 +20,10 @@ struct Cluster {
     const Config* config;
     Totals* totals;
     int number = 0;
-    std::vector<Lane> lanes;
-    std::array<Times, MAX_LANES> times;
+    std::span<Lane> lanes;
+    Front* front = nullptr;             // of the lanes, its first one is number `first` there
+    int first = 0;
+    Shared shared;
     SerialFetch fetch;
     Post post;
 
@@ -42,41 +46,47 @@ struct Cluster {
         Word word{};
     };
     bool held = false;
-    Item current;
+    Item current, made;
     int32_t address = 0, left = 0;
     uint32_t current_rings = 0;         // that the current item goes to
     Delay<Copied, 4> copied;            // at(2): the word at the lanes
     Time copied_until = LONG_AGO;       // words are on their way up to this cycle
     int copying[2] = {};
+    Copied leaves_copier;               // in this cycle
 
     // scan of the rings
     int ring_shift = 0;                 // divisions would be most of a cycle's work
     Time began = 0;                     // cycle of the first ring
     uint32_t room = 0, ring_space = ~0u;
     uint32_t sampled[2] = {};           // words in the rings looked at one and two cycles ago
-    int fits = 0, low = 0;
+    uint32_t scan_mask = 0, usable = 0; // of a ring's words
+    uint32_t fits = 0, low = 0;
 
     // arbiter of post-processing
     uint32_t granted = 0, last_granted = 0;
+    uint32_t requests = 0;              // lanes whose drains do nothing but ask
     PostWord word;
     bool word_valid = false;
 
     // banks
-    int bank_rows[2] = {};              // rows in the lanes
     int waiting_a[2] = {}, waiting_b[2] = {}, waiting_c[2] = {};
-    bool running = false;
+    bool running = false, was_active = false;
     uint32_t pending = 0;               // rings: a row was announced and has not started
-    Reason outer = IDLE;
     bool loading = false;
     bool run_space_before = true;       // register between the RUN FIFO and the sequencer
 
-    void create(const Config& c, Totals& t, int n) {
+    void create(const Config& c, Totals& t, int n, std::span<Lane> its_lanes, Front& its_front, int its_first) {
         config = &c;
         totals = &t;
         number = n;
-        lanes.resize(static_cast<size_t>(c.lanes_per_cluster));
-        for (int lane = 0; lane < c.lanes_per_cluster; ++lane) lanes[static_cast<size_t>(lane)].create(c, t, lane, times[static_cast<size_t>(lane)], bank_rows);
+        lanes = its_lanes;
+        front = &its_front;
+        first = its_first;
+        for (size_t lane = 0; lane < lanes.size(); ++lane) lanes[lane].create(c, t, static_cast<int>(lane), shared);
         ring_shift = log2_of(c.rings);
+        const int rings = c.lanes_per_cluster << ring_shift;
+        scan_mask = static_cast<uint32_t>(rings - 1);
+        usable = static_cast<uint32_t>((c.fifo_depth >> ring_shift) - (rings + COPY_LATENCY + 4));
         fetch.create(c);
         post.create(c);
     }
@@ -88,13 +98,8 @@ struct Cluster {
         if (run.fields[USE_C]) ++waiting_c[run.fields[C_BANK]];
     }
 
-    bool lanes_use(int bank) const { return bank_rows[bank] != 0; }
-    bool draining() const {
-        for (const Lane& lane : lanes) {
-            if (lane.undrained) return true;
-        }
-        return false;
-    }
+    bool lanes_use(int bank) const { return shared.bank_rows[bank] != 0; }
+    bool draining() const { return shared.undrained != 0; }
     bool working() const { return lanes_use(0) || lanes_use(1) || draining(); }
     bool post_busy() const { return post.waits() || word_valid || post.busy() || draining(); }
 
@@ -119,46 +124,59 @@ struct Cluster {
 
     void set_outer(Time now, bool load) {
         const Reason next = load && !running ? LOAD : running ? DISPATCH : IDLE;
-        if (next == outer) return;
+        if (next == shared.outer) return;
         for (Lane& lane : lanes) {
-            if (lane.reason == OUTER) lane.account(now, outer);
+            if (lane.reason == OUTER) lane.account(now);
         }
-        outer = next;
+        shared.outer = next;
     }
 
     // One ring is looked at in every cycle; what follows from that shows three cycles later.
     void look_at_ring(Time now, int row_words, bool scrubs) {
-        const int count = config->lanes_per_cluster << ring_shift;
-        const int usable = (config->fifo_depth >> ring_shift) - (count + COPY_LATENCY + 4);
-        const auto scan = static_cast<unsigned>(now - began) & static_cast<unsigned>(count - 1);
-        const uint32_t bit = 1u << ((scan - 2) & static_cast<unsigned>(count - 1));
-        room = sampled[1] <= static_cast<uint32_t>(low) && !scrubs ? room | bit : room & ~bit;
-        ring_space = static_cast<int>(sampled[1]) <= usable ? ring_space | bit : ring_space & ~bit;
+        const auto scan = static_cast<unsigned>(now - began) & scan_mask;
+        const unsigned place = (scan - 2) & scan_mask;
+        const bool has_room = sampled[1] <= low && !scrubs, has_space = sampled[1] <= usable;
+        room = (room & ~(1u << place)) | static_cast<uint32_t>(has_room) << place;
+        ring_space = (ring_space & ~(1u << place)) | static_cast<uint32_t>(has_space) << place;
         sampled[1] = sampled[0];
         const Lane& lane = lanes[scan >> ring_shift];
         const unsigned ring = scan & ((1u << ring_shift) - 1);
         sampled[0] = lane.written[ring] - lane.taken[ring];
+        const auto words = static_cast<uint32_t>(row_words);
         low = std::min(fits, LOW_WATER);
-        fits = row_words >= usable ? 0 : usable - row_words;
+        fits = words >= usable ? 0 : usable - words;
     }
 
+    // One cycle, up to what the fronts of the lanes do.
     void step(Time now, bool load, bool beat_leaves) {
-        const auto number_of_lanes = static_cast<size_t>(config->lanes_per_cluster);
         set_outer(now, load);
-        const bool active = fetch.active(), was_working = working();
+        was_active = fetch.active() || working();
         const int old_row_words = fetch.row_words;
-        // ---- drains, and the arbiter
-        uint32_t release[MAX_LANES], asking = 0;
-        PostWord drained;
-        const bool rows_space = post.space, scrubs = lanes[0].drain_state == Lane::D_SCRUB;
-        for (size_t n = 0; n < number_of_lanes; ++n) {
-            release[n] = 0;
-            if (times[n].drain_at > now) continue;
-            const DrainOut out = step_drain(lanes[n], now, rows_space, granted >> n & 1, outer);
-            release[n] = out.release;
-            asking |= static_cast<uint32_t>(out.request) << n;
-            if (out.word.kind != PostKind::NONE) drained = out.word;
+        const bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
+        if (shared.drain_at <= now || requests || granted || word_valid || !post.rests(now)) {
+            step_results(now, beat_leaves);
         }
+        const uint32_t offered = room & ~pending;
+        const bool makes = config->lut_ram
+            ? !fetch.rests(items_space, offered) && fetch.step(items_space, offered, directory, c_masks, made)
+            : fetch.step_serial(items_space, offered, directory, c_masks, made);
+        if (makes || held || items_level) {
+            step_copier(now, makes);
+        } else {
+            items_valid = false;
+            items_space = true;
+            leaves_copier.lanes = 0;
+        }
+        look_at_ring(now, old_row_words, scrubs);
+    }
+
+    // Drains, their arbiter, post-processing.
+    [[gnu::noinline]] void step_results(Time now, bool beat_leaves) {
+        uint32_t asking = 0;
+        PostWord drained;
+        if (post.space && (granted & requests)) wake_drains(now);
+        if (shared.drain_at <= now) step_drains(now, asking, drained);
+        asking |= requests;
         if (word_valid || !post.rests(now)) post.step(now, word_valid ? &word : nullptr, beat_leaves);
         word = drained;
         word_valid = drained.kind != PostKind::NONE;
@@ -167,31 +185,25 @@ struct Cluster {
             granted = choice & (~choice + 1);
             if (choice) last_granted = granted | (granted - 1);
         }
+    }
 
-        // ---- fetch
-        const int rings = config->rings;
-        Item made;
-        const uint32_t offered = room & ~pending;
-        const bool makes = config->lut_ram
-            ? !fetch.rests(items_space, offered) && fetch.step(items_space, offered, directory, c_masks, made)
-            : fetch.step_serial(items_space, offered, directory, c_masks, made);
-
-        // ---- copier
+    // The copier, and the queue before it, which an item enters if fetch has made one.
+    [[gnu::noinline]] void step_copier(Time now, bool makes) {
         const bool fires = held && (ring_space & current_rings) == current_rings;
         const bool ends = current.raw || left == 1;
         const bool takes_item = !held || (fires && ends);
-        Copied out;
-        if (held && fires) {
-            out.lanes = current.lanes;
-            out.ring = current.ring;
+        leaves_copier.lanes = 0;
+        if (fires) {
+            leaves_copier.lanes = current.lanes;
+            leaves_copier.ring = current.ring;
             if (current.raw) {
-                out.word = current.word;
+                leaves_copier.word = current.word;
             } else {
-                out.word = a_words[current.bank][static_cast<size_t>(address)];
-                if (out.word.kind == Kind::HEAD) {
-                    out.word.number = static_cast<uint16_t>((current.k + out.word.number * CHUNK) & (config->k_depth - 1));
+                Word& leaving = leaves_copier.word = a_words[current.bank][static_cast<size_t>(address)];
+                if (leaving.kind == Kind::HEAD) {
+                    leaving.number = static_cast<uint16_t>((current.k + leaving.number * CHUNK) & (config->k_depth - 1));
                 }
-                if (ends) --copying[current.bank];
+                copying[current.bank] -= ends;
             }
             copied_until = now + 3;
         }
@@ -204,8 +216,8 @@ struct Cluster {
                 address = current.start;
                 left = current.words;
                 current_rings = 0;
-                for (int n = 0; n < config->lanes_per_cluster; ++n) {
-                    if (current.lanes >> n & 1) current_rings |= 1u << (n * rings + current.ring);
+                for (uint32_t bits = current.lanes; bits; bits &= bits - 1) {
+                    current_rings |= 1u << ((std::countr_zero(bits) << ring_shift) + current.ring);
                 }
             }
         } else if (fires) {
@@ -214,48 +226,86 @@ struct Cluster {
         }
         items_valid = items_level > popped;
         items_space = items_level <= ITEM_QUEUE - ITEM_MARGIN;
-        if (popped) ++items_head;
+        items_head += popped;
         items_level -= popped;
         if (makes) items[(items_head + static_cast<unsigned>(items_level++)) % ITEM_QUEUE] = made;
+    }
 
-        look_at_ring(now, old_row_words, scrubs);
-
-        // ---- lanes
-        for (size_t n = 0; n < number_of_lanes; ++n) {
-            if (times[n].sleep_until > now && !release[n]) continue;
-            Lane& lane = lanes[n];
-            if (rings == 2) lane.step<2>(now, release[n], outer);
-            else lane.step<4>(now, release[n], outer);
-            if (lane.started >= 0) pending &= ~(1u << (static_cast<int>(n) * rings + lane.started));
+    // Post-processing takes the row of a drain that has waited.
+    void wake_drains(Time now) {
+        for (uint32_t bits = granted & requests; bits; bits &= bits - 1) {
+            shared.drains_at[static_cast<size_t>(std::countr_zero(bits))] = now;
         }
-        if (config->psum_in_pe) {
-            for (size_t n = 0; n < number_of_lanes; ++n) {
-                if (times[n].retire_at <= now) lanes[n].retire(now);
-                if (lanes[n].drained_slot >= 0) {
-                    lanes[n].owed[static_cast<size_t>(lanes[n].drained_slot)] = 0;
-                    lanes[n].drained_slot = -1;
-                    times[n].sleep_until = 0;
-                }
+        requests &= ~granted;
+        shared.drain_at = now;
+    }
+
+    // The drains of the lanes: which of them ask for post-processing, and what one of them gives it.
+    void step_drains(Time now, uint32_t& asking, PostWord& drained) {
+        shared.drain_at = NEVER;
+        const bool rows_space = post.space;
+        for (size_t n = 0; n < lanes.size(); ++n) {
+            if (shared.drains_at[n] <= now) {
+                Lane& lane = lanes[n];
+                const bool was_active = lane.active;
+                const DrainOut out = step_drain(lane, now, rows_space, granted >> n & 1);
+                const Lanes bit = Lanes{1} << (first + static_cast<int>(n));
+                asking |= static_cast<uint32_t>(out.request) << n;
+                requests |= static_cast<uint32_t>(out.waits) << n;
+                if (out.word.kind != PostKind::NONE) drained = out.word;
+                if (out.releases) front->release(bit, lane.drain_context);
+                if (lane.active != was_active) front->drain(bit, lane.active);
             }
+            shared.drain_at = std::min(shared.drain_at, shared.drains_at[n]);
+        }
+    }
+
+    [[gnu::noinline]] void note_started() {
+        const int rings = config->rings;
+        for (int ring = 0; ring < rings; ++ring) {
+            Lanes bits = front->started[ring] >> first & ((Lanes{1} << lanes.size()) - 1);
+            for (; bits; bits &= bits - 1) {
+                pending &= ~(1u << (std::countr_zero(bits) * rings + ring));
+            }
+        }
+    }
+
+    [[gnu::noinline]] void retire_rows(Time now) {
+        shared.retire_at = NEVER;
+        for (size_t n = 0; n < lanes.size(); ++n) {
+            const Lanes bit = Lanes{1} << (first + static_cast<int>(n));
+            if (lanes[n].retire_at <= now && lanes[n].retire(now)) front->retired(bit);
+            shared.retire_at = std::min(shared.retire_at, lanes[n].retire_at);
+        }
+    }
+
+    // The rest of a cycle, behind that of the lanes' fronts.
+    [[gnu::always_inline]] inline void step_behind(Time now) {
+        if (front->any_started >> first & ((Lanes{1} << lanes.size()) - 1)) note_started();
+        if (shared.retire_at <= now) retire_rows(now);
+        if (shared.drained_lane >= 0) {
+            Lane& lane = lanes[static_cast<size_t>(shared.drained_lane)];
+            lane.owed[lane.drain_row.slot] = 0;
+            shared.drained_lane = -1;
+            front->awake = true;
         }
         if (copied_until >= now) {
             const Copied arriving = copied.at(2);
-            copied.push(out);
-            for (size_t n = 0; n < number_of_lanes; ++n) {
-                if (arriving.lanes >> n & 1) lanes[n].write(arriving.ring, arriving.word);
+            copied.push(leaves_copier);
+            for (unsigned bits = arriving.lanes; bits; bits &= bits - 1) {
+                front->write(first + std::countr_zero(bits), arriving.ring, arriving.word);
             }
         }
-        for (uint32_t bits = fetch.coming; bits; bits &= bits - 1) {
-            const int n = std::countr_zero(bits);
-            pending |= 1u << n;
-            ++bank_rows[fetch.field(B_BANK)];
+        if (fetch.coming) {
+            pending |= fetch.coming;
+            shared.bank_rows[fetch.field(B_BANK)] += std::popcount(fetch.coming);
         }
         if (fetch.taken) {
             --waiting_a[fetch.field(A_BANK)];
             --waiting_b[fetch.field(B_BANK)];
             if (fetch.field(USE_C)) --waiting_c[fetch.field(C_BANK)];
         }
-        running = active || was_working;
+        running = was_active;
     }
 };
 

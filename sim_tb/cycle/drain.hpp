@@ -1,24 +1,20 @@
 // The drain of a lane (rtl/drain.py), a cycle at a time while a row is drained.
 #pragma once
 
-#include "expander.hpp"
+#include "front.hpp"
 
 namespace maskwork {
 
 struct DrainOut {
     PostWord word;
     bool request = false;
-    uint32_t release = 0;       // contexts
+    bool waits = false;         // nothing happens before the request is granted
+    bool releases = false;      // the row's context is free
 };
 
 // Whether every PE has issued the end of a context's row before `now`.
 inline bool context_done(Lane& lane, int context, Time now) {
-    if (!(lane.ends_sent >> context & 1)) return false;
-    for (Pe& pe : lane.pes) {
-        pe.advance(now - 1, lane.counting);
-        if (pe.done[context] > now - 1) return false;
-    }
-    return true;
+    return (lane.ends_sent >> context & 1) && lane.pes.done_from(context) <= now;
 }
 
 // Cycle in which an idle drain, which looks at one context a cycle, can find one that is done.
@@ -26,8 +22,7 @@ inline Time next_look(const Lane& lane, Time now) {
     Time next = NEVER;
     for (int context = 0; context < lane.config->rings; ++context) {
         if (!(lane.ends_sent >> context & 1)) continue;
-        Time done = now + 1;
-        for (const Pe& pe : lane.pes) done = std::max(done, pe.done_from(context));
+        const Time done = std::max(now + 1, lane.pes.done_from(context));
         const int shown = (lane.idle_context + static_cast<int>(done - lane.idle_since)) & (lane.config->rings - 1);
         next = std::min(next, done + ((context - shown) & (lane.config->rings - 1)));
     }
@@ -80,15 +75,17 @@ inline PostWord receive(Lane& lane, Time now) {
     word.word.kind = PostKind::NONE;
     if (left.word.kind == PostKind::END) {
         lane.totals->finished = true;
-        if (lane.config->psum_in_pe) --lane.undrained;
-        else --lane.rows_of_bank[left.bank];
+        if (lane.config->psum_in_pe) --lane.shared->undrained;
+        else --lane.shared->bank_rows[left.bank];
     }
     return left.final ? left.word : PostWord{};
 }
 
-inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reason outer) {
+inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
     using L = Lane;
     const Config& config = *lane.config;
+    Time& again = lane.shared->drains_at[static_cast<size_t>(lane.number)];
+    again = now + 1;
     DrainOut out;
     if (lane.drain_state == L::D_SCRUB) {
         if (++lane.scrub_count == config.sum_rows() * config.slots) {
@@ -96,20 +93,15 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             lane.idle_context = 0;
             lane.idle_since = now + 1;
         }
-        lane.times->drain_at = now + 1;
         return out;
     }
     if (lane.drain_line_until >= now) out.word = receive(lane, now);
     if (lane.steals[now & 3] >= 0) {
-        const bool stolen = lane.pes[static_cast<size_t>(lane.steals[now & 3])].steal(now, lane.counting);
-        lane.totals->stolen += stolen;
+        lane.totals->stolen += lane.pes.steal(static_cast<size_t>(lane.steals[now & 3]), now);
         lane.steals[now & 3] = -1;
     }
     if (lane.drain_state == L::D_IDLE && config.psum_in_pe) {
-        if (lane.active) {
-            lane.active = false;
-            lane.charge(now, lane.reason_now(), outer);
-        }
+        lane.active = false;
         const auto& [next, shown] = lane.finished_rows[lane.finished_head % lane.finished_rows.size()];
         const bool any = lane.finished_head != lane.finished_end;
         if (any && shown <= now) {
@@ -117,9 +109,8 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             ++lane.finished_head;
             begin_drain(lane, row.slot & (config.rings - 1), row);
             lane.drain_state = L::D_META;
-            lane.times->drain_at = now + 1;
         } else {
-            lane.times->drain_at = lane.drain_line_until > now ? now + 1 : any ? shown : NEVER;
+            again = lane.drain_line_until > now ? now + 1 : any ? shown : NEVER;
         }
         return out;
     }
@@ -129,26 +120,21 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             begin_drain(lane, context, *lane.context_row[context]);
             lane.drain_state = L::D_ROW;
         } else {
-            lane.times->drain_at = lane.drain_line_until > now ? now + 1 : next_look(lane, now);
+            again = lane.drain_line_until > now ? now + 1 : next_look(lane, now);
         }
         return out;
     }
-    const bool active = lane.drain_state != L::D_NEXT;
-    if (active != lane.active) {
-        lane.active = active;
-        lane.charge(now, lane.reason_now(), outer);
-    }
+    lane.active = lane.drain_state != L::D_NEXT;
     const Row& row = lane.drain_row;
-    const int width = std::min(16, config.columns());
-    const int parts = config.columns() >> log2_of(width);
+    const int width = lane.part_width;
     const bool handshake = lane.columns.valid() && lane.go;
-    const int column = lane.columns.index() + lane.columns.inner_meta * width;
     const bool was_busy = lane.columns.busy();
     bool offer = false, given = false;
     uint32_t mask = 0;
     const Lane::DrainState state = lane.drain_state;
-    const bool holds = was_busy || config.header_beats() > 2;
-    out.request = row.final && state >= L::D_REQUEST && (state < L::D_COLUMNS || (state == L::D_COLUMNS && holds));
+    if (row.final && state >= L::D_REQUEST && state <= L::D_COLUMNS) {
+        out.request = state != L::D_COLUMNS || was_busy || config.header_beats() > 2;
+    }
     switch (state) {
         case L::D_META:
             lane.drain_state = L::D_ROW;
@@ -162,6 +148,9 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             } else if (granted && space) {
                 send(lane, now, PostKind::START, false);
                 lane.drain_state = L::D_MASK;
+            } else if (lane.drain_line_until <= now) {
+                out.waits = true;
+                again = NEVER;
             }
             break;
         case L::D_MASK:
@@ -174,12 +163,11 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
                 send(lane, now, PostKind::END, false);
                 lane.part = 0;
                 if (config.psum_in_pe) {
-                    lane.drained_slot = row.slot;
+                    lane.shared->drained_lane = lane.number;
                     lane.drain_state = L::D_IDLE;
                 } else {
-                    out.release = 1u << lane.drain_context;
-                    lane.ends_sent &= ~out.release;
-                    for (Pe& pe : lane.pes) pe.done[lane.drain_context] = NEVER;
+                    out.releases = true;
+                    lane.ends_sent &= ~(1u << lane.drain_context);
                     lane.drain_state = L::D_NEXT;
                 }
             }
@@ -191,14 +179,15 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted, Reaso
             break;
     }
     if (handshake) {
+        const int column = lane.columns.index() + lane.columns.inner_meta * width;
         if (config.skip_c || (row.mask[column >> 5] >> (column & 31) & 1)) {
             send(lane, now, PostKind::VALUE, result_nonzero(lane, column));
         }
         lane.steals[(now + 2) & 3] = static_cast<int8_t>(column & (config.pes - 1));
     }
-    lane.columns.step(offer, mask, lane.part, lane.go);
+    if (offer || was_busy || lane.columns.outer_valid) lane.columns.step(offer, mask, lane.part, lane.go);
     if (state == L::D_MASK) {
-        if (lane.given && ++lane.part == parts) lane.drain_state = L::D_COLUMNS;
+        if (lane.given && ++lane.part == lane.parts) lane.drain_state = L::D_COLUMNS;
         lane.given = given;
     } else {
         lane.given = false;

@@ -16,7 +16,9 @@ from maskwork.sim_tb.tools import find_compiler, run_tool
 from numpy.typing import ArrayLike, NDArray
 
 _SOURCES = Path(__file__).parent
-_FLAGS = ("-std=c++20", "-O3", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden", "-fno-math-errno")
+# vectorised loops over a lane's few PEs are slower than plain ones
+_FLAGS = ("-std=c++20", "-O2", "-fno-tree-vectorize", "-march=native", "-fPIC", "-shared", "-fvisibility=hidden",
+          "-fno-math-errno")  # fmt: skip
 MAX_CYCLES = 1 << 40
 """Cycles after which a program is given up."""
 

@@ -65,6 +65,8 @@ struct Fetch {
     bool able_now = false;
     int wait = 0;
     int used[MAX_LANES * MAX_RINGS] = {}, next_slot[MAX_LANES * MAX_RINGS] = {};
+    uint32_t with_slot = ~0u;           // rings with a slot for another row that stays
+    uint32_t first_rings = 0;           // ring 0 of each lane
     uint32_t had = 0, last_lanes = 0;   // lanes that had a row in this round; that the last row went to
     bool sent = false;                  // in this cycle: the last row's masks
 
@@ -79,6 +81,7 @@ struct Fetch {
     void create(const Config& c) {
         config = &c;
         pool.resize(4096);
+        for (int n = 0; n < c.lanes_per_cluster; ++n) first_rings |= 1u << (n * c.rings);
         table.resize(static_cast<size_t>(std::max(2, c.lanes_per_cluster * c.psum_rows)));
     }
 
@@ -124,37 +127,34 @@ struct Fetch {
         const int ring_shift = log2_of(rings), own_slots = config->psum_rows >> ring_shift;
         const bool first = field(FIRST), share = field(SHARE), keeps = first && !field(FINAL);
         const uint32_t ring_mask = (1u << rings) - 1;
-        const uint32_t own = room & ~coming;
-        uint32_t has_slot = 0, next_free = 0;
-        for (int n = 0; n < lanes * rings; ++n) {
-            has_slot |= static_cast<uint32_t>(!keeps || (used[n] != own_slots && !(had >> (n >> ring_shift) & 1))) << n;
-        }
-        for (int n = 0; n < lanes; ++n) {
-            if ((own >> (n * rings) & ring_mask) == ring_mask) next_free |= has_slot & ring_mask << (n * rings);
-        }
+        const uint32_t own = room & ~coming, has_slot = keeps ? with_slot : ~0u;
+        uint32_t free_lanes = own & first_rings;
+        for (int n = 1; n < rings; ++n) free_lanes &= own >> n;
+        const uint32_t next_free = has_slot & (free_lanes * ring_mask);
         const uint32_t candidates = lane_free ? lane_free : able;
-        uint32_t common = ring_mask;
-        for (int n = 0; n < lanes; ++n) common &= able >> (n * rings);
         // ---- registers, last stage first
         if (share) {
             place.lanes = static_cast<uint8_t>((1u << lanes) - 1);
             place.ring = static_cast<uint8_t>(index & (rings - 1));
             place.slot = static_cast<uint8_t>(index);
-            able_now = common >> (index & (rings - 1)) & 1;
+            able_now = (able >> (index & (rings - 1)) & first_rings) == first_rings;
         } else if (first) {
             place.lanes = 0;
             able_now = pick != 0;
-            for (int n = 0; n < lanes; ++n) place.lanes |= static_cast<uint8_t>(((pick >> (n * rings) & ring_mask) != 0) << n);
             if (pick) {
                 const int n = std::countr_zero(pick);
+                place.lanes = static_cast<uint8_t>(1u << (n >> ring_shift));
                 place.ring = static_cast<uint8_t>(n & (rings - 1));
                 const int slot = config->psum_in_pe ? next_slot[n] & (own_slots - 1) : used[n];
                 place.slot = static_cast<uint8_t>((n & (rings - 1)) | slot << ring_shift);
             }
         } else {
             place = kept;
-            able_now = false;
-            for (int n = 0; n < lanes; ++n) able_now |= (kept.lanes >> n & 1) && (able >> (n * rings + kept.ring) & 1);
+            uint32_t any = 0;
+            for (uint32_t bits = kept.lanes; bits; bits &= bits - 1) {
+                any |= able >> ((std::countr_zero(bits) << ring_shift) + kept.ring);
+            }
+            able_now = any & 1;
         }
         kept = read_data;
         if (!read_data.lanes) kept.lanes = 1;
@@ -163,20 +163,27 @@ struct Fetch {
         able = own & has_slot;
         lane_free = next_free;
         wait = (coming || run_begins) ? 0 : std::min(wait + 1, SETTLED);
-        if (first && !share) {
+        if (coming && first && !share) {
             for (int n = 0; n < lanes * rings; ++n) next_slot[n] += coming >> n & 1;
         }
         if (taken) {
             std::fill(std::begin(used), std::end(used), 0);
             had = 0;
-        } else if (keeps && !share) {
-            if (!coming && sent) end_of_row(lanes, rings, own_slots);
-            if (coming) last_lanes = 0;
+        } else if (keeps && !share && coming) {
+            last_lanes = 0;
             for (int n = 0; n < lanes * rings; ++n) {
                 used[n] += coming >> n & 1;
                 last_lanes |= (coming >> n & 1) << (n >> ring_shift);
             }
-            if (coming) had |= last_lanes;
+            had |= last_lanes;
+        } else if (keeps && !share && sent) {
+            end_of_row(lanes, rings, own_slots);
+        } else {
+            return;
+        }
+        with_slot = 0;
+        for (int n = 0; n < lanes * rings; ++n) {
+            with_slot |= static_cast<uint32_t>(used[n] != own_slots && !(had >> (n >> ring_shift) & 1)) << n;
         }
     }
 
@@ -335,7 +342,7 @@ struct Fetch {
         push1 = pushes && (made.raw || made.words >= 0);
         stage1 = made;
         choose(room, run_begins, old_index);
-        if (state != was || pushes || takes_word || run_words_left || mask_step != words + 2) steady = 0;
+        if (state != was || pushes || takes_word || (run_words_left && state == F_IDLE) || mask_step != words + 2) steady = 0;
         return leaves;
     }
 

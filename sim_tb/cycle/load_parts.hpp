@@ -365,8 +365,7 @@ struct LoadB {
             const int own = lane_is_alone(lane->number) ? config->own_rows(lane->number, k) : k;
             const size_t base = static_cast<size_t>((load.bank * config->k_depth + own) * pes);
             for (int n = 0; n < pes; ++n) {
-                lane->b_mask[base + static_cast<size_t>(n)] = of_pe[n];
-                lane->b_nonzero[base + static_cast<size_t>(n)] = nonzero[n];
+                lane->weights[base + static_cast<size_t>(n)] = {of_pe[n], nonzero[n]};
             }
             if (!load.append || last_slot > lane->last_slot[load.bank]) lane->last_slot[load.bank] = last_slot;
         }

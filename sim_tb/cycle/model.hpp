@@ -29,6 +29,8 @@ struct Result {
 struct Model {
     Config config;
     Totals totals;
+    std::vector<Lane> lanes;
+    std::vector<Front> fronts;          // of so many lanes each as are in it
     std::vector<Cluster> clusters;
     Loader loader;
     Vector vector;
@@ -75,15 +77,24 @@ struct Model {
 
     // What BEGIN does to the array.
     void reset() {
+        const auto count = static_cast<size_t>(config.lanes), each = static_cast<size_t>(config.lanes_per_cluster);
+        lanes = std::vector<Lane>(count);
+        fronts = std::vector<Front>((count + MAX_FRONT - 1) / MAX_FRONT);
+        for (size_t n = 0; n < fronts.size(); ++n) {
+            const size_t first = n * MAX_FRONT;
+            fronts[n].create(config, &lanes[first], static_cast<int>(std::min<size_t>(count - first, MAX_FRONT)));
+        }
         clusters = std::vector<Cluster>(static_cast<size_t>(config.clusters()));
-        for (int n = 0; n < config.clusters(); ++n) {
-            Cluster& cluster = clusters[static_cast<size_t>(n)];
-            cluster.create(config, totals, n);
+        for (size_t n = 0; n < clusters.size(); ++n) {
+            Cluster& cluster = clusters[n];
+            const size_t first = n * each;
+            cluster.create(config, totals, static_cast<int>(n), {&lanes[first], each}, fronts[first / MAX_FRONT],
+                           static_cast<int>(first % MAX_FRONT));
             cluster.began = now;
-            for (Lane& lane : cluster.lanes) {
-                lane.results = results;
-                lane.idle_since = now;
-            }
+        }
+        for (Lane& lane : lanes) {
+            lane.results = results;
+            lane.idle_since = now;
         }
         granted = served = 0;
     }
@@ -131,9 +142,7 @@ struct Model {
         result.words_out = counted_beats_out;
         result.multiplies = totals.multiplies;
         result.tokens = totals.tokens;
-        for (Cluster& cluster : clusters) {
-            for (Lane& lane : cluster.lanes) lane.account(cycles, cluster.outer);
-        }
+        for (Lane& lane : lanes) lane.account(cycles);
         int64_t charged = totals.multiplies + totals.stolen;
         for (int n = 0; n < REASONS; ++n) {
             result.reasons[n] = totals.reasons[n];
@@ -180,6 +189,10 @@ struct Model {
         for (Cluster& cluster : clusters) {
             cluster.step(now, loading, leaves >> (cluster.number + 1) & 1);
         }
+        for (Front& front : fronts) {
+            if (!front.rests(now)) front.step(now);
+        }
+        for (Cluster& cluster : clusters) cluster.step_behind(now);
         if (!frozen) count_compute();
 
         const bool load_done = loader.done;

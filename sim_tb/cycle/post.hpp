@@ -28,6 +28,7 @@ struct Post {
     int pause = 0, draining = 0;
     PostWord line[16];              // on the way through the arithmetic, by cycle
     Time quiet_from = 0;            // nothing is on the way from this cycle on
+    Time rests_from = 0;            // nothing happens from this cycle on without a word
 
     // compressor
     bool start = false, take = false, end = false, taken_post = false;
@@ -61,7 +62,7 @@ struct Post {
     bool empty() const { return after == tail && !fetched && !valid; }
     bool waits() const { return block ? queue_valid : queue_level > 0; }
     bool idle() const { return !busy() && empty() && !waits(); }
-    bool rests(Time now) const { return idle() && now >= quiet_from; }
+    bool rests(Time now) const { return now >= rests_from; }
 
     // One cycle: `given` enters the queue, `leaves` says that the beat at the output is taken.
     void step(Time now, const PostWord* given, bool leaves) {
@@ -143,6 +144,7 @@ struct Post {
         take = arrived.kind == PostKind::VALUE && arrived.nonzero;
         end = arrived.kind == PostKind::END;
         if (arrived.kind == PostKind::START || arrived.kind == PostKind::VALUE) taken_post = arrived.post;
+        rests_from = idle() ? quiet_from : NEVER;
     }
 };
 

@@ -126,7 +126,7 @@ struct BitIterator {
         if (outer) {
             mask = in_mask;
             flags = 0;
-            for (int n = 0; n < 8; ++n) flags |= static_cast<uint32_t>((in_mask >> (4 * n) & 15) != 0) << n;
+            for (int n = 0; n < 8 && in_mask >> (4 * n); ++n) flags |= static_cast<uint32_t>((in_mask >> (4 * n) & 15) != 0) << n;
             outer_valid = in_valid;
             outer_meta = in_meta;
         }
