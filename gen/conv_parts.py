@@ -21,8 +21,10 @@ Rectangle = tuple[range, range]
 BETTER = 0.002
 """How much less work, of the mean, the busiest lane must have in an order of rows for it to go before a plainer one."""
 
-_SPARES = (3, 5)
-"""Slots of partial sums that unwanted rows may take in a lane beyond an even share of them: they come in clusters."""
+_SPARES = (0.9, 1.6)
+"""Slots of partial sums that unwanted rows may take in a lane beyond an even share of them, over the square root of
+their number: they come to lanes at random.
+"""
 
 _EXTRAS = (0.0, 0.15, 0.4)
 """Positions whose cycles a part may lose for lengths that differ, as dynamic programming is told."""
@@ -80,8 +82,8 @@ class Limits:
     least: float
 
 
-def even_parts(g: Geometry, kept: NDArray[np.bool_], limits: Limits) -> tuple[Rectangle, ...]:
-    """Rectangles that cover an image's output positions in the fewest cycles; none if no position fits.
+def even_parts(g: Geometry, kept: NDArray[np.bool_], limits: Limits) -> list[tuple[Rectangle, ...]]:
+    """Ways to cover an image's output positions with rectangles in few cycles, the best first; none if none fits.
 
     Dynamic programming counts positions; how the lanes' work differs is known of whole partitions only, so there are
     several to choose from.
@@ -91,17 +93,19 @@ def even_parts(g: Geometry, kept: NDArray[np.bool_], limits: Limits) -> tuple[Re
         kept: wanted positions, (OH, OW).
         limits: of a part.
     """
-    return _even_parts(g, kept.shape, kept.tobytes(), limits)
+    return list(_even_parts(g, kept.shape, kept.tobytes(), limits))
 
 
 @lru_cache(maxsize=256)
-def _even_parts(g: Geometry, shape: tuple[int, int], kept: bytes, limits: Limits) -> tuple[Rectangle, ...]:
+def _even_parts(g: Geometry, shape: tuple[int, int], kept: bytes, limits: Limits) -> list[tuple[Rectangle, ...]]:
     wanted = np.frombuffer(kept, dtype=np.bool_).reshape(shape)
     sums, works = _sums(wanted), _sums(wanted * _met(g))
     ways = {_partition(g, sums, works, limits, extra, spare) for extra in _EXTRAS for spare in _SPARES}
-    return min(sorted(ways, key=len), key=lambda parts: sum(
-        max(busiest(g, part, wanted[None], limits.lanes), limits.least) + limits.extra for part in parts
-    ) if parts else np.inf)  # fmt: skip
+
+    def cycles(parts: tuple[Rectangle, ...]) -> float:
+        return sum(max(busiest(g, part, wanted[None], limits.lanes), limits.least) + limits.extra for part in parts)
+
+    return sorted((way for way in ways if way), key=lambda way: (cycles(way), len(way), way[0][0].stop, way[0][1].stop))
 
 
 def _met(g: Geometry) -> NDArray[np.float64]:
@@ -110,7 +114,7 @@ def _met(g: Geometry) -> NDArray[np.float64]:
 
 
 def _partition(
-    g: Geometry, sums: NDArray[np.float64], works: NDArray[np.float64], limits: Limits, extra: float, spare: int
+    g: Geometry, sums: NDArray[np.float64], works: NDArray[np.float64], limits: Limits, extra: float, spare: float
 ) -> tuple[Rectangle, ...]:
     height = sums.shape[0] - 1
     best, cuts = np.full(height + 1, np.inf), [(0, [0])] * (height + 1)
@@ -138,7 +142,7 @@ def _sums(values: NDArray[np.generic]) -> NDArray[np.float64]:
 
 def _band(
     g: Geometry, sums: NDArray[np.float64], works: NDArray[np.float64], tall: int, limits: Limits,
-    margins: tuple[float, int],
+    margins: tuple[float, float],
 ) -> tuple[NDArray[np.float64], list[list[int]]]:  # fmt: skip
     """Bands of so many output rows, for each first row: cycles, and the columns at which to cut, the last first."""
     starts, width = sums.shape[0] - tall, sums.shape[1] - 1
@@ -171,14 +175,14 @@ def _band(
 
 
 def _cycles(
-    kept: NDArray[np.float64], work: NDArray[np.float64], rows: int, limits: Limits, margins: tuple[float, int]
+    kept: NDArray[np.float64], work: NDArray[np.float64], rows: int, limits: Limits, margins: tuple[float, float]
 ) -> NDArray[np.float64]:
     """Cycles of parts, over those of a position, from their wanted positions and those positions' work."""
     turns = np.ceil(kept / limits.lanes)
     cycles = np.maximum(turns * work / np.maximum(kept, 1), limits.least) + limits.extra + margins[0]
     if limits.slots and rows > limits.lanes:  # unwanted rows take slots too, of whichever lane they come to
         unwanted = rows - kept
-        spare = np.where(unwanted > 0, np.ceil(unwanted / limits.lanes) + margins[1], 0)
+        spare = np.where(unwanted > 0, np.ceil(unwanted / limits.lanes + margins[1] * np.sqrt(unwanted)), 0)
         cycles[turns + spare > limits.slots] = np.inf
     return cycles
 

@@ -21,6 +21,9 @@ MOST_PLANS = 8
 OF_EACH = 2
 """Such plans of each way to share rows, at least."""
 
+OTHERS = 3
+"""Other parts that are tried for the plan that is taken."""
+
 NEAR = 1.2
 """Expected cycles of such plans, at most, of the best one's."""
 
@@ -37,8 +40,8 @@ class Cut:
 @dataclass(frozen=True)
 class Plan:
     """A way to cut a convolution: expected cycles, cut of K, images, rows and columns of a part, the loop order, who
-    gets a row ("no", "columns" or "all" of :data:`~maskwork.gen.lower_schedule.SHARES`), and the parts of each image
-    where they are not all of that size.
+    gets a row ("no", "columns" or "all" of :data:`~maskwork.gen.lower_schedule.SHARES`), the parts of each image
+    where they are not all of that size, and other such parts that are about as good.
     """
 
     cost: float
@@ -49,6 +52,7 @@ class Plan:
     m_outer: bool
     share: str = "no"
     parts: tuple[tuple[Rectangle, ...], ...] = ()
+    others: tuple[tuple[tuple[Rectangle, ...], ...], ...] = ()
 
 
 def _sizes(total: int) -> list[int]:
@@ -132,7 +136,7 @@ class _Tiling:
 
     def _plan(
         self, size: tuple[int, int, int], steps: Sequence[tuple[float, float | None]], times: int, loaded: float,
-        parts: int, rectangles: tuple[tuple[Rectangle, ...], ...] = (),
+        parts: int, rectangles: Sequence[tuple[tuple[Rectangle, ...], ...]] = (),
     ) -> Plan:  # fmt: skip
         """The better of both loop orders.
 
@@ -142,7 +146,7 @@ class _Tiling:
             times: blocks of each of these kinds.
             loaded: pixels of all parts.
             parts: their number.
-            rectangles: see :class:`Plan`.
+            rectangles: the parts and others of :class:`Plan`.
         """
         blocks, p = times * len(steps), self._p
         a_load = self._na * (loaded * self._segment + parts * LOAD_OVERHEAD)
@@ -158,7 +162,17 @@ class _Tiling:
         for m_outer in (True, False):
             load = traffic(a_load, self._b_load, blocks, self._na, self._k_tiles, self._tiles, m_outer) + c_load + runs
             cost = total(load, compute, self._out, first, each[-1][1])
-            found.append(Plan(cost, self._cut, *size, m_outer, self._share, rectangles))
+            found.append(
+                Plan(
+                    cost,
+                    self._cut,
+                    *size,
+                    m_outer,
+                    self._share,
+                    rectangles[0] if rectangles else (),
+                    tuple(rectangles[1:]),
+                )
+            )
         return min(found, key=lambda plan: plan.cost)
 
     def uniform(self, ys: int, xs: int) -> Iterator[Plan]:
@@ -190,10 +204,13 @@ class _Tiling:
         again = self._b_load / self._tiles if k_tiles * self._tiles > 2 else 0.0
         limits = Limits(self.cap, self.pixels, self._loaded, config.lanes_per_cluster,
                         config.psum_rows if k_tiles > 1 else 0, 40 * k_tiles / lane, again / lane)  # fmt: skip
-        rectangles = tuple(even_parts(g, image, limits) for image in p.positions)
-        if not all(rectangles) or all(len(own) == 1 for own in rectangles):
+        ways = [even_parts(g, image, limits) for image in p.positions]
+        if not all(ways) or all(len(own[0]) == 1 for own in ways):
             return
-        every = [(image[None], part) for image, own in zip(p.positions, rectangles, strict=True) for part in own]
+        rectangles = [
+            tuple(own[min(n, len(own) - 1)] for own in ways) for n in range(min(OTHERS + 1, max(map(len, ways))))
+        ]
+        every = [(image[None], part) for image, own in zip(p.positions, rectangles[0], strict=True) for part in own]
         lanes = config.lanes_per_cluster
         steps = [(float(image[:, y.start : y.stop, x.start : x.stop].sum()),
                   busiest(g, (y, x), image, lanes) / p.inside) for image, (y, x) in every]  # fmt: skip

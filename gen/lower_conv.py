@@ -7,8 +7,10 @@ everything below counts in j. Taps off the image are skipped by RUN's x and y li
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -167,10 +169,17 @@ def conv_output_shape(
 
 
 def _k_tiles(g: Geometry, cut: Cut, channels: Indices) -> list[KTile]:
-    """K tiles: channels outermost, so that tap groups use the same pixels."""
+    """K tiles: channels outermost, so that tap groups use the same pixels. The smallest comes first, for everything
+    waits for its loads.
+    """
     tiles = []
-    for start in range(0, len(channels), cut.channels):
-        own = channels[start : start + cut.channels]
+    number = -(-len(channels) // cut.channels)
+    short = len(channels) - (number - 1) * cut.channels
+    edges = list(range(short, len(channels) + 1, cut.channels))
+    if number > 1 and 2 * short < cut.channels:  # too short to hide loads and drains behind
+        edges[0] = (short + cut.channels + 1) // 2
+    for start, end in itertools.pairwise([0, *edges]):
+        own = channels[start:end]
         for r0 in range(0, g.y.taps, cut.taps[0]):
             for c0 in range(0, g.x.taps, cut.taps[1]):
                 taps = (r0, min(r0 + cut.taps[0], g.y.taps), c0, min(c0 + cut.taps[1], g.x.taps))
@@ -344,13 +353,16 @@ def lower_conv(
             raise ProgramError("one output position does not fit: raise a_segments, a_depth or fifo_depth")
         chosen = ways[0]
         if tune and len(ways) > 1:
-            from maskwork.gen.tune import fastest
+            from maskwork.gen.tune import WHOLE, fastest
 
             def attempt(plan: Plan, channels: Indices = own_channels, columns: Indices = own_columns) -> None:
                 schedule(plan, channels, columns)
                 program.commands = spread_loads(program.commands)
 
             chosen = fastest(scheduler, attempt, ways, expected, positions=kept)
+            if chosen.others:
+                same = [replace(chosen, parts=parts) for parts in (chosen.parts, *chosen.others)]
+                chosen = fastest(scheduler, attempt, same, expected, positions=kept, sample=WHOLE)
         schedule(chosen, own_channels, own_columns)
     if not pointwise:
         program.commands = spread_loads(program.commands)

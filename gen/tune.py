@@ -69,7 +69,11 @@ class Trial:
 
 
 def trial(
-    program: Program, values: Mapping[str, NDArray[Any]], products: float, most: float = inf, sample: float = SAMPLE
+    program: Program,
+    values: Mapping[str, NDArray[Any]],
+    products: float,
+    most: float = inf,
+    sample: float | None = None,
 ) -> Trial | None:
     """Simulate the beginning of a program; None where the operands do not fit the banks.
 
@@ -78,12 +82,13 @@ def trial(
         values: its operands.
         products: effectual products of the whole program, about.
         most: products of the trial, at most, about: one chain has to do, or a part of it, if two have more.
-        sample: products of the trial, about.
+        sample: products of the trial, about, if not :data:`SAMPLE`.
     """
     from maskwork.sim_tb.cycle import simulate
 
     chains = beginning(program, 1)[1]
-    number = max(2, round(min(1.0, sample / products) * chains))
+    wanted = SAMPLE if sample is None else sample
+    number = max(2, round(min(1.0, wanted / products) * chains))
     if number * products > most * chains:
         number = max(1, int(most * chains / products))
     tried, _ = beginning(program, number)
@@ -112,7 +117,7 @@ def _c_mask(
 
 def fastest(
     scheduler: Scheduler, schedule: Callable[[P], None], plans: Sequence[P], density: Density, few_chains: bool = False,
-    positions: NDArray[np.bool_] | None = None,
+    positions: NDArray[np.bool_] | None = None, sample: float | None = None,
 ) -> P:  # fmt: skip
     """The plan that computes most products in a cycle.
 
@@ -125,6 +130,7 @@ def fastest(
             if other chains take as long: the last ones may not have rows for all clusters, and be none the shorter.
             That is less exact, so the first plan stays unless another one is better by :data:`SURE`.
         positions: where results are wanted, (N, OH, OW), if that is known.
+        sample: products of each trial, about, if not :data:`SAMPLE`.
     """
     program = scheduler.program
     before, results, finals = list(program.commands), list(program.results), scheduler.finals
@@ -140,7 +146,7 @@ def fastest(
     rows = float(np.prod([float(size) for size in program.outputs["c"]["shape"][:-1]]))
     products = inner * rows * density[0] * density[1] * density[2]
 
-    def paces(plans: Sequence[P], sample: float) -> list[tuple[float, P]]:
+    def paces(plans: Sequence[P], sample: float | None) -> list[tuple[float, P]]:
         found = []
         for plan in plans:
             schedule(plan)
@@ -151,7 +157,7 @@ def fastest(
                 found.append((pace / SURE if few_chains and plan is not plans[0] else pace, plan))
         return sorted(found, key=lambda one: -one[0])
 
-    ranked = paces(plans, SAMPLE)
-    if positions is not None and products < WHOLE:
+    ranked = paces(plans, sample)
+    if positions is not None and (SAMPLE if sample is None else sample) < products < WHOLE:
         ranked = paces([plan for _, plan in ranked[:FINALISTS]], inf) or ranked
     return ranked[0][1] if ranked else plans[0]

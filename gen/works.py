@@ -20,6 +20,9 @@ from numpy.typing import NDArray
 Shape4 = tuple[int, int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
 
+MOST_KEPT = 0.98
+"""Share of positions with any wanted result from which it does not pay to know which they are."""
+
 POST = {"low": -128, "high": 127}
 """Limits of requantised results."""
 
@@ -217,9 +220,9 @@ class ConvWork:
 
     @cached_property
     def _positions(self) -> BoolArray | None:
-        """Positions of which any result is wanted, (N, OH, OW); None if that is all of them."""
+        """Positions of which any result is wanted, (N, OH, OW); None if that is about all of them."""
         kept = None if self.c is None else self.c.any(axis=3)
-        return None if kept is None or kept.all() else kept
+        return None if kept is None or kept.mean() > MOST_KEPT else kept
 
     def macs(self) -> tuple[int, int]:
         """Dense and effectual products."""

@@ -10,7 +10,7 @@ from maskwork.gen.bench_sample import run_program
 from maskwork.gen.check import check_program
 from maskwork.gen.config import preset
 from maskwork.gen.conv_axis import Axis, Geometry
-from maskwork.gen.conv_tiles import MOST_PLANS, NEAR, plans
+from maskwork.gen.conv_tiles import MOST_PLANS, NEAR, Cut, plans
 from maskwork.gen.errors import BankOverflow, MaskworkValueError
 from maskwork.gen.execute import execute
 from maskwork.gen.isa import ISA_VERSION
@@ -255,9 +255,37 @@ def test_the_fastest_computes_most_products_in_a_cycle(monkeypatch, ways, best):
     monkeypatch.setattr("maskwork.sim_tb.cycle.simulate", simulate)
     assert tune.fastest(stub, stub.schedule, ways, (0.5, 0.5, 1.0)) is ways[best]
     assert stub.tried == ways
+    # where positions are known the best of the trials run to their end
+    monkeypatch.setattr(tune, "FINALISTS", 1)
+    stub.tried.clear()
+    positions = np.ones((1, 2, 2), dtype=np.bool_)
+    assert tune.fastest(stub, stub.schedule, ways, (0.5, 0.5, 1.0), positions=positions, sample=1) is ways[best]
+    assert stub.tried == [*ways, *([ways[best]] if ways[best].cycles else [])]
     # as it was, for the plan that is taken
     assert [command["op"] for command in stub.program.commands] == ["BEGIN"]
     assert not stub.program.results and stub.finals == 3
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_trials_have_masks_among_the_known_positions(whole):
+    rng = np.random.default_rng(1)
+    positions = rng.random((1, 20, 20)) < 0.5
+    density = positions.mean() * (1 if whole else 0.5)
+    mask = tune._c_mask({"shape": [1, 20, 20, 64], "whole": whole}, density, positions, rng)
+    assert not mask[~positions].any() and mask.mean() == pytest.approx(density, rel=0.03)
+    assert (mask.all(axis=3) == mask.any(axis=3)).all() == whole
+
+
+@pytest.mark.parametrize(("channels", "size", "pieces"), [
+    (30, 14, [8, 8, 14]),  # 2 would be too few to hide loads behind
+    (36, 14, [8, 14, 14]),
+    (28, 14, [14, 14]),
+    (9, 14, [9]),
+])  # fmt: skip
+def test_the_smallest_k_tile_comes_first(channels, size, pieces):
+    tiles = module._k_tiles(geometry(6, channels), Cut((3, 3), size, True), np.arange(channels))
+    assert [len(tile.columns) for tile in tiles] == pieces
+    assert np.concatenate([tile.columns for tile in tiles]).tolist() == list(range(channels))
 
 
 def test_tuned_programs_give_the_same_results(monkeypatch):
