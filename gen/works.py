@@ -221,8 +221,10 @@ class ConvWork:
     @cached_property
     def _positions(self) -> BoolArray | None:
         """Positions of which any result is wanted, (N, OH, OW); None if that is about all of them."""
-        kept = None if self.c is None else self.c.any(axis=3)
-        return None if kept is None or kept.mean() > MOST_KEPT else kept
+        if self.c is None:
+            return None
+        kept = np.asarray(self.c.any(axis=3), dtype=np.bool_)
+        return None if kept.mean() > MOST_KEPT else kept
 
     def macs(self) -> tuple[int, int]:
         """Dense and effectual products."""

@@ -390,19 +390,3 @@ def test_bad_arguments(folder):
 
 def test_every_operand_of_a_pass_is_a_tensor():
     assert set(OPERANDS) == set(PASSES) and {t for own in OPERANDS.values() for t in own} == set(TENSORS)
-
-
-def test_layers_that_are_alike_share_their_programs(folder, model, monkeypatch):
-    """Equal layers with equal masks are lowered once, and others for themselves."""
-    row = "net,{},1,8,8,6,6,3,3,1,1,1,1,1,1,{},1,1,position,forward"
-    rows = [row.format(name, share) for name, share in (("a", 0.7), ("b", 0.7), ("c", 0.5))]
-    (folder / "w.csv").write_text("\n".join([HEAD, *rows]))
-    lowered, lower = [], bench_sample._program
-
-    def count(*args, **options):
-        lowered.append(args)
-        return lower(*args, **options)
-
-    monkeypatch.setattr(bench_sample, "_program", count)
-    assert len(Bench("w.csv", mw.preset("small")).run()["layers"]) == 3 and len(model) == 3
-    assert len(lowered) == 2
