@@ -15,10 +15,10 @@ from maskwork.gen.lower_costs import LOAD_OVERHEAD, RUN_OVERHEAD, Costs, Density
 from maskwork.gen.lower_schedule import SHARES, k_limit, result_words, traffic
 from numpy.typing import NDArray
 
-MOST_PLANS = 8
+MOST_PLANS = 10
 """Plans that are worth a simulation."""
 
-OF_EACH = 2
+OF_EACH = 3
 """Such plans of each way to share rows, at least."""
 
 OTHERS = 3
