@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import time
 import zlib
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
 from maskwork.gen.bench_masks import KINDS, LayerMasks, MaskSource, load_masks
@@ -13,6 +13,7 @@ from maskwork.gen.bench_sample import SAMPLE, Measured, measure
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
 from maskwork.gen.passes import OPERANDS, works
+from maskwork.gen.program import Program
 from maskwork.gen.report import make_report, summary, total_report
 from maskwork.gen.workload import PASSES, Layer, choose_layers, read_workload
 
@@ -78,6 +79,7 @@ class Bench:
                 f"{', '.join(p for p in PASSES if any(p in layer.passes for layer in chosen))}"
             )
         self.masks = masks
+        self._programs: dict[tuple[int, str], dict[Hashable, tuple[int, Program]]] = {}
         self.source = MaskSource(every, masks, seed)
         self.files = [os.fspath(path) for path in masks_from]
         self.source.own = load_masks(self.files, every)
@@ -133,8 +135,12 @@ class Bench:
         start = time.perf_counter()
         products = works(config, layer, which, masks, post=which in self.requantise)
         keys = [self.seed, zlib.crc32(layer.name.encode()), PASSES.index(which)]
+        # layers that are alike follow each other and share their programs; those of others would take up memory
+        own = {work.key for work in products}
+        programs = self._programs.get((config.hash, which), {})
+        programs = self._programs[config.hash, which] = {key: known for key, known in programs.items() if key in own}
         try:
-            done = measure(config, products, self.sample, keys)
+            done = measure(config, products, self.sample, keys, programs)
         except MaskworkValueError as error:
             raise type(error)(f"{layer.name}, {which}: {error}") from None
         entry: dict[str, Any] = {"network": layer.network, "layer": layer.layer, "pass": which}

@@ -26,7 +26,7 @@ from maskwork.gen.works import Work, operands
 SAMPLE = 4_000_000_000
 """Effectual multiplies of one pass of a layer that are simulated before a sample is taken instead."""
 
-TUNED = 20_000_000
+TUNED = 2_000_000
 """Effectual multiplies from which a product's tiles are chosen by simulation."""
 
 LEAST_PARTS = 4

@@ -3,71 +3,29 @@
 from __future__ import annotations
 
 import itertools
-import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
+import numpy as np
 from maskwork.gen.config import CHUNK, Config
+from maskwork.gen.conv_axis import Geometry
+from maskwork.gen.conv_parts import Limits, Rectangle, busiest, even_parts
 from maskwork.gen.lower_costs import LOAD_OVERHEAD, RUN_OVERHEAD, Costs, Density, total
-from maskwork.gen.lower_schedule import k_limit, result_words, traffic
+from maskwork.gen.lower_schedule import SHARES, k_limit, result_words, traffic
+from numpy.typing import NDArray
 
-MOST_PLANS = 8
+MOST_PLANS = 10
 """Plans that are worth a simulation."""
+
+OF_EACH = 3
+"""Such plans of each way to share rows, at least."""
+
+OTHERS = 3
+"""Other parts that are tried for the plan that is taken."""
 
 NEAR = 1.2
 """Expected cycles of such plans, at most, of the best one's."""
-
-
-@dataclass(frozen=True)
-class Axis:
-    """One spatial axis, thinned to the pixels that the kernel can meet. All but ``outputs`` count thinned pixels."""
-
-    outputs: int
-    pixels: int
-    taps: int
-    stride: int
-    dilation: int
-    pad: int
-    step: int
-    phase: int
-
-    @classmethod
-    def of(cls, size: int, taps: int, stride: int, pads: tuple[int, int], dilation: int) -> Axis:
-        """From the sizes in pixels of the image."""
-        outputs = (size + sum(pads) - dilation * (taps - 1) - 1) // stride + 1
-        step = stride if taps == 1 else math.gcd(stride, dilation)
-        phase = -pads[0] % step
-        if phase >= size:
-            step, phase = 1, 0
-        pad = (pads[0] + phase) // step
-        dilation = dilation // step if taps > 1 else 1
-        return cls(outputs, -(-(size - phase) // step), taps, stride // step, dilation, pad, step, phase)
-
-    def window(self, first: int, count: int, tap0: int, tap1: int) -> tuple[int, int]:
-        """First pixel and end of what ``count`` outputs meet with taps tap0..tap1-1: one pixel at least, on the
-        image.
-        """
-        low = first * self.stride + tap0 * self.dilation - self.pad
-        high = (first + count - 1) * self.stride + (tap1 - 1) * self.dilation - self.pad + 1
-        low = min(max(low, 0), self.pixels - 1)
-        return low, min(max(high, low + 1), self.pixels)
-
-    def reach(self, count: int, taps: int) -> int:
-        """Most pixels that ``count`` outputs meet with so many taps side by side."""
-        return min(self.pixels, (count - 1) * self.stride + (taps - 1) * self.dilation + 1)
-
-
-@dataclass(frozen=True)
-class Geometry:
-    """Images, thinned axes and channels of a convolution."""
-
-    images: int
-    y: Axis
-    x: Axis
-    height: int
-    width: int
-    channels: int
-
 
 
 @dataclass(frozen=True)
@@ -81,8 +39,9 @@ class Cut:
 
 @dataclass(frozen=True)
 class Plan:
-    """A way to cut a convolution: expected cycles, cut of K, images, rows and columns of a part, the loop order,
-    and whether clusters hold different columns (and get the same rows) or the same columns.
+    """A way to cut a convolution: expected cycles, cut of K, images, rows and columns of a part, the loop order, who
+    gets a row ("no", "columns" or "all" of :data:`~maskwork.gen.lower_schedule.SHARES`), the parts of each image
+    where they are not all of that size, and other such parts that are about as good.
     """
 
     cost: float
@@ -91,7 +50,9 @@ class Plan:
     ys: int
     xs: int
     m_outer: bool
-    by_columns: bool = False
+    share: str = "no"
+    parts: tuple[tuple[Rectangle, ...], ...] = ()
+    others: tuple[tuple[tuple[Rectangle, ...], ...], ...] = ()
 
 
 def _sizes(total: int) -> list[int]:
@@ -114,65 +75,179 @@ def _cuts(config: Config, geometry: Geometry, channels: int) -> Iterator[Cut]:
                 yield Cut((rows, columns), size, whole)
 
 
-def _add_plans(
-    found: dict[tuple[Cut, int, bool], Plan], config: Config, g: Geometry, channels: int, n: int, use_c: bool,
-    density: Density, trust: bool, by_columns: bool,
-) -> None:  # fmt: skip
-    """The best plan for each cut and size of a part."""
-    spread = min(config.clusters, -(-n // config.tile_columns)) if by_columns else 1
-    clusters = 1 if by_columns else config.clusters
-    tiles = -(-n // (config.tile_columns * spread))
-    costs = Costs(config, -(-n // (tiles * spread)), density, use_c)
-    # taps off the image cost nothing
-    inside = _inside(g.y) * _inside(g.x)
-    for cut in _cuts(config, g, channels):
-        kh, kw = (g.y.taps, g.x.taps) if cut.whole else cut.taps
+@dataclass(frozen=True)
+class _Problem:
+    """What plans are made for: see :func:`plans`."""
+
+    config: Config
+    g: Geometry
+    channels: int
+    n: int
+    use_c: bool
+    density: Density
+    trust: bool
+    positions: NDArray[np.bool_] | None
+    whole: bool
+
+    @cached_property
+    def kept(self) -> float:
+        """The share of the positions that are wanted."""
+        return 1.0 if self.positions is None else max(float(self.positions.mean()), 1e-4)
+
+    @cached_property
+    def inside(self) -> float:
+        """The share of the taps that meet the image: the others cost nothing."""
+        return max(float(self.g.y.met().mean() * self.g.x.met().mean()), 1e-4)
+
+    @property
+    def outputs(self) -> int:
+        """Output positions of all images."""
+        return self.g.images * self.g.y.outputs * self.g.x.outputs
+
+
+class _Tiling:
+    """Expected cycles of plans with one cut of K."""
+
+    def __init__(self, problem: _Problem, cut: Cut, share: str) -> None:
+        p, g, config = problem, problem.g, problem.config
+        self._p, self._cut, self._share = p, cut, share
+        spread = {"no": 1, "columns": config.clusters, "all": config.lanes}[share]
+        self._clusters = config.clusters if share == "no" else 1
+        self._tiles = -(-p.n // (config.tile_columns * spread))
+        a, b, c = p.density
+        costs = self._costs = Costs(config, -(-p.n // (self._tiles * spread)), (a, b, min(1.0, c / p.kept)), p.use_c)
+        self._loaded = (g.y.taps, g.x.taps) if cut.whole else cut.taps
         groups = -(-g.y.taps // cut.taps[0]) * -(-g.x.taps // cut.taps[1])
-        pieces = -(-channels // cut.channels)
-        k_tiles = groups * pieces
-        na = pieces * (1 if cut.whole else groups)
-        pixels = costs.bank_segments(cut.channels, trust)
-        cap = min(32767, config.c_rows if use_c else 32767)
-        if k_tiles > 1:
-            cap = min(cap, config.psum_rows * config.lanes_per_cluster)
-        b_load = (g.y.taps * g.x.taps * channels * costs.b_row() + LOAD_OVERHEAD * k_tiles) * tiles * spread
-        segment = costs.segment(channels / pieces)
-        taps = g.y.taps * g.x.taps / groups * inside
-        k = taps * channels / pieces
-        outputs = g.images * g.y.outputs * g.x.outputs
-        out = result_words(config, outputs * tiles * spread, outputs * n * density[2]) / config.stream_words
+        pieces = -(-p.channels // cut.channels)
+        self._k_tiles = groups * pieces
+        self._na = pieces * (1 if cut.whole else groups)
+        self.pixels = costs.bank_segments(cut.channels, p.trust)
+        cap = min(32767, config.c_rows if p.use_c else 32767)
+        each = 1 if share == "all" else config.lanes_per_cluster
+        self.cap = min(cap, config.psum_rows * each) if self._k_tiles > 1 else cap
+        self._b_load = (g.y.taps * g.x.taps * p.channels * costs.b_row() + LOAD_OVERHEAD * self._k_tiles) * self._tiles
+        self._b_load *= spread
+        self._segment = costs.segment(p.channels / pieces)
+        self._taps = g.y.taps * g.x.taps / groups * p.inside
+        self._k = self._taps * p.channels / pieces
+        self._results = self._tiles * spread
+        self._out = result_words(config, p.outputs * self._results, p.outputs * p.n * p.density[2])
+        self._out /= config.stream_words
+
+    def _plan(
+        self, size: tuple[int, int, int], steps: Sequence[tuple[float, float | None]], times: int, loaded: float,
+        parts: int, rectangles: Sequence[tuple[tuple[Rectangle, ...], ...]] = (),
+    ) -> Plan:  # fmt: skip
+        """The better of both loop orders.
+
+        Args:
+            size: images, rows and columns of a part.
+            steps: wanted positions of a block's parts, and of their busiest lane if that is known.
+            times: blocks of each of these kinds.
+            loaded: pixels of all parts.
+            parts: their number.
+            rectangles: the parts and others of :class:`Plan`.
+        """
+        blocks, p = times * len(steps), self._p
+        a_load = self._na * (loaded * self._segment + parts * LOAD_OVERHEAD)
+        each = [tuple(self._costs.step(rows, self._k, self._taps, final=final,
+                                       shared=self._share == "all", busiest=busiest)
+                      for final in (False, True)) for rows, busiest in steps]  # fmt: skip
+        compute = self._tiles * times * sum((self._k_tiles - 1) * inner + last for inner, last in each)
+        first = a_load / (blocks * self._na) + self._b_load / (self._tiles * self._k_tiles)
+        c_load = p.outputs * self._results * self._costs.c_row() if p.use_c else 0.0
+        # a C mask row for each part, and RUNs for those whose fields differ
+        runs = RUN_OVERHEAD * min(parts, self._clusters, 3) * blocks * self._tiles * self._k_tiles
+        found = []
+        for m_outer in (True, False):
+            load = traffic(a_load, self._b_load, blocks, self._na, self._k_tiles, self._tiles, m_outer) + c_load + runs
+            cost = total(load, compute, self._out, first, each[-1][1])
+            found.append(
+                Plan(
+                    cost,
+                    self._cut,
+                    *size,
+                    m_outer,
+                    self._share,
+                    rectangles[0] if rectangles else (),
+                    tuple(rectangles[1:]),
+                )
+            )
+        return min(found, key=lambda plan: plan.cost)
+
+    def uniform(self, ys: int, xs: int) -> Iterator[Plan]:
+        """Plans with parts of nearly that size."""
+        p, g, clusters = self._p, self._p.g, self._clusters
+        load1 = g.y.reach(ys, self._loaded[0]) * g.x.reach(xs, self._loaded[1])
+        if ys * xs > self.cap or load1 > self.pixels:
+            return
+        whole_image = ys == g.y.outputs and xs == g.x.outputs
+        most = max(1, min(self.cap // (ys * xs), self.pixels // load1)) if whole_image else 1
+        for images in {1, min(g.images, most), max(1, min(most, g.images // clusters))}:
+            parts = -(-g.images // images) * -(-g.y.outputs // ys) * -(-g.x.outputs // xs)
+            # parts at the edges are smaller, and images shorter than the window
+            filled = p.outputs / (parts * ys * xs * images)
+            rows = float(ys * xs * images)
+            if p.kept < 1:  # as many of them as the cluster with most has on average
+                rows = min(rows, rows * p.kept + (clusters > 1) * (rows * p.kept * (1 - p.kept)) ** 0.5)
+            loaded = parts * load1 * images * filled
+            yield self._plan((images, ys, xs), [(rows, None)], -(-parts // clusters), loaded, parts)
+
+    def even(self) -> Iterator[Plan]:
+        """The plan with parts of the sizes that suit the wanted positions."""
+        p, g = self._p, self._p.g
+        if p.positions is None or p.kept == 1:
+            return
+        k_tiles, config = self._k_tiles, p.config
+        lane = (k_tiles - 1) * self._costs.row(self._k, self._taps, None, False)[0]
+        lane = (lane + self._costs.row(self._k, self._taps)[0]) / p.inside
+        again = self._b_load / self._tiles if k_tiles * self._tiles > 2 else 0.0
+        limits = Limits(self.cap, self.pixels, self._loaded, config.lanes_per_cluster,
+                        config.psum_rows if k_tiles > 1 else 0, 40 * k_tiles / lane, again / lane)  # fmt: skip
+        ways = [even_parts(g, image, limits) for image in p.positions]
+        if not all(ways) or all(len(own[0]) == 1 for own in ways):
+            return
+        rectangles = [
+            tuple(own[min(n, len(own) - 1)] for own in ways) for n in range(min(OTHERS + 1, max(map(len, ways))))
+        ]
+        every = [(image[None], part) for image, own in zip(p.positions, rectangles[0], strict=True) for part in own]
+        lanes = config.lanes_per_cluster
+        steps = [(float(image[:, y.start : y.stop, x.start : x.stop].sum()),
+                  busiest(g, (y, x), image, lanes) / p.inside) for image, (y, x) in every]  # fmt: skip
+        high, wide = self._loaded
+        loaded = sum(g.y.reach(len(y), high) * g.x.reach(len(x), wide) for _, (y, x) in every)
+        tall, wide = (max(len(part[axis]) for _, part in every) for axis in (0, 1))
+        yield self._plan((1, tall, wide), steps, 1, loaded, len(every), rectangles)
+
+
+def _add_plans(found: dict[tuple[Cut, int, str, bool], Plan], problem: _Problem, share: str) -> None:
+    """The best plan for each cut and size of a part; of the best cuts those as well whose parts are of any size."""
+    g = problem.g
+    tilings: list[tuple[float, _Tiling]] = []
+    config = problem.config.apart if share == "all" else problem.config
+    for cut in _cuts(config, g, problem.channels):
+        tiling, least = _Tiling(problem, cut, share), np.inf
         for ys, xs in itertools.product(_sizes(g.y.outputs), _sizes(g.x.outputs)):
-            load1 = g.y.reach(ys, kh) * g.x.reach(xs, kw)
-            if ys * xs > cap or load1 > pixels:
-                continue
-            whole_image = ys == g.y.outputs and xs == g.x.outputs
-            most = max(1, min(cap // (ys * xs), pixels // load1)) if whole_image else 1
-            for images in {1, min(g.images, most), max(1, min(most, g.images // clusters))}:
-                parts = -(-g.images // images) * -(-g.y.outputs // ys) * -(-g.x.outputs // xs)
-                blocks = -(-parts // clusters)
-                # parts at the edges are smaller, and images shorter than the window
-                filled = outputs / (parts * ys * xs * images)
-                a_load = pieces and parts * na * (load1 * images * filled * segment + LOAD_OVERHEAD)
-                steps = blocks * tiles * k_tiles
-                rows = ys * xs * images
-                last = costs.step(rows, k, taps)
-                compute = blocks * tiles * ((k_tiles - 1) * costs.step(rows, k, taps, final=False) + last)
-                first = a_load / (blocks * na) + b_load / (tiles * k_tiles)
-                c_load = outputs * tiles * spread * costs.c_row() if use_c else 0.0
-                # a C mask row for each part, and RUNs for those whose fields differ
-                runs = RUN_OVERHEAD * min(parts, clusters, 3) * steps
-                for m_outer in (True, False):
-                    load = traffic(a_load, b_load, blocks, na, k_tiles, tiles, m_outer) + c_load + runs
-                    cost = total(load, compute, out, first, last)
-                    plan = Plan(cost, cut, images, ys, xs, m_outer, by_columns)
-                    key = cut, rows, by_columns
-                    if key not in found or cost < found[key].cost:
-                        found[key] = plan
+            for plan in tiling.uniform(ys, xs):
+                _add_plan(found, plan)
+                least = min(least, plan.cost)
+        tilings.append((least, tiling))
+    if share == "columns":
+        for _, tiling in sorted(tilings, key=lambda own: own[0])[:MOST_PLANS]:
+            for plan in tiling.even():
+                _add_plan(found, plan)
+
+
+def _add_plan(found: dict[tuple[Cut, int, str, bool], Plan], plan: Plan) -> None:
+    key = plan.cut, plan.ys * plan.xs * plan.images, plan.share, bool(plan.parts)
+    if key not in found or plan.cost < found[key].cost:
+        found[key] = plan
 
 
 def plans(
-    config: Config, g: Geometry, channels: int, n: int, use_c: bool, density: Density, trust: bool
-) -> list[Plan]:
+    config: Config, g: Geometry, channels: int, n: int, use_c: bool, density: Density, trust: bool,
+    positions: NDArray[np.bool_] | None = None, whole: bool = False,
+) -> list[Plan]:  # fmt: skip
     """The ways to cut a convolution, the one with the fewest expected cycles first; those not much worse follow.
 
     Args:
@@ -183,22 +258,19 @@ def plans(
         use_c: there is a C mask.
         density: of A, B and C.
         trust: see :meth:`~maskwork.gen.lower_costs.Costs.bank_segments`.
+        positions: output positions of which anything is wanted, (N, OH, OW), if that is known.
+        whole: all of such a position is wanted.
     """
-    found: dict[tuple[Cut, int, bool], Plan] = {}
-    for by_columns in (False, True):
-        if not by_columns or (n > config.tile_columns and config.clusters > 1):
-            _add_plans(found, config, g, channels, n, use_c, density, trust, by_columns)
+    problem = _Problem(config, g, channels, n, use_c, density, trust, positions, whole)
+    found: dict[tuple[Cut, int, str, bool], Plan] = {}
+    _add_plans(found, problem, "no")
+    if n >= config.clusters * config.pes_per_lane > config.pes_per_lane:
+        _add_plans(found, problem, "columns")
+    if n >= config.lanes * config.pes_per_lane > config.pes_per_lane and (whole or not use_c):
+        _add_plans(found, problem, "all")
     ranked = sorted(found.values(), key=lambda plan: plan.cost)
-    return [plan for plan in ranked[:MOST_PLANS] if plan.cost <= NEAR * ranked[0].cost]
-
-
-def _inside(axis: Axis) -> float:
-    """The share of an axis' taps that meet the image."""
-    met = sum(
-        0 <= o * axis.stride + t * axis.dilation - axis.pad < axis.pixels
-        for o in range(axis.outputs)
-        for t in range(axis.taps)
-    )
-    return max(met, 1) / (axis.outputs * axis.taps)
-
-
+    ranked = [plan for plan in ranked if plan.cost <= NEAR * ranked[0].cost]
+    # costs compare cuts better than ways to share rows: the best of each way are tried
+    best = {id(plan) for share in SHARES for plan in [p for p in ranked if p.share == share][:OF_EACH]}
+    others = [id(plan) for plan in ranked if id(plan) not in best][: MOST_PLANS - len(best)]
+    return [plan for plan in ranked if id(plan) in best or id(plan) in others]

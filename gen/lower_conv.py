@@ -7,14 +7,18 @@ everything below counts in j. Taps off the image are skipped by RUN's x and y li
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 from maskwork.gen import pack
 from maskwork.gen.config import Config
-from maskwork.gen.conv_tiles import Axis, Cut, Geometry, Plan, plans
+from maskwork.gen.conv_axis import Axis, Geometry
+from maskwork.gen.conv_parts import PLAIN, Order, best_order
+from maskwork.gen.conv_tiles import Cut, Plan, plans
 from maskwork.gen.deal import as_work, deal
 from maskwork.gen.errors import MaskworkValueError, ProgramError
 from maskwork.gen.lower_costs import Density, densities
@@ -28,20 +32,23 @@ from maskwork.gen.lower_schedule import (
     deltas,
     split,
     split_n,
+    split_shared,
     wrap16,
 )
 from maskwork.gen.lower_spread import spread_loads
 from maskwork.gen.program import Program
+from numpy.typing import NDArray
 
 
 class ConvPart(Part):
     """A rectangle of output positions of some images."""
 
-    def __init__(self, geometry: Geometry, images: range, ys: range, xs: range) -> None:
+    def __init__(self, geometry: Geometry, images: range, ys: range, xs: range, order: Order = PLAIN) -> None:
         g = self._g = geometry
-        self._images, self._ys, self._xs = images, ys, xs
-        image, y, x = np.ix_(np.array(images), np.array(ys), np.array(xs))
-        self.rows = ((image * g.y.outputs + y) * g.x.outputs + x).reshape(-1)
+        self._images, self._ys, self._xs, self._order = images, ys, xs, order
+        image, y, x = np.ix_(np.array(images), np.array(ys)[:: order.dy], np.array(xs)[:: order.dx])
+        rows = (image * g.y.outputs + y) * g.x.outputs + x
+        self.rows = (rows.transpose(0, 2, 1) if order.down else rows).reshape(-1)
         self._segments: dict[tuple[int, int, int, int], pack.Ranges] = {}
 
     def _windows(self, halo: tuple[int, int, int, int]) -> tuple[tuple[int, int], tuple[int, int]]:
@@ -63,21 +70,31 @@ class ConvPart(Part):
         return self._segments[tile.halo]
 
     def run_fields(self, tile: KTile) -> dict[str, int]:
-        """Rows: x inside y inside images. Taps: kernel columns inside kernel rows. x and y count from the first
-        pixel loaded.
+        """Rows in the part's order, inside images. Taps: kernel columns inside kernel rows. x and y count from the
+        first pixel loaded.
         """
-        g = self._g
+        g, order = self._g, self._order
         (y0, y1), (x0, x1) = self._windows(tile.halo)
         height, width = y1 - y0, x1 - x0
         r0, r1, c0, c1 = tile.taps
-        y = self._ys.start * g.y.stride + r0 * g.y.dilation - g.y.pad - y0
-        x = self._xs.start * g.x.stride + c0 * g.x.dilation - g.x.pad - x0
+        first_y, first_x = self._ys[-1 if order.up else 0], self._xs[-1 if order.left else 0]
+        y = first_y * g.y.stride + r0 * g.y.dilation - g.y.pad - y0
+        x = first_x * g.x.stride + c0 * g.x.dilation - g.x.pad - x0
         length = len(tile.columns)
-        across, down = (len(self._xs) - 1) * g.x.stride, (len(self._ys) - 1) * g.y.stride
+        dx, dy = g.x.stride * order.dx, g.y.stride * order.dy
+        across, down = (len(self._xs) - 1) * dx, (len(self._ys) - 1) * dy
         back = (c1 - c0 - 1) * g.x.dilation
+        inner, outer = (0, dy), (dx, -down)
+        if not order.down:
+            inner, outer = (dx, 0), (-across, dy)
+
+        def pixels(move: tuple[int, int]) -> tuple[int, int, int, int]:
+            return move[1] * width + move[0], 0, *move
+
+        counts = (len(self._xs) - 1, len(self._ys) - 1)
         return {
-            "m0": len(self._xs) - 1,
-            "m1": len(self._ys) - 1,
+            "m0": counts[order.down],
+            "m1": counts[not order.down],
             "t0": c1 - c0 - 1,
             "t1": r1 - r0 - 1,
             "x_limit": width,
@@ -88,8 +105,8 @@ class ConvPart(Part):
             "y": wrap16(y),
             **deltas(
                 m2=(height * width - down * width - across, 0, -across, -down),
-                m1=(g.y.stride * width - across, 0, -across, g.y.stride),
-                m0=(g.x.stride, 0, g.x.stride, 0),
+                m1=pixels(outer),
+                m0=pixels(inner),
                 t1=(g.y.dilation * width - back, length, -back, g.y.dilation),
                 t0=(g.x.dilation, length, g.x.dilation, 0),
             ),
@@ -152,10 +169,17 @@ def conv_output_shape(
 
 
 def _k_tiles(g: Geometry, cut: Cut, channels: Indices) -> list[KTile]:
-    """K tiles: channels outermost, so that tap groups use the same pixels."""
+    """K tiles: channels outermost, so that tap groups use the same pixels. The smallest comes first, for everything
+    waits for its loads.
+    """
     tiles = []
-    for start in range(0, len(channels), cut.channels):
-        own = channels[start : start + cut.channels]
+    number = -(-len(channels) // cut.channels)
+    short = len(channels) - (number - 1) * cut.channels
+    edges = list(range(short, len(channels) + 1, cut.channels))
+    if number > 1 and 2 * short < cut.channels:  # too short to hide loads and drains behind
+        edges[0] = (short + cut.channels + 1) // 2
+    for start, end in itertools.pairwise([0, *edges]):
+        own = channels[start:end]
         for r0 in range(0, g.y.taps, cut.taps[0]):
             for c0 in range(0, g.x.taps, cut.taps[1]):
                 taps = (r0, min(r0 + cut.taps[0], g.y.taps), c0, min(c0 + cut.taps[1], g.x.taps))
@@ -166,18 +190,23 @@ def _k_tiles(g: Geometry, cut: Cut, channels: Indices) -> list[KTile]:
     return tiles
 
 
-def _blocks(config: Config, g: Geometry, plan: Plan) -> list[list[Part]]:
+def _blocks(config: Config, g: Geometry, plan: Plan, kept: NDArray[np.bool_] | None) -> list[list[Part]]:
     def pieces(total: int, size: int) -> list[range]:
         parts = split(np.arange(total, dtype=np.int64), -(-total // size))
         return [range(int(p[0]), int(p[-1]) + 1) for p in parts]
 
-    parts = [
-        ConvPart(g, images, ys, xs)
+    places = [(range(i, i + 1), ys, xs) for i, own in enumerate(plan.parts) for ys, xs in own] or [
+        (images, ys, xs)
         for images in pieces(g.images, plan.images)
         for ys in pieces(g.y.outputs, plan.ys)
         for xs in pieces(g.x.outputs, plan.xs)
     ]
-    across = 1 if plan.by_columns else config.clusters
+    wanted = np.ones((g.images, g.y.outputs, g.x.outputs), dtype=np.bool_) if kept is None else kept
+    parts = []
+    for images, ys, xs in places:
+        order = best_order(g, (ys, xs), wanted[images.start : images.stop], config.lanes_per_cluster)
+        parts.append(ConvPart(g, images, ys, xs, order))
+    across = config.clusters if plan.share == "no" else 1
     return [list(parts[i : i + across]) for i in range(0, len(parts), across)]
 
 
@@ -188,6 +217,15 @@ def _check_groups(groups: Any, cin: int, cout: int, tune: bool) -> None:
         )
     if tune and groups > 1:
         raise MaskworkValueError("tune needs a convolution without groups")
+
+
+def _as_positions(positions: Any, output: tuple[int, int, int], use_c: bool) -> NDArray[np.bool_] | None:
+    if positions is None or not use_c:
+        return None
+    kept = np.asarray(positions)
+    if kept.shape != output or kept.dtype != np.bool_:
+        raise MaskworkValueError(f"positions must be bool of shape {output}, not {kept.dtype} of {kept.shape}")
+    return kept
 
 
 def _slabs(
@@ -227,6 +265,8 @@ def lower_conv(
     tune: bool = False,
     column_work: Any = None,
     groups: int = 1,
+    positions: Any = None,
+    whole: bool = False,
 ) -> Program:
     """Lower a convolution to a program with operands "a" (NHWC) and "b" (kh, kw, cin, cout) and output "c" (NHWC).
 
@@ -252,6 +292,10 @@ def lower_conv(
         groups: output channels in so many groups of equal size that each need only their own share of the input
             channels. Operand "b" keeps its shape, with zeros (which cost nothing but words) between groups; what is
             never needed is not loaded.
+        positions: output positions, bool (N, OH, OW), of which "c_mask" wants anything, as far as that is known: parts
+            of the image are cut so that lanes have equally many of them. Programs are right for any mask.
+        whole: "c_mask" wants all channels of a position or none, which binding checks: lanes with different columns may
+            then share rows.
 
     Raises:
         MaskworkTypeError, MaskworkValueError: for shapes or parameters that fit no convolution.
@@ -262,13 +306,16 @@ def lower_conv(
     the_post = Post.of(post, config)
     expected = densities(density)
     work = as_work(column_work, output[3])
+    kept = _as_positions(positions, output[:3], use_c)
     _check_groups(groups, int(shape[3]), output[3], tune)
     channels = keep_indices(k_keep, int(shape[3]), "k_keep")
     columns = keep_indices(n_keep, output[3], "n_keep")
     program = Program(config)
     add_operands(program, shape, weights, output, use_c, the_post)
     program.products.append({"a": "a", "b": "b"})
-    scheduler = Scheduler(program, the_post, use_c)
+    scheduler = Scheduler(program, the_post, use_c, whole)
+    if use_c and whole:
+        program.operands["c_mask"]["whole"] = True
     scheduler.begin()
     if not len(channels) and the_post is not None:
         raise ProgramError("k_keep must keep one channel or more with post-processing, not none")
@@ -278,16 +325,18 @@ def lower_conv(
 
     def schedule(plan: Plan, channels: Indices, columns: Indices) -> None:
         tiles = _k_tiles(g, plan.cut, channels)
-        blocks = _blocks(config, g, plan)
-        n_tiles, share = split_n(config, columns), "no"
-        if plan.by_columns:
-            across = min(config.clusters, len(n_tiles))
+        blocks = _blocks(config, g, plan, kept)
+        n_tiles = split_n(config, columns)
+        if plan.share == "columns":
+            across = config.clusters
             pieces = split(columns, -(-len(n_tiles) // across) * across, config.pes_per_lane)
             n_tiles = [pieces[i : i + across] for i in range(0, len(pieces), across)]
-            blocks = [[block[0]] * across for block in blocks]
-            share = "columns"
+        elif plan.share == "all":
+            n_tiles = split_shared(config, columns, config.lanes)
+        if plan.share != "no":
+            blocks = [[block[0]] * config.clusters for block in blocks]
         n_tiles = [[deal(config, own, work) for own in tile] for tile in n_tiles]
-        scheduler.run(blocks, tiles, n_tiles, plan.m_outer, share)
+        scheduler.run(blocks, tiles, n_tiles, plan.m_outer, plan.share)
 
     slabs = _slabs(config, g.channels, channels, columns, output[3], groups, expected)
     for own_channels, own_columns, diluted in slabs:
@@ -299,18 +348,21 @@ def lower_conv(
             rows = np.arange(math.prod(output[:3]), dtype=np.int64)
             schedule_matmul(scheduler, rows, own_channels, own_columns, "auto", density=diluted)
             continue
-        ways = plans(config, g, len(own_channels), len(own_columns), use_c, diluted, trust)
+        ways = plans(config, g, len(own_channels), len(own_columns), use_c, diluted, trust, kept, whole)
         if not ways:
             raise ProgramError("one output position does not fit: raise a_segments, a_depth or fifo_depth")
         chosen = ways[0]
         if tune and len(ways) > 1:
-            from maskwork.gen.tune import fastest
+            from maskwork.gen.tune import WHOLE, fastest
 
             def attempt(plan: Plan, channels: Indices = own_channels, columns: Indices = own_columns) -> None:
                 schedule(plan, channels, columns)
                 program.commands = spread_loads(program.commands)
 
-            chosen = fastest(scheduler, attempt, ways, expected)
+            chosen = fastest(scheduler, attempt, ways, expected, positions=kept)
+            if chosen.others:
+                same = [replace(chosen, parts=parts) for parts in (chosen.parts, *chosen.others)]
+                chosen = fastest(scheduler, attempt, same, expected, positions=kept, sample=WHOLE)
         schedule(chosen, own_channels, own_columns)
     if not pointwise:
         program.commands = spread_loads(program.commands)

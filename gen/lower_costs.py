@@ -29,6 +29,9 @@ ROW_OVERHEAD = 14
 LATER_ROW_OVERHEAD = 7
 """The same for a K tile that is not a row's first, with sums in the PEs."""
 
+ROW_GAP = 1.6
+"""Cycles of a PE between its last product of a row and the first one of the next."""
+
 DRAIN_OVERHEAD = 8
 """Cycles of a drain beside its columns."""
 
@@ -148,19 +151,22 @@ class Costs:
         chunk_words = segments * self.chunk_words(elements / segments)
         post = sums + POST_OVERHEAD if final else 0.0
         if config.psum_in_pe:  # drained later, from where the sums are; later K tiles come without masks
-            lane = max(products + steals, tokens + 1.5 * chunks + LATER_ROW_OVERHEAD)
+            lane = max(products + steals + ROW_GAP, tokens + 1.5 * chunks + LATER_ROW_OVERHEAD)
             return lane, max(2 + chunk_words, 3 + segments, 2 + config.mask_words), post
-        lane = max(products + steals, tokens + 1.5 * chunks + ROW_OVERHEAD, (sums + DRAIN_OVERHEAD) if drains else 0.0)
+        drain = sums + DRAIN_OVERHEAD if drains else 0.0
+        lane = max(products + steals + ROW_GAP, tokens + 1.5 * chunks + ROW_OVERHEAD, drain)
         return lane, max(3 + config.mask_words + chunk_words, 4 + config.mask_words + segments), post
 
     def step(
-        self, rows: int, k: float, segments: float, elements: float | None = None, final: bool = True,
-        shared: bool = False,
+        self, rows: float, k: float, segments: float, elements: float | None = None, final: bool = True,
+        shared: bool = False, busiest: float | None = None,
     ) -> float:  # fmt: skip
-        """One K tile for so many rows of C of a cluster; shared rows take all of its lanes."""
+        """One K tile for so many rows of C of a cluster; shared rows take all of its lanes. ``busiest``: rows of the
+        lane that has most to do, where that is known.
+        """
         lanes = self.config.lanes_per_cluster
         lane, feed, post = self.row(k, segments, elements, final)
-        each = rows if shared else -(-rows // lanes)
+        each = busiest or (rows if shared else -(-rows // lanes))
         cluster = max(feed, post * lanes if shared else post)
         a, _, c = self.density
         # rows differ in length; no lane gets further ahead than its weight banks let it

@@ -95,6 +95,8 @@ class Scheduler:
     program: Program
     post: Post | None = None
     use_c: bool = False
+    whole: bool = False
+    """C's mask wants all columns of a row or none."""
     finals: int = field(default=0, init=False)
 
     def __post_init__(self) -> None:
@@ -147,11 +149,11 @@ class Scheduler:
                 each lane of a cluster, with "all" those of each lane of the clusters used.
             m_outer: blocks are the outer loop (A stays), else N tiles (B stays).
             share: one of :data:`SHARES`; False is "no", True is "all". Rows that
-                lanes of a cluster share cannot have C masks.
+                lanes of a cluster share have C masks only if those are ``whole``.
         """
         share = share if isinstance(share, str) else "all" if share else "no"
         assert share in SHARES
-        assert share in ("no", "columns") or not self.use_c
+        assert share in ("no", "columns") or self.whole or not self.use_c
         self._forget()
         self._runs += 1
         if self.post is not None and self.post.seed is not None:
@@ -195,7 +197,7 @@ class Scheduler:
         if self.use_c:
             c_bank, missing = self._banks["C"].place(dict.fromkeys(clusters, (b, n)))
             for c in missing:
-                own = columns[c if share == "columns" else 0]
+                own = columns[c] if share == "columns" else max(columns, key=len)
                 data = {"operand": "c_mask", "rows": self._compact(parts[c].rows), "columns": self._compact(own)}
                 self._emit("LOAD_C", data, bank=c_bank, clusters=1 << c, rows=len(parts[c].rows), columns=len(own))
         if self.post and flags["final"]:

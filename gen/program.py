@@ -36,7 +36,8 @@ class Program:
 
     Members:
         config: the configuration it runs on.
-        operands: name -> {"shape", "dtype": "int", "role": a, b, c_mask, bias, mult or shift}.
+        operands: name -> {"shape", "dtype": "int", "role": a, b, c_mask, bias, mult or shift}. A c_mask that is "whole"
+            wants all of its last axis or none at each position.
         commands: {"op", fields..., "data": {"operand", "rows", "columns"}}; LOAD_P's data name bias, mult and shift.
             A LOAD_B may name the row one past its operand's last: an empty row.
         results: one for each final RUN, in order: {"tag", "row", "output", "parts": [{"lanes": [first, count],
@@ -233,6 +234,10 @@ class _Operands:
                     given = as_bool(operands[name], f"operand {name!r}")
                 array: NDArray[Any] = np.zeros(shape, dtype=np.int64) if given is None else given
                 given = np.ones(shape, dtype=np.bool_) if given is None else given
+                if spec.get("whole") and (_matrix(given).any(axis=1) != _matrix(given).all(axis=1)).any():
+                    raise MaskworkValueError(
+                        f"operand {name!r} must want all or none of the last axis at each position"
+                    )
             elif name not in operands:
                 raise MaskworkValueError(f"operand {name!r} is missing; shape {shape} is expected")
             else:

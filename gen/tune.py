@@ -22,6 +22,13 @@ SURE = 1.05
 SAMPLE = 12_000_000
 """Products of a trial, about: whole chains of K tiles, two at least."""
 
+WHOLE = 200_000_000
+"""Products of a program, below which the best plans are run to their end where wanted positions are known: parts are
+then of different sizes, and none stands for the others."""
+
+FINALISTS = 3
+"""Such plans."""
+
 LONGEST = 60_000_000
 """Products of a trial, at most, about, where chains are long: one has to do, or a part of it."""
 
@@ -61,7 +68,13 @@ class Trial:
     cycles: float
 
 
-def trial(program: Program, values: Mapping[str, NDArray[Any]], products: float, most: float = inf) -> Trial | None:
+def trial(
+    program: Program,
+    values: Mapping[str, NDArray[Any]],
+    products: float,
+    most: float = inf,
+    sample: float | None = None,
+) -> Trial | None:
     """Simulate the beginning of a program; None where the operands do not fit the banks.
 
     Args:
@@ -69,11 +82,13 @@ def trial(program: Program, values: Mapping[str, NDArray[Any]], products: float,
         values: its operands.
         products: effectual products of the whole program, about.
         most: products of the trial, at most, about: one chain has to do, or a part of it, if two have more.
+        sample: products of the trial, about, if not :data:`SAMPLE`.
     """
     from maskwork.sim_tb.cycle import simulate
 
     chains = beginning(program, 1)[1]
-    number = max(2, round(SAMPLE * chains / products))
+    wanted = SAMPLE if sample is None else sample
+    number = max(2, round(min(1.0, wanted / products) * chains))
     if number * products > most * chains:
         number = max(1, int(most * chains / products))
     tried, _ = beginning(program, number)
@@ -89,9 +104,21 @@ def trial(program: Program, values: Mapping[str, NDArray[Any]], products: float,
     return Trial(counters["multiply"] / counters["cycles"], counters["cycles"] / share)
 
 
+def _c_mask(
+    spec: Mapping[str, Any], density: float, positions: NDArray[np.bool_] | None, rng: np.random.Generator
+) -> NDArray[np.bool_]:
+    """A random C mask of that density: of whole positions, and among ``positions``, if that is known."""
+    shape = tuple(spec["shape"])
+    whole = (*shape[:-1], 1) if spec.get("whole") else shape
+    among = np.ones(shape[:-1], dtype=np.bool_) if positions is None else positions
+    drawn = rng.random(whole, dtype=np.float32) * float(among.mean()) < density
+    return np.broadcast_to(drawn & among[..., None], shape)
+
+
 def fastest(
-    scheduler: Scheduler, schedule: Callable[[P], None], plans: Sequence[P], density: Density, few_chains: bool = False
-) -> P:
+    scheduler: Scheduler, schedule: Callable[[P], None], plans: Sequence[P], density: Density, few_chains: bool = False,
+    positions: NDArray[np.bool_] | None = None, sample: float | None = None,
+) -> P:  # fmt: skip
     """The plan that computes most products in a cycle.
 
     Args:
@@ -102,6 +129,8 @@ def fastest(
         few_chains: chains are few and long. Trials may end within one, and the plan is the one with the fewest cycles
             if other chains take as long: the last ones may not have rows for all clusters, and be none the shorter.
             That is less exact, so the first plan stays unless another one is better by :data:`SURE`.
+        positions: where results are wanted, (N, OH, OW), if that is known.
+        sample: products of each trial, about, if not :data:`SAMPLE`.
     """
     program = scheduler.program
     before, results, finals = list(program.commands), list(program.results), scheduler.finals
@@ -111,18 +140,24 @@ def fastest(
         name: (rng.random(spec["shape"], dtype=np.float32) < share.get(spec["role"], 1.0)).astype(np.int64)
         for name, spec in program.operands.items()
     }
+    if "c_mask" in values and (positions is not None or program.operands["c_mask"].get("whole")):
+        values["c_mask"] = _c_mask(program.operands["c_mask"], density[2], positions, rng).astype(np.int64)
     inner = float(np.prod([float(size) for size in program.operands["b"]["shape"]]))
-    positions = float(np.prod([float(size) for size in program.outputs["c"]["shape"][:-1]]))
-    products = inner * positions * density[0] * density[1] * density[2]
-    best, most = plans[0], 0.0
-    for plan in plans:
-        schedule(plan)
-        tried = trial(program, values, products, LONGEST if few_chains else inf)
-        program.commands, program.results, scheduler.finals = list(before), list(results), finals
-        if tried is not None:
-            pace = products / tried.cycles if few_chains else tried.pace
-            if few_chains and plan is not plans[0]:
-                pace /= SURE
-            if pace > most:
-                best, most = plan, pace
-    return best
+    rows = float(np.prod([float(size) for size in program.outputs["c"]["shape"][:-1]]))
+    products = inner * rows * density[0] * density[1] * density[2]
+
+    def paces(plans: Sequence[P], sample: float | None) -> list[tuple[float, P]]:
+        found = []
+        for plan in plans:
+            schedule(plan)
+            tried = trial(program, values, products, LONGEST if few_chains else inf, sample)
+            program.commands, program.results, scheduler.finals = list(before), list(results), finals
+            if tried is not None:
+                pace = products / tried.cycles if few_chains else tried.pace
+                found.append((pace / SURE if few_chains and plan is not plans[0] else pace, plan))
+        return sorted(found, key=lambda one: -one[0])
+
+    ranked = paces(plans, sample)
+    if positions is not None and (SAMPLE if sample is None else sample) < products < WHOLE:
+        ranked = paces([plan for _, plan in ranked[:FINALISTS]], inf) or ranked
+    return ranked[0][1] if ranked else plans[0]

@@ -6,6 +6,7 @@ import itertools
 import math
 from collections.abc import Hashable, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from typing import Any, Protocol
 
 import numpy as np
@@ -18,6 +19,9 @@ from numpy.typing import NDArray
 
 Shape4 = tuple[int, int, int, int]
 Pads = tuple[tuple[int, int], tuple[int, int]]
+
+MOST_KEPT = 0.98
+"""Share of positions with any wanted result from which it does not pay to know which they are."""
 
 POST = {"low": -128, "high": 127}
 """Limits of requantised results."""
@@ -195,7 +199,8 @@ class ConvWork:
         """Everything but the masks."""
         return (
             self.shape, self.weights, self.stride, self.pads, self.dilation, self.c is not None, self.post,
-            self._density, self._column_work,
+            self._density, self._column_work, None if self._positions is None else self._positions.tobytes(),
+            self._whole,
         )  # fmt: skip
 
     @property
@@ -207,6 +212,19 @@ class ConvWork:
     def _column_work(self) -> tuple[float, ...] | None:
         """Expected work of each column, in steps of 2 % of the mean."""
         return column_work(self.output[3], self.b, self.c)
+
+    @cached_property
+    def _whole(self) -> bool:
+        """All results of a position are wanted, or none."""
+        return self.c is not None and bool((self.c.any(axis=3) == self.c.all(axis=3)).all())
+
+    @cached_property
+    def _positions(self) -> BoolArray | None:
+        """Positions of which any result is wanted, (N, OH, OW); None if that is about all of them."""
+        if self.c is None:
+            return None
+        kept = np.asarray(self.c.any(axis=3), dtype=np.bool_)
+        return None if kept.mean() > MOST_KEPT else kept
 
     def macs(self) -> tuple[int, int]:
         """Dense and effectual products."""
@@ -236,7 +254,8 @@ class ConvWork:
         density = tuple(d if name in config.skip else 1.0 for name, d in zip("abc", self._density, strict=True))
         return lower_conv(config, self.shape, self.weights, self.stride, self.pads, self.dilation,
                           use_c=self.c is not None, post=POST if self.post else None, density=density,
-                          trust=trust, tune=tune, column_work=self._column_work)  # fmt: skip
+                          trust=trust, tune=tune, column_work=self._column_work,
+                          positions=self._positions if "c" in config.skip else None, whole=self._whole)  # fmt: skip
 
     def masks(self) -> dict[str, tuple[tuple[int, ...], BoolArray | None]]:
         """Operand -> its shape and mask."""

@@ -9,12 +9,13 @@ from maskwork.gen import tune
 from maskwork.gen.bench_sample import run_program
 from maskwork.gen.check import check_program
 from maskwork.gen.config import preset
-from maskwork.gen.conv_tiles import MOST_PLANS, NEAR, Axis, Geometry, plans
-from maskwork.gen.errors import BankOverflow
+from maskwork.gen.conv_axis import Axis, Geometry
+from maskwork.gen.conv_tiles import MOST_PLANS, NEAR, Cut, plans
+from maskwork.gen.errors import BankOverflow, MaskworkValueError
 from maskwork.gen.execute import execute
 from maskwork.gen.isa import ISA_VERSION
 from maskwork.gen.lower_conv import lower_conv
-from maskwork.gen.program import Program
+from maskwork.gen.program import Program, bind
 from maskwork.gen.works import ConvWork, operands
 from maskwork.sim_tb.device import open_device
 from maskwork.sim_tb.golden import conv2d
@@ -34,15 +35,14 @@ CONFIGS = [
 ]
 
 
-@pytest.fixture
-def by_columns(monkeypatch):
-    """Lowerings take plans whose clusters hold different columns; the plans that were offered."""
+def offer(monkeypatch, wanted):
+    """Lowerings take the plans that are wanted, however long they take; answers those that were offered."""
     offered = []
 
-    def only(config, geometry, channels, n, use_c, density, trust):
+    def only(*args):
         monkeypatch.setattr("maskwork.gen.conv_tiles.MOST_PLANS", 1000)
         monkeypatch.setattr("maskwork.gen.conv_tiles.NEAR", np.inf)
-        ways = [way for way in plans(config, geometry, channels, n, use_c, density, trust) if way.by_columns]
+        ways = [way for way in plans(*args) if wanted(way)]
         offered.append(ways)
         return ways
 
@@ -50,10 +50,24 @@ def by_columns(monkeypatch):
     return offered
 
 
-def run(device, seed):
-    """A random layer of more columns than a cluster holds, with and without C masks, requantisation and work."""
+@pytest.fixture
+def by_columns(monkeypatch):
+    """Lowerings take plans whose clusters hold different columns; the plans that were offered."""
+    return offer(monkeypatch, lambda way: way.share == "columns")
+
+
+@pytest.fixture
+def by_lanes(monkeypatch):
+    """The same with lanes that hold different columns."""
+    return offer(monkeypatch, lambda way: way.share == "all")
+
+
+def run(device, seed, whole=False):
+    """A random layer of a column for each PE and more, with and without C masks (of ``whole`` positions),
+    requantisation and work.
+    """
     config, rng = device.config, np.random.default_rng(seed)
-    columns = int(rng.integers(config.tile_columns + 1, 5 * config.tile_columns))
+    columns = int(rng.integers(config.pes, 5 * config.tile_columns + config.pes))
     shape = (int(rng.integers(1, 3)), *(int(v) for v in rng.integers(3, 9, 2)), int(rng.integers(1, 20)))
     stride, padding = int(rng.integers(1, 3)), int(rng.integers(0, 2))
     use_c, post = bool(rng.integers(2)), {"low": int(rng.integers(-50, 9)), "high": 60} if rng.integers(2) else None
@@ -69,10 +83,13 @@ def run(device, seed):
             expected, operands["bias"], operands["mult"], operands["shift"], post["low"], post["high"]
         )
     if use_c:
-        operands["c_mask"] = rng.random(expected.shape) < 0.6
+        drawn = rng.random(expected.shape[:3]) < 0.6 if whole else rng.random(expected.shape) < 0.6
+        operands["c_mask"] = np.broadcast_to(drawn[..., None], expected.shape) if whole else drawn
         expected = np.where(operands["c_mask"], expected, 0)
     work = rng.random(columns) if rng.integers(2) else None
-    program = lower_conv(config, shape, b.shape, stride, padding, use_c=use_c, post=post, column_work=work)
+    positions = operands["c_mask"].any(axis=3) if use_c and rng.integers(2) else None
+    program = lower_conv(config, shape, b.shape, stride, padding, use_c=use_c, post=post, column_work=work,
+                         positions=positions, whole=whole)  # fmt: skip
     check_program(program)
     assert np.array_equal(execute(device, program, operands).outputs["c"], expected)
     return program
@@ -98,12 +115,48 @@ def test_clusters_with_different_columns(by_columns, config, seed):
     assert all(mask & (mask + 1) == 0 for mask in masks) and max(masks) > 1
 
 
+@pytest.mark.parametrize("config", range(len(CONFIGS)))
+@pytest.mark.parametrize("seed", range(5))
+def test_lanes_with_different_columns(by_lanes, config, seed):
+    with open_device("golden", CONFIGS[config]) as device:
+        program = run(device, 10 * seed + config, whole=True)
+    assert by_lanes and by_lanes[0]
+    runs = [command for command in program.commands if command["op"] == "RUN"]
+    assert all(command.get("share") and command["clusters"] == 2 ** CONFIGS[config].clusters - 1 for command in runs)
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("config", [0, 2])
 def test_clusters_with_different_columns_on_the_rtl(by_columns, config):
     with open_device("rtl", CONFIGS[config]) as device:
         for seed in range(4):
             run(device, 100 + seed)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("config", [0, 2])
+def test_lanes_with_different_columns_on_the_rtl(by_lanes, config):
+    with open_device("rtl", CONFIGS[config]) as device:
+        for seed in range(4):
+            run(device, 100 + seed, whole=True)
+
+
+def test_rows_with_masks_of_elements_are_not_shared():
+    """Lanes with different columns would need masks of their own; masks of whole positions do for all of them."""
+    args = preset("sim-64"), geometry(7, 512), 512, 512
+    for use_c, whole, shared in ((True, False, False), (True, True, True), (False, False, True)):
+        ways = plans(*args, use_c, (1, 1, 1), False, None, whole)
+        assert any(way.share == "all" for way in ways) == shared
+
+
+def test_masks_that_are_not_whole_are_refused():
+    config, shape = preset("sim-64"), (1, 4, 4, 8)
+    program = lower_conv(config, shape, (3, 3, 8, 64), padding=1, use_c=True, whole=True)
+    values = {"a": np.ones(shape, int), "b": np.ones((3, 3, 8, 64), int), "c_mask": np.ones((1, 4, 4, 64), bool)}
+    bind(program, values)
+    values["c_mask"][0, 1, 1, 5] = False
+    with pytest.raises(MaskworkValueError, match="c_mask"):
+        bind(program, values)
 
 
 def geometry(size, channels):
@@ -117,8 +170,9 @@ def test_plans_come_in_order():
         ways = plans(config, geometry(14, 64), 64, columns, True, (0.5, 0.5, 0.5), False)
         costs = [way.cost for way in ways]
         assert costs == sorted(costs) and costs[-1] <= NEAR * costs[0] and 1 <= len(ways) <= MOST_PLANS
-        assert columns > config.tile_columns or not any(way.by_columns for way in ways)
-    assert not any(way.by_columns for way in plans(preset("small"), geometry(4, 8), 8, 256, False, (1, 1, 1), False))
+        assert not any(way.share == "all" for way in ways)
+    ways = plans(preset("small"), geometry(4, 8), 8, 256, False, (1, 1, 1), False)
+    assert not any(way.share == "columns" for way in ways)  # it has one cluster
 
 
 # ---------------------------------------------------------------------- choice by simulation
@@ -201,18 +255,46 @@ def test_the_fastest_computes_most_products_in_a_cycle(monkeypatch, ways, best):
     monkeypatch.setattr("maskwork.sim_tb.cycle.simulate", simulate)
     assert tune.fastest(stub, stub.schedule, ways, (0.5, 0.5, 1.0)) is ways[best]
     assert stub.tried == ways
+    # where positions are known the best of the trials run to their end
+    monkeypatch.setattr(tune, "FINALISTS", 1)
+    stub.tried.clear()
+    positions = np.ones((1, 2, 2), dtype=np.bool_)
+    assert tune.fastest(stub, stub.schedule, ways, (0.5, 0.5, 1.0), positions=positions, sample=1) is ways[best]
+    assert stub.tried == [*ways, *([ways[best]] if ways[best].cycles else [])]
     # as it was, for the plan that is taken
     assert [command["op"] for command in stub.program.commands] == ["BEGIN"]
     assert not stub.program.results and stub.finals == 3
+
+
+@pytest.mark.parametrize("whole", [False, True])
+def test_trials_have_masks_among_the_known_positions(whole):
+    rng = np.random.default_rng(1)
+    positions = rng.random((1, 20, 20)) < 0.5
+    density = positions.mean() * (1 if whole else 0.5)
+    mask = tune._c_mask({"shape": [1, 20, 20, 64], "whole": whole}, density, positions, rng)
+    assert not mask[~positions].any() and mask.mean() == pytest.approx(density, rel=0.03)
+    assert (mask.all(axis=3) == mask.any(axis=3)).all() == whole
+
+
+@pytest.mark.parametrize(("channels", "size", "pieces"), [
+    (30, 14, [8, 8, 14]),  # 2 would be too few to hide loads behind
+    (36, 14, [8, 14, 14]),
+    (28, 14, [14, 14]),
+    (9, 14, [9]),
+])  # fmt: skip
+def test_the_smallest_k_tile_comes_first(channels, size, pieces):
+    tiles = module._k_tiles(geometry(6, channels), Cut((3, 3), size, True), np.arange(channels))
+    assert [len(tile.columns) for tile in tiles] == pieces
+    assert np.concatenate([tile.columns for tile in tiles]).tolist() == list(range(channels))
 
 
 def test_tuned_programs_give_the_same_results(monkeypatch):
     config, shape, weights = preset("sim-64"), (1, 10, 10, 32), (3, 3, 32, 80)
     tried, chosen = [], tune.fastest
 
-    def fastest(scheduler, schedule, ways, density):
+    def fastest(scheduler, schedule, ways, density, positions):
         tried.extend(ways)
-        return chosen(scheduler, schedule, ways, density)
+        return chosen(scheduler, schedule, ways, density, positions=positions)
 
     monkeypatch.setattr(tune, "fastest", fastest)
     rng = np.random.default_rng(5)
