@@ -83,7 +83,7 @@ that takes an eighth of the time for 96 PEs, and 2 to 3 % more LUTs. On iCE40 wi
 of the requantisation's products is wrong in simulation, and it forgets the registers of the blocks that
 `fpga/ice40.py` puts in; those are all the multipliers that are worth a block."""
 
-KEPT = ("*_lane *_cluster", "*_lane", "none")
+KEPT = ("*_lane *_cluster *_hop *_hop_?", "*_lane *_hop *_hop_?", "none")
 """Modules that are synthesised once each on ECP5, by Yosys' pattern; the next is tried if Yosys 0.70 fails, which its
 `abc9_ops -reintegrate` does on an assertion for an accelerator with a single cluster."""
 

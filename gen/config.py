@@ -73,6 +73,7 @@ class Config:
     run_depth: int = _doc("RUN commands that wait in a cluster", 8)
     load_slots: int = _doc("slots of a PE's weights that a load writes in one cycle", 1)
     weight_lanes: int = _doc("neighbouring lanes that share a memory of weights, each reading at a port of its own", 1)
+    hop_stages: int = _doc("registers more on the wires to and from each cluster, and to each PE's weights", 0)
     lut_ram: bool = _doc("the device has LUT RAM; without it, small memories and fetch's state go to block RAM", True)
     a_spram: bool = _doc("activation banks are single-port memories, of an iCE40 UltraPlus' big single-port RAM", False)
     post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
@@ -156,6 +157,7 @@ class Config:
                 f"fifo_depth must be at least rows_in_flight * {least} = {self.rows_in_flight * least} (a ring of "
                 f"words for every row in flight), not {self.fifo_depth}"
             )
+        self._in_range("hop_stages", 0, 2)
         self._check_generators()
         if self.tile_columns > 256:
             raise ConfigError(

@@ -93,8 +93,8 @@ def check(config, device, words, last, what):
 # ---------------------------------------------------------------------- against the RTL
 
 
-def test_there_are_300_programs():
-    assert sum(number for _, number in CONFIGS.values()) == 300
+def test_there_are_320_programs():
+    assert sum(number for _, number in CONFIGS.values()) == 320
     assert {config.name for config, _ in CONFIGS.values()} >= set(mw.presets())
 
 

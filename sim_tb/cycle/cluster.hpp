@@ -2,7 +2,7 @@
 #pragma once
 
 #include "fetch_serial.hpp"
-#include "post.hpp"
+#include "hop.hpp"
 
 namespace maskwork {
 
@@ -68,7 +68,12 @@ struct Cluster {
     uint32_t pending = 0;               // rings: a row was announced and has not started
     Reason outer = IDLE;
     bool loading = false;
-    bool run_space_before = true;       // register between the RUN FIFO and the sequencer
+    uint32_t run_spaces = ~0u;          // registers between the RUN FIFO and the sequencer; bit n: n + 1 steps ago
+
+    // registers between the rest and the cluster
+    Leaving leaving;
+    Run coming{};
+    Time comes_at = NEVER;
 
     void create(const Config& c, Totals& t, int n) {
         config = &c;
@@ -79,6 +84,7 @@ struct Cluster {
         ring_shift = log2_of(c.rings);
         fetch.create(c);
         post.create(c);
+        leaving.stages = c.hop_stages;
     }
 
     void accept(const Run& run) {
@@ -88,6 +94,8 @@ struct Cluster {
         if (run.fields[USE_C]) ++waiting_c[run.fields[C_BANK]];
     }
 
+    bool beat_waits() const { return leaving.valid(post); }     // at the collector
+    bool beat_ends() const { return leaving.last(post); }
     bool lanes_use(int bank) const { return bank_rows[bank] != 0; }
     bool draining() const {
         for (const Lane& lane : lanes) {
@@ -114,7 +122,7 @@ struct Cluster {
     bool copier_busy(Time now) const { return held || copied_until >= now; }
     bool idle(Time now) const {
         return !fetch.active() && !items_shown() && !copier_busy(now) && !working() && post.idle() && !word_valid &&
-               !waiting_a[0] && !waiting_a[1] && !copying[0] && !copying[1];
+               leaving.empty() && !waiting_a[0] && !waiting_a[1] && !copying[0] && !copying[1];
     }
 
     void set_outer(Time now, bool load) {
@@ -145,6 +153,7 @@ struct Cluster {
     void step(Time now, bool load, bool beat_leaves) {
         const auto number_of_lanes = static_cast<size_t>(config->lanes_per_cluster);
         set_outer(now, load);
+        beat_leaves = leaving.step(post, beat_leaves);
         const bool active = fetch.active(), was_working = working();
         const int old_row_words = fetch.row_words;
         // ---- drains, and the arbiter

@@ -1,0 +1,116 @@
+"""Registers on long wires: with ``hop_stages`` a cluster is so many cycles away from the sequencer, the loader and the
+collector, in both directions, and a PE's weights so many from its lane.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+from amaranth import *
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.stream import SkidBuffer
+
+
+class Hop(wiring.Component):
+    """``o`` is ``i`` of ``stages`` cycles before.
+
+    A module of its own, which synthesis for ECP5 keeps as it is: copies of a register, one near each place where it is
+    needed, would else become one again.
+
+    Args:
+        shape: payload.
+        stages: registers, 1 or more.
+    """
+
+    def __init__(self, shape, stages: int):
+        self._shape, self._stages = shape, stages
+        super().__init__({"i": In(shape), "o": Out(shape)})
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("Hop", repr(self._shape), self._stages)
+
+    def elaborate(self, platform):
+        m = Module()
+        value = Value.cast(self.i)
+        for stage in range(self._stages - 1):
+            after = Signal(len(value), name=f"stage{stage}", reset_less=True)
+            m.d.sync += after.eq(value)
+            value = after
+        m.d.sync += Value.cast(self.o).eq(value)
+        return m
+
+
+def near_side(m: Module, component: wiring.Component, stages: int, platform) -> Any:
+    """Ports of ``component`` for its own use, with ``stages`` registers between them and the real ones.
+
+    Each input is its register, each output (its initial value kept) is to be driven. Interfaces without a handshake are
+    sources of what came; a stream that leaves (its name ``o``) passes a skid buffer for each stage, and ``idle`` is low
+    until these are empty. ``number`` is a constant, and stays as it is.
+
+    Args:
+        m: the component's module.
+        component: it.
+        stages: registers; 0: the ports are its own.
+        platform: what its ``elaborate`` was given.
+    """
+    near = SimpleNamespace()
+    ports = component.signature.members
+    for name, member in ports.items():
+        port = getattr(component, name)
+        if member.is_signature:
+            # inside, it is what outside the port is connected to
+            shape = member.signature if member.flow == Out else member.signature.flip()
+            setattr(near, name, wiring.flipped(port) if not stages else shape.create(path=(f"near_{name}",)))
+        else:
+            setattr(near, name, port if not stages else _like(port, f"near_{name}"))
+    if not stages:
+        return near
+    for name, member in ports.items():
+        port, inner = getattr(component, name), getattr(near, name)
+        if name == "number":
+            near.number = port
+        if name in ("number", "o"):
+            continue
+        if member.is_signature:
+            pairs = [(getattr(port, part), getattr(inner, part)) for part in member.signature.members]
+        else:
+            pairs = [(port, inner)]
+        for outside, inside in pairs:
+            source, target = (outside, inside) if member.flow == In else (inside, outside)
+            if name == "idle":
+                source = near.rests = Signal(name="near_rests")
+            _chain(m, source, target, stages)
+    # packets that have left the component, but not its last buffer
+    stream, waiting = near.o, []
+    near.o = wiring.flipped(near.o)
+    for stage in range(stages):
+        buffer = SkidBuffer(component.o.payload.shape())  # pyright: ignore[reportAttributeAccessIssue]
+        submodule(m, f"leave{stage}", buffer, platform)
+        wiring.connect(m, stream, buffer.i)
+        stream = buffer.o
+        waiting.append(buffer.o.valid)
+    wiring.connect(m, stream, wiring.flipped(component.o))  # pyright: ignore[reportAttributeAccessIssue]
+    # a register, as `idle` is: both speak of the same cycle
+    waited = Signal(name="near_waited")
+    m.d.sync += waited.eq(Cat(waiting).any())
+    m.d.comb += near.rests.eq(near.idle & ~waited)
+    return near
+
+
+def _chain(m: Module, source, target, stages: int) -> None:
+    value = Value.cast(source)
+    for stage in range(stages - 1):
+        after = _like(target, f"{Value.cast(target).name}_{stage}")
+        m.d.sync += Value.cast(after).eq(value)
+        value = Value.cast(after)
+    m.d.sync += Value.cast(target).eq(value)
+
+
+def _like(port, name: str):
+    raw = Value.cast(port)
+    init = raw.init if isinstance(raw, Signal) else 0
+    if isinstance(port, data.View):
+        return data.View(port.shape(), Signal(len(raw), name=name, init=init))
+    return Signal(port.shape(), name=name, init=init)
