@@ -15,7 +15,7 @@ from maskwork.rtl.drain import DRAIN_GAP, DRAIN_LATENCY
 from maskwork.rtl.fetch import Fetch, item_layout, segment_layout
 from maskwork.rtl.fetch_serial import SerialFetch
 from maskwork.rtl.hierarchy import submodule
-from maskwork.rtl.hop import near_side
+from maskwork.rtl.hop import lane_stages, late_reset, near_side
 from maskwork.rtl.lane import Lane
 from maskwork.rtl.layouts import a_write_layout, b_write_layout, c_write_layout, counts_layout, ring_words
 from maskwork.rtl.post import PostKind, PostProcess, limits_signature, parameter_signature
@@ -94,8 +94,11 @@ class Cluster(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        near = near_side(m, self, config.hop_stages, platform)
-        lanes = [submodule(m, f"lane{n}", Lane(config), platform) for n in range(config.lanes_per_cluster)]
+        near = near_side(m, self, config.hop_stages, platform, ("number",))
+        lanes = [
+            submodule(m, f"lane{n}", Lane(config), platform, late_reset(m, f"lane{n}", lane_stages(config), platform))
+            for n in range(config.lanes_per_cluster)
+        ]
         submodule(m, "a_buffer", a_buffer := ABuffer(config), platform)
         submodule(m, "c_buffer", c_buffer := CBuffer(config), platform)
         submodule(m, "run_fifo", run_fifo := RunFifo(config), platform)
@@ -199,7 +202,8 @@ class Cluster(wiring.Component):
         # a ring wants a row once it runs low, if the whole row fits; the rings are looked at one after the other
         rings, words = config.rows_in_flight, ring_words(config)
         count = len(lanes) * rings
-        margin = count + COPY_LATENCY + 4  # what is written until a ring is looked at again, and what is under way
+        # what is written until a ring is looked at again, and what is under way
+        margin = count + COPY_LATENCY + 4 + 2 * lane_stages(config)
         usable = words - margin
         fits, low = Signal(range(words + 1)), Signal(range(words + 1))
         m.d.sync += [
@@ -223,8 +227,15 @@ class Cluster(wiring.Component):
             with m.If(turn2 == number):
                 # accumulators are not ready while lanes scrub them, which follows each reset
                 m.d.sync += [room[number].eq((level <= low) & ~scrubs), space[number].eq(level <= usable)]
+        # a ring that was given a row has one pending; for some cycles it does not know
+        given: Value = Cat(lane.pending for lane in lanes)
+        recent: Value = fetch.coming
+        for stage in range(2 * lane_stages(config)):
+            before, recent = recent, Signal(count, name=f"given{stage}")
+            m.d.sync += recent.eq(before)
+            given |= recent
         m.d.comb += [
-            fetch.room.eq(room & ~Cat(lane.pending for lane in lanes)),
+            fetch.room.eq(room & ~given),
             copier.space.eq(space),
         ]
         running = Signal()  # rows are anywhere in the cluster, or still to come
@@ -248,7 +259,8 @@ class Cluster(wiring.Component):
         config = self._config
         # a lane's pace suits the compressor: no queue where nothing is computed of the sums and no other lane follows
         direct = not config.post and len(lanes) == 1 and config.acc_width <= 32 and header_beats(config) <= DRAIN_GAP
-        slack = DRAIN_LATENCY + 6  # a word may be chosen in the lane while `space` is on its way
+        # a word may be chosen in the lane while `space` is on its way
+        slack = DRAIN_LATENCY + 6 + 2 * lane_stages(config)
         submodule(m, "post", post := PostProcess(config, slack if direct else None), platform)
         lane_bits = (len(lanes) - 1).bit_length()
         header_bits = 16 + 8 + 2 + lane_bits
@@ -262,7 +274,7 @@ class Cluster(wiring.Component):
             waits, space = Const(0, 1), post.space
             m.d.comb += [post.i.valid.eq(valid), out.eq(word)]
         else:
-            submodule(m, "rows", rows := Queue(word_shape, 16, slack, not config.lut_ram), platform)
+            submodule(m, "rows", rows := Queue(word_shape, 16 << lane_stages(config), slack, not config.lut_ram), platform)
             waits, space = rows.o.valid, rows.space
             m.d.comb += [
                 rows.i.valid.eq(valid),

@@ -1,5 +1,5 @@
 """Registers on long wires: with ``hop_stages`` a cluster is so many cycles away from the sequencer, the loader and the
-collector, in both directions, and a PE's weights so many from its lane.
+collector, in both directions, and a PE's weights so many from its lane; a lane is one away from its cluster.
 """
 
 from types import SimpleNamespace
@@ -8,6 +8,7 @@ from typing import Any
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
+from maskwork.gen.config import Config
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.stream import SkidBuffer
 
@@ -21,15 +22,16 @@ class Hop(wiring.Component):
     Args:
         shape: payload.
         stages: registers, 1 or more.
+        init: reset value of ``o``. A Hop of 1 bit with ``init`` = 1 and ``i`` = 0 is its parent's reset a cycle later.
     """
 
-    def __init__(self, shape, stages: int):
-        self._shape, self._stages = shape, stages
-        super().__init__({"i": In(shape), "o": Out(shape)})
+    def __init__(self, shape, stages: int, init: int = 0):
+        self._shape, self._stages, self._init = shape, stages, init
+        super().__init__({"i": In(shape), "o": Out(shape, init=init) if init else Out(shape)})
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
-        return ("Hop", repr(self._shape), self._stages)
+        return ("Hop", repr(self._shape), self._stages, self._init)
 
     def elaborate(self, platform):
         m = Module()
@@ -42,18 +44,32 @@ class Hop(wiring.Component):
         return m
 
 
-def near_side(m: Module, component: wiring.Component, stages: int, platform) -> Any:
+def lane_stages(config: Config) -> int:
+    """Registers between a cluster and each of its lanes, in each direction."""
+    return min(1, config.hop_stages)
+
+
+def late_reset(m: Module, name: str, stages: int, platform, reset=None) -> Value | None:
+    """``reset`` (the module's own: None) a cycle later if there are ``stages``: for a part of the design of its own."""
+    if not stages:
+        return reset
+    submodule(m, f"{name}_reset", hop := Hop(1, 1, init=1), platform, reset)
+    return hop.o
+
+
+def near_side(m: Module, component: wiring.Component, stages: int, platform, direct: tuple[str, ...] = ()) -> Any:
     """Ports of ``component`` for its own use, with ``stages`` registers between them and the real ones.
 
     Each input is its register, each output (its initial value kept) is to be driven. Interfaces without a handshake are
     sources of what came; a stream that leaves (its name ``o``) passes a skid buffer for each stage, and ``idle`` is low
-    until these are empty. ``number`` is a constant, and stays as it is.
+    until these are empty.
 
     Args:
         m: the component's module.
         component: it.
         stages: registers; 0: the ports are its own.
         platform: what its ``elaborate`` was given.
+        direct: ports that stay as they are.
     """
     near = SimpleNamespace()
     ports = component.signature.members
@@ -69,9 +85,9 @@ def near_side(m: Module, component: wiring.Component, stages: int, platform) -> 
         return near
     for name, member in ports.items():
         port, inner = getattr(component, name), getattr(near, name)
-        if name == "number":
-            near.number = port
-        if name in ("number", "o"):
+        if name in direct:
+            setattr(near, name, port)
+        if name in direct or is_stream(member):
             continue
         if member.is_signature:
             pairs = [(getattr(port, part), getattr(inner, part)) for part in member.signature.members]
@@ -82,6 +98,8 @@ def near_side(m: Module, component: wiring.Component, stages: int, platform) -> 
             if name == "idle":
                 source = near.rests = Signal(name="near_rests")
             _chain(m, source, target, stages)
+    if not is_stream(ports["o"]):
+        return near
     # packets that have left the component, but not its last buffer
     stream, waiting = near.o, []
     near.o = wiring.flipped(near.o)
@@ -97,6 +115,11 @@ def near_side(m: Module, component: wiring.Component, stages: int, platform) -> 
     m.d.sync += waited.eq(Cat(waiting).any())
     m.d.comb += near.rests.eq(near.idle & ~waited)
     return near
+
+
+def is_stream(member: wiring.Member) -> bool:
+    """Whether a port is a stream that leaves."""
+    return member.is_signature and member.flow == Out
 
 
 def _chain(m: Module, source, target, stages: int) -> None:

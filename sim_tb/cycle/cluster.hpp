@@ -72,6 +72,7 @@ struct Cluster {
 
     // registers between the rest and the cluster
     Leaving leaving;
+    Late late;
     Run coming{};
     Time comes_at = NEVER;
 
@@ -85,6 +86,8 @@ struct Cluster {
         fetch.create(c);
         post.create(c);
         leaving.stages = c.hop_stages;
+        late.on = c.lane_hops();
+        for (Lane& lane : lanes) lane.scrub_count = -c.lane_hops();     // their reset is late
     }
 
     void accept(const Run& run) {
@@ -96,8 +99,9 @@ struct Cluster {
 
     bool beat_waits() const { return leaving.valid(post); }     // at the collector
     bool beat_ends() const { return leaving.last(post); }
-    bool lanes_use(int bank) const { return bank_rows[bank] != 0; }
-    bool draining() const {
+    bool lanes_use(int bank) const { return late.on ? late.used[bank] : bank_rows[bank] != 0; }
+    bool draining() const { return late.on ? late.draining : lanes_drain(); }
+    bool lanes_drain() const {
         for (const Lane& lane : lanes) {
             if (lane.undrained) return true;
         }
@@ -126,7 +130,7 @@ struct Cluster {
     }
 
     void set_outer(Time now, bool load) {
-        const Reason next = load && !running ? LOAD : running ? DISPATCH : IDLE;
+        const Reason next = late(late.outer, load && !running ? LOAD : running ? DISPATCH : IDLE);
         if (next == outer) return;
         for (Lane& lane : lanes) {
             if (lane.reason == OUTER) lane.account(now, outer);
@@ -137,15 +141,16 @@ struct Cluster {
     // One ring is looked at in every cycle; what follows from that shows three cycles later.
     void look_at_ring(Time now, int row_words, bool scrubs) {
         const int count = config->lanes_per_cluster << ring_shift;
-        const int usable = (config->fifo_depth >> ring_shift) - (count + COPY_LATENCY + 4);
+        const int usable = (config->fifo_depth >> ring_shift) - (count + COPY_LATENCY + 4 + 2 * late.on);
         const auto scan = static_cast<unsigned>(now - began) & static_cast<unsigned>(count - 1);
         const uint32_t bit = 1u << ((scan - 2) & static_cast<unsigned>(count - 1));
         room = sampled[1] <= static_cast<uint32_t>(low) && !scrubs ? room | bit : room & ~bit;
         ring_space = static_cast<int>(sampled[1]) <= usable ? ring_space | bit : ring_space & ~bit;
         sampled[1] = sampled[0];
-        const Lane& lane = lanes[scan >> ring_shift];
-        const unsigned ring = scan & ((1u << ring_shift) - 1);
-        sampled[0] = lane.written[ring] - lane.taken[ring];
+        const unsigned shown = (scan + late.on) & static_cast<unsigned>(count - 1);
+        const Lane& lane = lanes[shown >> ring_shift];
+        const unsigned ring = shown & ((1u << ring_shift) - 1);
+        sampled[0] = late(late.sampled, lane.written[ring] - lane.taken[ring]);
         low = std::min(fits, LOW_WATER);
         fits = row_words >= usable ? 0 : usable - row_words;
     }
@@ -155,22 +160,27 @@ struct Cluster {
         set_outer(now, load);
         beat_leaves = leaving.step(post, beat_leaves);
         const bool active = fetch.active(), was_working = working();
+        for (int bank = 0; bank < 2; ++bank) late.used[bank] = bank_rows[bank] != 0;
+        late.draining = lanes_drain();
         const int old_row_words = fetch.row_words;
         // ---- drains, and the arbiter
         uint32_t release[MAX_LANES], asking = 0;
         PostWord drained;
-        const bool rows_space = post.space, scrubs = lanes[0].drain_state == Lane::D_SCRUB;
+        const bool rows_space = late(late.space, post.space);
+        const bool scrubs = late(late.scrubs, lanes[0].drain_state == Lane::D_SCRUB);
+        const uint32_t grants = late(late.granted, granted);
         for (size_t n = 0; n < number_of_lanes; ++n) {
             release[n] = 0;
             if (times[n].drain_at > now) continue;
-            const DrainOut out = step_drain(lanes[n], now, rows_space, granted >> n & 1, outer);
+            const DrainOut out = step_drain(lanes[n], now, rows_space, grants >> n & 1, outer);
             release[n] = out.release;
             asking |= static_cast<uint32_t>(out.request) << n;
             if (out.word.kind != PostKind::NONE) drained = out.word;
         }
         if (word_valid || !post.rests(now)) post.step(now, word_valid ? &word : nullptr, beat_leaves);
-        word = drained;
-        word_valid = drained.kind != PostKind::NONE;
+        word = late(late.drained, drained);
+        word_valid = word.kind != PostKind::NONE;
+        asking = late(late.asking, asking);
         if (!(granted & asking)) {
             const uint32_t fair = asking & ~last_granted, choice = fair ? fair : asking;
             granted = choice & (~choice + 1);
@@ -202,7 +212,7 @@ struct Cluster {
                 }
                 if (ends) --copying[current.bank];
             }
-            copied_until = now + 3;
+            copied_until = now + 3 + late.on;
         }
         if (makes && !made.raw) ++copying[made.bank];
         const bool popped = takes_item && items_shown();
@@ -230,13 +240,15 @@ struct Cluster {
         look_at_ring(now, old_row_words, scrubs);
 
         // ---- lanes
+        uint32_t starting = 0;
         for (size_t n = 0; n < number_of_lanes; ++n) {
             if (times[n].sleep_until > now && !release[n]) continue;
             Lane& lane = lanes[n];
             if (rings == 2) lane.step<2>(now, release[n], outer);
             else lane.step<4>(now, release[n], outer);
-            if (lane.started >= 0) pending &= ~(1u << (static_cast<int>(n) * rings + lane.started));
+            if (lane.started >= 0) starting |= 1u << (static_cast<int>(n) * rings + lane.started);
         }
+        pending &= ~late(late.started, starting);
         if (config->psum_in_pe) {
             for (size_t n = 0; n < number_of_lanes; ++n) {
                 if (times[n].retire_at <= now) lanes[n].retire(now);
@@ -248,7 +260,7 @@ struct Cluster {
             }
         }
         if (copied_until >= now) {
-            const Copied arriving = copied.at(2);
+            const Copied arriving = copied.at(2 + late.on);
             copied.push(out);
             for (size_t n = 0; n < number_of_lanes; ++n) {
                 if (arriving.lanes >> n & 1) lanes[n].write(arriving.ring, arriving.word);

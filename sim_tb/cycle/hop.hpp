@@ -41,4 +41,23 @@ struct Leaving {
     }
 };
 
+// What lanes and their cluster know of each other a cycle late, with `lane_hops`.
+struct Late {
+    bool on = false;
+    bool used[2] = {}, draining = false;        // rows in the lanes, and of those that wait for their drain
+    bool space = true, scrubs = true;
+    uint32_t granted = 0, asking = 0, started = 0, sampled = 0;
+    PostWord drained;
+    Reason outer = IDLE;
+
+    // `value` as it was a cycle before, or as it is.
+    template <typename T>
+    T operator()(T& before, const T& value) const {
+        if (!on) return value;
+        T result = before;
+        before = value;
+        return result;
+    }
+};
+
 }  // namespace maskwork

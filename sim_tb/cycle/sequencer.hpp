@@ -183,7 +183,7 @@ inline void Model::check(bool busy, bool all_idle) {
             return;
         case BEGIN:
             if (!all_idle) return;
-            reset_at = now + 2;
+            reset_at = now + 2 + config.lane_hops();
             state = HEADER;
             return;
         case SYNC:

@@ -52,6 +52,7 @@ struct Config {
     int32_t header_words[256];          // of every command, 0: there is none
     BitField run[RUN_FIELDS];
 
+    int lane_hops() const { return std::min(1, hop_stages); }     // between a cluster and its lanes (rtl/hop.py)
     int clusters() const { return lanes >> (std::bit_width(static_cast<unsigned>(lanes_per_cluster)) - 1); }
     int columns() const { return pes * slots; }
     int sum_rows() const { return psum_in_pe ? psum_rows : rings; }
