@@ -76,8 +76,10 @@ class Accelerator(wiring.Component):
         array_reset = Signal(init=1)
         m.d.sync += array_reset.eq(sequencer.clear)
         submodule(m, "collector", collector := Collector(config, config.clusters + 1), platform, array_reset)
-        resets = [late_reset(m, f"cluster{n}", config.hop_stages, platform, array_reset) for n in range(config.clusters)]
-        clusters = [submodule(m, f"cluster{n}", Cluster(config), platform, reset) for n, reset in enumerate(resets)]
+        clusters = []
+        for n in range(config.clusters):
+            reset = late_reset(m, f"cluster{n}", config.hop_stages, platform, array_reset)
+            clusters.append(submodule(m, f"cluster{n}", Cluster(config), platform, reset))
         wiring.connect(m, wiring.flipped(self.i), entry.i)
         wiring.connect(m, entry.o, sequencer.i)
         wiring.connect(m, sequencer.o, packer.i)

@@ -274,7 +274,8 @@ class Cluster(wiring.Component):
             waits, space = Const(0, 1), post.space
             m.d.comb += [post.i.valid.eq(valid), out.eq(word)]
         else:
-            submodule(m, "rows", rows := Queue(word_shape, 16 << lane_stages(config), slack, not config.lut_ram), platform)
+            rows = Queue(word_shape, 16 << lane_stages(config), slack, not config.lut_ram)
+            submodule(m, "rows", rows, platform)
             waits, space = rows.o.valid, rows.space
             m.d.comb += [
                 rows.i.valid.eq(valid),

@@ -22,7 +22,8 @@ class Hop(wiring.Component):
     Args:
         shape: payload.
         stages: registers, 1 or more.
-        init: reset value of ``o``. A Hop of 1 bit with ``init`` = 1 and ``i`` = 0 is its parent's reset a cycle later.
+        init: reset value of the registers. A Hop of 1 bit with ``init`` = 1 and ``i`` = 0 is its parent's reset a cycle
+            later.
     """
 
     def __init__(self, shape, stages: int, init: int = 0):
@@ -37,7 +38,7 @@ class Hop(wiring.Component):
         m = Module()
         value = Value.cast(self.i)
         for stage in range(self._stages - 1):
-            after = Signal(len(value), name=f"stage{stage}", reset_less=True)
+            after = Signal(len(value), name=f"stage{stage}", init=self._init)
             m.d.sync += after.eq(value)
             value = after
         m.d.sync += Value.cast(self.o).eq(value)
@@ -83,6 +84,7 @@ def near_side(m: Module, component: wiring.Component, stages: int, platform, dir
             setattr(near, name, port if not stages else _like(port, f"near_{name}"))
     if not stages:
         return near
+    comes, goes = [], []  # from where to where
     for name, member in ports.items():
         port, inner = getattr(component, name), getattr(near, name)
         if name in direct:
@@ -94,10 +96,16 @@ def near_side(m: Module, component: wiring.Component, stages: int, platform, dir
         else:
             pairs = [(port, inner)]
         for outside, inside in pairs:
-            source, target = (outside, inside) if member.flow == In else (inside, outside)
             if name == "idle":
-                source = near.rests = Signal(name="near_rests")
-            _chain(m, source, target, stages)
+                inside = near.rests = Signal(name="near_rests")
+            if member.flow == In:
+                comes.append((Value.cast(outside), Value.cast(inside)))
+            else:
+                goes.append((Value.cast(inside), Value.cast(outside)))
+    for name, pairs in (("come", comes), ("go", goes)):
+        sources, targets = Cat(source for source, _ in pairs), Cat(target for _, target in pairs)
+        submodule(m, f"{name}_hop", hop := Hop(len(targets), stages, _init([target for _, target in pairs])), platform)
+        m.d.comb += [hop.i.eq(sources), targets.eq(hop.o)]
     if not is_stream(ports["o"]):
         return near
     # packets that have left the component, but not its last buffer
@@ -122,18 +130,18 @@ def is_stream(member: wiring.Member) -> bool:
     return member.is_signature and member.flow == Out
 
 
-def _chain(m: Module, source, target, stages: int) -> None:
-    value = Value.cast(source)
-    for stage in range(stages - 1):
-        after = _like(target, f"{Value.cast(target).name}_{stage}")
-        m.d.sync += Value.cast(after).eq(value)
-        value = Value.cast(after)
-    m.d.sync += Value.cast(target).eq(value)
+def _init(values: list[Value]) -> int:
+    """Initial values side by side."""
+    total = place = 0
+    for value in values:
+        total |= (value.init & (1 << len(value)) - 1 if isinstance(value, Signal) else 0) << place
+        place += len(value)
+    return total
 
 
 def _like(port, name: str):
     raw = Value.cast(port)
-    init = raw.init if isinstance(raw, Signal) else 0
+    init = _init([raw])
     if isinstance(port, data.View):
         return data.View(port.shape(), Signal(len(raw), name=name, init=init))
     return Signal(port.shape(), name=name, init=init)
