@@ -45,7 +45,11 @@ class RunFifo(wiring.Component):
         write, read = ram.write_port(), ram.read_port()
         written, committed, taken = (Signal(range(2 * depth), name=n) for n in ("written", "committed", "taken"))
         following = Signal.like(taken)
-        valid, moves = Signal(), Signal()  # the memory's output is a word; it is taken
+        # the memory's output is a word, that is taken; with a register behind it the two are not those of `o`
+        valid, moves = self.o.valid, self.o.valid & self.o.ready
+        if self._registered:
+            valid = Signal()
+            moves = valid & (~self.o.valid | self.o.ready)
         m.d.comb += [
             write.addr.eq(written),
             write.data.eq(self.word),
@@ -61,11 +65,10 @@ class RunFifo(wiring.Component):
             m.d.sync += written.eq(written + 1)
         with m.If(self.commit):
             m.d.sync += committed.eq(written)
-        m.d.sync += [taken.eq(following), valid.eq(committed != following)]
         if self._registered:
-            m.d.comb += moves.eq(valid & (~self.o.valid | self.o.ready))
             with m.If(~self.o.valid | self.o.ready):
                 m.d.sync += [self.o.valid.eq(valid), self.o.payload.eq(read.data)]
         else:
-            m.d.comb += [self.o.payload.eq(read.data), self.o.valid.eq(valid), moves.eq(self.o.valid & self.o.ready)]
+            m.d.comb += self.o.payload.eq(read.data)
+        m.d.sync += [taken.eq(following), valid.eq(committed != following)]
         return m

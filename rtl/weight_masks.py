@@ -46,13 +46,13 @@ class WeightMasks(wiring.Component):
         )
         write, read = masks.write_port(), masks.read_port()
         mask = Cat(self.mask[slot * pes + pe] for pe in range(pes) for slot in range(config.slots))
-        given = Cat(self.we, self.write_k, mask)
+        given = Cat(self.write_k, mask, self.we)
         if config.hop_stages:
             submodule(m, "load_hop", hop := Hop(len(given), config.hop_stages), platform)
             m.d.comb += hop.i.eq(given)
             given = hop.o
         m.d.comb += [
-            Cat(write.en, write.addr, write.data).eq(given),
+            Cat(write.addr, write.data, write.en).eq(given),
             read.addr.eq(self.k),
             self.masks.eq(read.data),
         ]

@@ -74,4 +74,4 @@ def test_they_cost_few_cycles():
     for stages in range(3):
         config = preset("small").replace(hop_stages=stages)
         cycles.append(simulate_program(lower_matmul(config, 64, 200, 64), masks=masks)["cycles"])
-    assert cycles[1] < cycles[2] and all(abs(each / cycles[0] - 1) < 0.02 for each in cycles)
+    assert len(set(cycles)) == 3 and all(abs(each / cycles[0] - 1) < 0.02 for each in cycles)
