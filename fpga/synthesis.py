@@ -70,7 +70,7 @@ def synthesise(component: wiring.Component, name: str, folder: Path, family: str
 COMMANDS = {
     "ecp5": """hierarchy -top {top}
 setattr -mod -set keep_hierarchy 1 {kept}
-synth_ecp5 -top {top} -nowidelut
+{hide}synth_ecp5 -top {top} -nowidelut
 setattr -mod -unset keep_hierarchy *
 flatten
 opt_clean -purge
@@ -83,7 +83,11 @@ that takes an eighth of the time for 96 PEs, and 2 to 3 % more LUTs. On iCE40 wi
 of the requantisation's products is wrong in simulation, and it forgets the registers of the blocks that
 `fpga/ice40.py` puts in; those are all the multipliers that are worth a block."""
 
-KEPT = ("*_lane *_cluster", "*_lane", "none")
+_HIDE = "rename -hide w:*\\[*\\]\n"
+"""Elements of Amaranth's arrays are wires called ``name[0]``, which `abc9_ops -reintegrate` of Yosys 0.70 takes for
+bits of ``name`` and then fails on an assertion. Where registers on long wires are kept, so must clusters be."""
+
+KEPT = ("*_lane *_cluster *_hop *_hop_?", "*_lane *_hop *_hop_?", "none")
 """Modules that are synthesised once each on ECP5, by Yosys' pattern; the next is tried if Yosys 0.70 fails, which its
 `abc9_ops -reintegrate` does on an assertion for an accelerator with a single cluster."""
 
@@ -97,8 +101,9 @@ def synthesise_text(text: str, name: str, folder: Path, family: str = "ecp5") ->
     (folder / f"{name}.sv").write_text(text, encoding="utf-8")
     netlist = folder / f"{name}.json"
     netlist.unlink(missing_ok=True)
+    hops = re.search(r"^module \w+_hop\(", text, re.MULTILINE)
     for kept in KEPT if family == "ecp5" else ("",):
-        command = COMMANDS[family].format(top=name, kept=kept)
+        command = COMMANDS[family].format(top=name, kept=kept, hide=_HIDE if hops else "")
         script = f"read_verilog -sv {name}.sv\n{command}\ntee -q -o {name}.stat stat -json -top {name}\n"
         (folder / f"{name}.ys").write_text(script, encoding="utf-8")
         done = subprocess.run([*find_yosys().command, f"{name}.ys"], cwd=folder, capture_output=True, text=True)

@@ -1,7 +1,7 @@
 """The accelerator's configuration: one frozen record, its presets, and the values derived from it.
 
-This module and :mod:`maskwork.gen.isa` import nothing else of the package (errors excepted): hardware, models,
-compiler and boards all stand on them.
+This module and :mod:`maskwork.gen.isa` import nothing else of the package (but errors, and presets' plain values):
+hardware, models, compiler and boards all stand on them.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from maskwork.gen.errors import ConfigError
+from maskwork.gen.presets import PRESETS
 
 CHUNK = 16
 """Elements of the streamed operand whose bitmap travels in one record (see docs/formats.md)."""
@@ -73,6 +74,7 @@ class Config:
     run_depth: int = _doc("RUN commands that wait in a cluster", 8)
     load_slots: int = _doc("slots of a PE's weights that a load writes in one cycle", 1)
     weight_lanes: int = _doc("neighbouring lanes that share a memory of weights, each reading at a port of its own", 1)
+    hop_stages: int = _doc("registers more on the wires to and from each cluster, and to each PE's weights", 0)
     lut_ram: bool = _doc("the device has LUT RAM; without it, small memories and fetch's state go to block RAM", True)
     a_spram: bool = _doc("activation banks are single-port memories, of an iCE40 UltraPlus' big single-port RAM", False)
     post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
@@ -156,6 +158,7 @@ class Config:
                 f"fifo_depth must be at least rows_in_flight * {least} = {self.rows_in_flight * least} (a ring of "
                 f"words for every row in flight), not {self.fifo_depth}"
             )
+        self._in_range("hop_stages", 0, 2)
         self._check_generators()
         if self.tile_columns > 256:
             raise ConfigError(
@@ -321,59 +324,7 @@ class Config:
         return Config.from_dict({**self.to_dict(), **changes}, where="--set") if changes else self
 
 
-_PRESETS: dict[str, tuple[Config, str]] = {}
-
-
-def _preset(config: Config, doc: str) -> None:
-    _PRESETS[config.name] = (config, doc)
-
-
-_preset(
-    Config(name="tiny", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=8, queue_depth=8, k_depth=32,
-           a_depth=256, a_segments=64, c_rows=32, psum_rows=16, fifo_depth=64, run_depth=2),
-    "2 PEs, for tests and for reading the Verilog",
-)  # fmt: skip
-_preset(Config(name="small", vector=True), "16 PEs in one cluster: simulation, first experiments")
-_preset(Config(name="small-train", vector=True, generators=",".join(GENERATORS)),
-        "small with every block of the mask unit: masks made, kept and replayed while training")  # fmt: skip
-_preset(Config(name="dense-small", skip="", vector=True), "small without any skipping: the dense baseline")
-_preset(
-    Config(name="ulx3s-85f", lanes=12, k_depth=64, a_depth=1024, a_segments=256, psum_rows=32, psum_in_pe=True,
-           vector=True),
-    "48 PEs for a ULX3S: 177 of 208 block RAMs, 62 of 156 multipliers, 41 k of 84 k LUTs of an ECP5-85F",
-)  # fmt: skip
-_preset(
-    Config(name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,
-           k_depth=64, a_depth=256, a_segments=16, c_rows=16, psum_rows=16, fifo_depth=64, run_depth=2,
-           fetch_width=2, a_width=8, b_width=8, lut_ram=False, a_spram=True, post=False, counters=False),
-    "2 PEs for an iCE40UP5K: raw sums only, no counters",
-)  # fmt: skip
-_preset(
-    Config(name="sim-64", lanes=16, stream_words=4, k_depth=128, a_depth=1024, fifo_depth=256, psum_rows=32,
-           psum_in_pe=True, load_slots=4, weight_lanes=2, vector=True),
-    "64 PEs with 128-bit streams, partial sums in the PEs, under 400 KB of buffers, for studies in simulation",
-)  # fmt: skip
-_preset(Config(name="ecp5-25f", lanes=4, k_depth=64, a_depth=1024, a_segments=256, vector=True),
-        "16 PEs for boards with an ECP5-25F or -12F")  # fmt: skip
-_preset(
-    Config(name="icebreaker-link", lanes=1, lanes_per_cluster=1, pes_per_lane=1, slots=4, queue_depth=8, acc_width=24,
-           k_depth=64, a_depth=256, a_segments=16, c_rows=16, psum_rows=8, fifo_depth=128, run_depth=2,
-           fetch_width=2, a_width=8, b_width=8, lut_ram=False, a_spram=True, post=False, counters=False),
-    "1 PE for an iCEBreaker, whose FPGA then has room for the link to the host",
-)  # fmt: skip
-_preset(
-    Config(name="tang-nano-9k", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=8, queue_depth=8, k_depth=64,
-           a_depth=512, a_segments=64, c_rows=64, psum_rows=16, fifo_depth=128, run_depth=2),
-    "2 PEs for a Tang Nano 9K (GW1NR-9C)",
-)  # fmt: skip
-_preset(Config(name="small-int16", a_width=16, b_width=16, acc_width=48, vector=True, stochastic=True),
-        "small with 16-bit operands, 48-bit sums and stochastic rounding, for training")  # fmt: skip
-_preset(
-    Config(name="sim-64-int16", lanes=16, stream_words=4, a_width=16, b_width=16, acc_width=48, k_depth=64,
-           a_depth=1024, fifo_depth=256, psum_rows=16, psum_in_pe=True, load_slots=4, weight_lanes=2, vector=True,
-           stochastic=True),
-    "sim-64 with 16-bit operands, 48-bit sums and stochastic rounding, with shorter K tiles and half the partial sums",
-)  # fmt: skip
+_PRESETS = {values["name"]: (Config(**values), doc) for values, doc in PRESETS}
 
 
 def presets() -> dict[str, Config]:

@@ -13,6 +13,7 @@ from maskwork.rtl.copier import COPY_LATENCY
 from maskwork.rtl.counters import Counters
 from maskwork.rtl.drain import DRAIN_LATENCY
 from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.hop import late_reset
 from maskwork.rtl.loader import Loader
 from maskwork.rtl.mask_unit import LATENCY as MASK_LATENCY
 from maskwork.rtl.pe import LOOKUP_LATENCY, MULTIPLY_LATENCY
@@ -75,7 +76,10 @@ class Accelerator(wiring.Component):
         array_reset = Signal(init=1)
         m.d.sync += array_reset.eq(sequencer.clear)
         submodule(m, "collector", collector := Collector(config, config.clusters + 1), platform, array_reset)
-        clusters = [submodule(m, f"cluster{n}", Cluster(config), platform, array_reset) for n in range(config.clusters)]
+        clusters = []
+        for n in range(config.clusters):
+            reset = late_reset(m, f"cluster{n}", config.hop_stages, platform, array_reset)
+            clusters.append(submodule(m, f"cluster{n}", Cluster(config), platform, reset))
         wiring.connect(m, wiring.flipped(self.i), entry.i)
         wiring.connect(m, entry.o, sequencer.i)
         wiring.connect(m, sequencer.o, packer.i)

@@ -15,6 +15,7 @@ from maskwork.rtl.drain import DRAIN_GAP, DRAIN_LATENCY
 from maskwork.rtl.fetch import Fetch, item_layout, segment_layout
 from maskwork.rtl.fetch_serial import SerialFetch
 from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.hop import lane_stages, late_reset, near_side
 from maskwork.rtl.lane import Lane
 from maskwork.rtl.layouts import a_write_layout, b_write_layout, c_write_layout, counts_layout, ring_words
 from maskwork.rtl.post import PostKind, PostProcess, limits_signature, parameter_signature
@@ -32,7 +33,8 @@ go to the lane that is free first.
 class Cluster(wiring.Component):
     """Runs RUN commands over its own banks.
 
-    All inputs from the loader and the sequencer are taken as they come (they are registered on the way).
+    All inputs from the loader and the sequencer are taken as they come (they are registered on the way, with
+    ``hop_stages`` so many times more, as is what goes back to them: see :mod:`~maskwork.rtl.hop`).
 
     Members:
         number: number of the cluster.
@@ -92,7 +94,11 @@ class Cluster(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        lanes = [submodule(m, f"lane{n}", Lane(config), platform) for n in range(config.lanes_per_cluster)]
+        near = near_side(m, self, config.hop_stages, platform, ("number",))
+        lanes = [
+            submodule(m, f"lane{n}", Lane(config), platform, late_reset(m, f"lane{n}", lane_stages(config), platform))
+            for n in range(config.lanes_per_cluster)
+        ]
         submodule(m, "a_buffer", a_buffer := ABuffer(config), platform)
         submodule(m, "c_buffer", c_buffer := CBuffer(config), platform)
         submodule(m, "run_fifo", run_fifo := RunFifo(config), platform)
@@ -106,22 +112,22 @@ class Cluster(wiring.Component):
         c_write = Signal(c_write_layout(config))
         c_selected = Signal()
         m.d.sync += [
-            a_write.eq(self.a_write),
-            a_selected.eq(self.a_selected),
-            c_write.eq(self.c_write),
-            c_selected.eq(self.c_selected),
+            a_write.eq(near.a_write),
+            a_selected.eq(near.a_selected),
+            c_write.eq(near.c_write),
+            c_selected.eq(near.c_selected),
         ]
         m.d.comb += [
             a_buffer.write.eq(a_write),
             a_buffer.selected.eq(a_selected),
             c_buffer.write.eq(c_write),
             c_buffer.selected.eq(c_selected),
-            run_fifo.word.eq(self.run_word),
-            run_fifo.we.eq(self.run_we),
-            run_fifo.commit.eq(self.run_commit),
-            run_fifo.cancel.eq(self.run_cancel),
-            self.run_space.eq(run_fifo.space),
-            fetch.abort.eq(self.abort),
+            run_fifo.word.eq(near.run_word),
+            run_fifo.we.eq(near.run_we),
+            run_fifo.commit.eq(near.run_commit),
+            run_fifo.cancel.eq(near.run_cancel),
+            near.run_space.eq(run_fifo.space),
+            fetch.abort.eq(near.abort),
             fetch.segments.eq(a_buffer.segments),
             a_buffer.directory_address.eq(fetch.directory_address),
             fetch.directory.eq(a_buffer.directory),
@@ -135,13 +141,13 @@ class Cluster(wiring.Component):
         ]
         wiring.connect(m, run_fifo.o, fetch.run)
         wiring.connect(m, items.o, copier.i)
-        self._feed_lanes(m, lanes, fetch, copier, platform)
-        post_busy, post_idle = self._post_process(m, lanes, platform)
+        self._feed_lanes(m, near, lanes, fetch, copier, platform)
+        post_busy, post_idle = self._post_process(m, near, lanes, platform)
 
         segment_bank = data.View(segment_layout(config), fetch.o.item.body[: segment_layout(config).size]).start[-1]
         loads = Signal(bank_flags())  # bank of the load in progress, or of the last
-        with m.If(self.begins.as_value().any()):
-            m.d.sync += loads.eq(self.begins)
+        with m.If(near.begins.as_value().any()):
+            m.d.sync += loads.eq(near.begins)
         weights = [Signal(name=f"weights{bank}") for bank in range(2)]
         m.d.comb += [
             *(weights[bank].eq(Cat(lane.banks[bank] for lane in lanes).any()) for bank in range(2)),
@@ -149,9 +155,9 @@ class Cluster(wiring.Component):
             banks.copying.eq(copier.copying),
             banks.lanes.eq(Cat(weights)),
             banks.post.eq(post_busy),
-            banks.begins.eq(self.begins),
-            banks.completes.eq(self.completes),
-            banks.run.eq(self.run),
+            banks.begins.eq(near.begins),
+            banks.completes.eq(near.completes),
+            banks.run.eq(near.run),
             banks.taken.valid.eq(fetch.taken),
             banks.taken.a.eq(fetch.taken_a),
             banks.taken.b.eq(fetch.taken_b),
@@ -159,16 +165,16 @@ class Cluster(wiring.Component):
             banks.taken.use_c.eq(fetch.taken_use_c),
         ]
         m.d.sync += [
-            self.loaded.eq(banks.loaded),
-            self.fresh.eq(banks.fresh),
-            self.busy.eq(banks.busy),
+            near.loaded.eq(banks.loaded),
+            near.fresh.eq(banks.fresh),
+            near.busy.eq(banks.busy),
             # a buffer that was full stays so until it is loaded again: only the load in progress counts
-            self.full.eq((a_buffer.full & loads.a.any()) | (c_buffer.full & loads.c.any())),
-            self.idle.eq(
+            near.full.eq((a_buffer.full & loads.a.any()) | (c_buffer.full & loads.c.any())),
+            near.idle.eq(
                 ~fetch.active & ~items.o.valid & ~copier.busy & ~Cat(weights).any() & post_idle & ~banks.busy.a.any()
             ),
         ]
-        self._count(m, lanes)
+        self._count(m, near, lanes)
         return m
 
     def _share_weights(self, m, lanes, write, selected, platform):
@@ -186,17 +192,18 @@ class Cluster(wiring.Component):
                     lane.weights.eq(weights.words[number]),
                 ]
 
-    def _feed_lanes(self, m, lanes, fetch, copier, platform):
+    def _feed_lanes(self, m, near, lanes, fetch, copier, platform):
         config = self._config
         b_write = Signal(b_write_layout(config))
         b_selected = Signal()
-        m.d.sync += [b_write.eq(self.b_write), b_selected.eq(self.b_selected)]
+        m.d.sync += [b_write.eq(near.b_write), b_selected.eq(near.b_selected)]
         if config.weight_lanes > 1:
             self._share_weights(m, lanes, b_write, b_selected, platform)
         # a ring wants a row once it runs low, if the whole row fits; the rings are looked at one after the other
         rings, words = config.rows_in_flight, ring_words(config)
         count = len(lanes) * rings
-        margin = count + COPY_LATENCY + 4  # what is written until a ring is looked at again, and what is under way
+        # what is written until a ring is looked at again, and what is under way
+        margin = count + COPY_LATENCY + 4 + 2 * lane_stages(config)
         usable = words - margin
         fits, low = Signal(range(words + 1)), Signal(range(words + 1))
         m.d.sync += [
@@ -220,8 +227,15 @@ class Cluster(wiring.Component):
             with m.If(turn2 == number):
                 # accumulators are not ready while lanes scrub them, which follows each reset
                 m.d.sync += [room[number].eq((level <= low) & ~scrubs), space[number].eq(level <= usable)]
+        # a ring that was given a row has one pending; for some cycles it does not know
+        given: Value = Cat(lane.pending for lane in lanes)
+        recent: Value = fetch.coming
+        for stage in range(2 * lane_stages(config)):
+            before, recent = recent, Signal(count, name=f"given{stage}")
+            m.d.sync += recent.eq(before)
+            given |= recent
         m.d.comb += [
-            fetch.room.eq(room & ~Cat(lane.pending for lane in lanes)),
+            fetch.room.eq(room & ~given),
             copier.space.eq(space),
         ]
         running = Signal()  # rows are anywhere in the cluster, or still to come
@@ -235,17 +249,18 @@ class Cluster(wiring.Component):
                 lane.coming_bank.eq(fetch.coming_bank),
                 lane.write.eq(b_write),
                 lane.selected.eq(b_selected & b_write.lanes[number]),
-                lane.lane.eq(self.number * len(lanes) + number),
-                lane.loading.eq(self.loading),
+                lane.lane.eq(near.number * len(lanes) + number),
+                lane.loading.eq(near.loading),
                 lane.running.eq(running),
             ]
 
-    def _post_process(self, m, lanes, platform):
+    def _post_process(self, m, near, lanes, platform):
         """One lane at a time sends a row to the post-processing unit."""
         config = self._config
         # a lane's pace suits the compressor: no queue where nothing is computed of the sums and no other lane follows
         direct = not config.post and len(lanes) == 1 and config.acc_width <= 32 and header_beats(config) <= DRAIN_GAP
-        slack = DRAIN_LATENCY + 6  # a word may be chosen in the lane while `space` is on its way
+        # a word may be chosen in the lane while `space` is on its way
+        slack = DRAIN_LATENCY + 6 + 2 * lane_stages(config)
         submodule(m, "post", post := PostProcess(config, slack if direct else None), platform)
         lane_bits = (len(lanes) - 1).bit_length()
         header_bits = 16 + 8 + 2 + lane_bits
@@ -259,7 +274,8 @@ class Cluster(wiring.Component):
             waits, space = Const(0, 1), post.space
             m.d.comb += [post.i.valid.eq(valid), out.eq(word)]
         else:
-            submodule(m, "rows", rows := Queue(word_shape, 16, slack, not config.lut_ram), platform)
+            rows = Queue(word_shape, 16 << lane_stages(config), slack, not config.lut_ram)
+            submodule(m, "rows", rows, platform)
             waits, space = rows.o.valid, rows.space
             m.d.comb += [
                 rows.i.valid.eq(valid),
@@ -273,11 +289,11 @@ class Cluster(wiring.Component):
             target.kind.eq(out.kind),
             Cat(target.value, target.column).eq(out.body),
             Cat(target.row, target.tag, target.post, target.bank).eq(header),
-            target.lane.eq(Cat(header[26:], self.number[: 8 - lane_bits])),
+            target.lane.eq(Cat(header[26:], near.number[: 8 - lane_bits])),
         ]
-        wiring.connect(m, wiring.flipped(self.p), post.p)
-        wiring.connect(m, wiring.flipped(self.limits), post.limits)
-        wiring.connect(m, post.o, wiring.flipped(self.o))
+        wiring.connect(m, near.p, post.p)
+        wiring.connect(m, near.limits, post.limits)
+        wiring.connect(m, post.o, near.o)
         requests = Cat(lane.request for lane in lanes)
         granted = Signal(len(lanes))
         last = Signal(len(lanes))  # lanes up to the one granted last have to wait for the others
@@ -302,10 +318,10 @@ class Cluster(wiring.Component):
         draining = Cat(lane.draining for lane in lanes).any()
         return waits | valid | post.busy | draining, post.idle & ~waits & ~valid & ~draining
 
-    def _count(self, m, lanes):
-        for name in self.counts.shape().members:
-            m.d.sync += self.counts[name].eq(reduce(lambda x, y: x + y, (lane.counts[name] for lane in lanes)))
+    def _count(self, m, near, lanes):
+        for name in near.counts.shape().members:
+            m.d.sync += near.counts[name].eq(reduce(lambda x, y: x + y, (lane.counts[name] for lane in lanes)))
         m.d.sync += [
-            self.token.eq(Cat(lane.token for lane in lanes).any()),
-            self.finished.eq(Cat(lane.row_finished for lane in lanes).any()),
+            near.token.eq(Cat(lane.token for lane in lanes).any()),
+            near.finished.eq(Cat(lane.row_finished for lane in lanes).any()),
         ]

@@ -10,6 +10,7 @@ from maskwork.gen.config import Config
 from maskwork.rtl.drain import Drain
 from maskwork.rtl.expander import Expander
 from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.hop import lane_stages, near_side
 from maskwork.rtl.lane_fifo import LaneFifo
 from maskwork.rtl.layouts import b_write_layout, counts_layout, ring_pointers, word_width
 from maskwork.rtl.pe import LOOKUP_LATENCY, PE, context_width, token_layout, upper_width
@@ -87,17 +88,20 @@ class Lane(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
+        # weights have registers of their own in the memories
+        direct = ("lane", "write", "selected", "apart", "weight_address", "weights")
+        near = near_side(m, self, lane_stages(config), platform, direct)
         submodule(m, "fifo", fifo := LaneFifo(config), platform)
         submodule(m, "expander", expander := Expander(config), platform)
         submodule(m, "drain", drain := Drain(config), platform)
         pes = [submodule(m, f"pe{n}", PE(config), platform) for n in range(config.pes_per_lane)]
         wiring.connect(m, fifo.o, expander.i)
         m.d.comb += [
-            fifo.valid.eq(self.valid),
-            fifo.ring.eq(self.ring),
-            fifo.word.eq(self.word),
-            self.written.eq(fifo.written),
-            self.taken.eq(fifo.taken),
+            fifo.valid.eq(near.valid),
+            fifo.ring.eq(near.ring),
+            fifo.word.eq(near.word),
+            near.written.eq(fifo.written),
+            near.taken.eq(fifo.taken),
             fifo.go.eq(expander.go),
             fifo.turn.eq(expander.turn),
             fifo.turn_ring.eq(expander.turn_ring),
@@ -135,7 +139,7 @@ class Lane(wiring.Component):
             header_word.eq(expander.header_word),
         ]
         done = reduce(lambda x, y: x & y, (pe.done for pe in pes))
-        leaves, kept, retired, retired_bank = self._leave(m, expander, drain, fire, blocked, done)
+        leaves, kept, retired, retired_bank = self._leave(m, near, expander, drain, fire, blocked, done)
         write = Signal(b_write_layout(config))
         m.d.sync += write.eq(self.write)
         selected, write_k = Signal(), write.k
@@ -196,17 +200,17 @@ class Lane(wiring.Component):
             drain.sum.eq(reduce(or_, (pe.sum for pe in pes))),
             drain.lane.eq(self.lane),
             expander.release.eq(drain.done_clear | leaves),
-            self.o.eq(drain.o),
-            self.request.eq(drain.request),
-            self.scrubs.eq(drain.scrubs),
-            drain.grant.eq(self.grant),
-            drain.space.eq(self.space),
+            near.o.eq(drain.o),
+            near.request.eq(drain.request),
+            near.scrubs.eq(drain.scrubs),
+            drain.grant.eq(near.grant),
+            drain.space.eq(near.space),
         ]
-        self._rows(m, fifo, expander, drain, retired.any(), retired_bank)
-        self._count(m, expander, drain, pes, in_lookup)
+        self._rows(m, near, fifo, expander, drain, retired.any(), retired_bank)
+        self._count(m, near, expander, drain, pes, in_lookup)
         return m
 
-    def _leave(self, m, expander, drain, fire, blocked, done):
+    def _leave(self, m, near, expander, drain, fire, blocked, done):
         """Rows that leave their sums in the accumulators (all of them, with ``psum_in_pe``): per context, such a row's
         END enters the PEs; it is in some of them; it has left all (and that row's weight bank).
 
@@ -251,26 +255,26 @@ class Lane(wiring.Component):
         # what the drain has still to do
         rows = Signal(range(config.psum_rows + 1), name="undrained")
         m.d.sync += rows.eq(rows + drain.finish - drain.finished)
-        m.d.comb += self.draining.eq(rows != 0)
+        m.d.comb += near.draining.eq(rows != 0)
         return leaves, kept, retired, retired_bank
 
-    def _rows(self, m, fifo, expander, drain, retired, retired_bank):
+    def _rows(self, m, near, fifo, expander, drain, retired, retired_bank):
         started = (expander.header & (expander.header_index == 0)) << fifo.reading
-        m.d.sync += self.pending.eq((self.pending | self.coming) & ~started)
-        m.d.sync += self.row_finished.eq(drain.finished | (retired & ~drain.finish))
+        m.d.sync += near.pending.eq((near.pending | near.coming) & ~started)
+        m.d.sync += near.row_finished.eq(drain.finished | (retired & ~drain.finish))
         for bank in range(2):
             rows = Signal(4, name=f"rows{bank}")
-            coming = self.coming.any() & (self.coming_bank == bank)
+            coming = near.coming.any() & (near.coming_bank == bank)
             # a row whose sums are complete in the accumulators needs the weights no more
             if self._config.psum_in_pe:
                 leaves = retired & (retired_bank == bank)
             else:
                 leaves = drain.finished & (drain.finished_bank == bank)
             m.d.sync += rows.eq(rows + coming - leaves)
-            m.d.comb += self.banks[bank].eq(rows != 0)
-        m.d.comb += self.working.eq(self.banks.any() | self.draining)
+            m.d.comb += near.banks[bank].eq(rows != 0)
+        m.d.comb += near.working.eq(near.banks.any() | near.draining)
 
-    def _count(self, m, expander, drain, pes, in_lookup):
+    def _count(self, m, near, expander, drain, pes, in_lookup):
         """Charge every PE's cycle to the first reason that applies: conditions, sums, counts, a register each.
 
         What the PEs and the expander decide late in a cycle goes straight into a register: nothing waits for it.
@@ -284,14 +288,14 @@ class Lane(wiring.Component):
         looking = Cat(*in_lookup[1:], last).any()
         lookup = ~each["multiply"] & ~each["stolen"] & (each["working"] | looking.replicate(len(pes)))
         stolen = each["stolen"].any()  # by a drain, which reads one PE at a time
-        m.d.sync += self.token.eq(in_lookup[0] & ~expander.o.payload.end)
+        m.d.sync += near.token.eq(in_lookup[0] & ~expander.o.payload.end)
 
         conditions = {
             "fetch": expander.in_row & ~expander.o.valid,
             "imbalance": expander.o.valid & ~expander.o.ready,
             "drain": expander.waits | expander.busy.any() | drain.active,
-            "load": self.loading & ~self.running,
-            "dispatch": self.running,
+            "load": near.loading & ~near.running,
+            "dispatch": near.running,
         }
         # out of reset every PE is idle, also in the registers of this pipeline
         rest = {name: Signal(name=name, init=name == "idle") for name in (*conditions, "idle")}
@@ -308,12 +312,12 @@ class Lane(wiring.Component):
             summed["multiply"].eq(sum_bits(each["multiply"])),
             summed["lookup"].eq(sum_bits(lookup)),
             summed["stolen"].eq(stolen),
-            self.counts.multiply.eq(summed["multiply"]),
-            self.counts.lookup.eq(summed["lookup"]),
+            near.counts.multiply.eq(summed["multiply"]),
+            near.counts.lookup.eq(summed["lookup"]),
         ]
         for name, applies in rest.items():
             stolen_too = summed["stolen"] if name == "drain" else 0
-            m.d.sync += self.counts[name].eq(Mux(applies, others, 0) + stolen_too)
+            m.d.sync += near.counts[name].eq(Mux(applies, others, 0) + stolen_too)
 
 
 def sum_bits(bits: Value) -> Value:

@@ -7,6 +7,7 @@ from maskwork.gen.config import Config
 from maskwork.rtl.accumulators import Accumulators
 from maskwork.rtl.bit_iterator import BitIterator
 from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.hop import Hop
 from maskwork.rtl.layouts import NO_CHECK
 from maskwork.rtl.multiplier import Multiplier
 from maskwork.rtl.queue import Queue
@@ -110,7 +111,7 @@ class PE(wiring.Component):
         token: that token.
         token_valid: it exists.
         column_mask: C mask of a row that starts.
-        write: weights from the loader.
+        write: weights from the loader, written ``hop_stages`` cycles later.
         weight_address, weights: with ``weight_lanes`` above 1 the weights are outside
             (:mod:`~maskwork.rtl.shared_weights`): an address, and a cycle later the word that is there.
         drain: accumulator to read and clear.
@@ -264,10 +265,15 @@ class PE(wiring.Component):
                 shape=weights_layout(config), depth=1 << weight_address_width(config), init=[], attrs=NO_CHECK
             )
             write, read = weights.write_port(granularity=1), weights.read_port()
+            given = self.write
+            if config.hop_stages:
+                submodule(m, "load_hop", hop := Hop(weight_write_layout(config), config.hop_stages), platform)
+                m.d.comb += hop.i.eq(self.write)
+                given = hop.o
             m.d.comb += [
-                write.addr.eq(Cat(self.write.slot, self.write.k)),
-                write.data.eq(self.write.value),
-                write.en.eq(self.write.we),
+                write.addr.eq(Cat(given.slot, given.k)),
+                write.data.eq(given.value),
+                write.en.eq(given.we),
                 read.addr.eq(read_address),
             ]
             word = read.data

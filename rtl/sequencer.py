@@ -25,10 +25,10 @@ CHECKED = 2
 """Cycles from a header's last word, in its register, to what is known of the command: the command check's registers, or
 the clusters' state and then all of theirs. What the command before changed, which takes 4 cycles, shows by then: there
 is a header between, whose word 1 (all that is looked at of the banks' clusters) has been there for a cycle at least:
-LOADs have three words or more. RUN's last words are not looked at."""
+LOADs have three words or more. RUN's last words are not looked at. With ``hop_stages`` that way is longer, twice."""
 
 FILLED = 3
-"""Cycles from a load's end until the last of its writes, if it did not fit, shows in ``full``."""
+"""Cycles from a load's end until the last of its writes, if it did not fit, shows in ``full``; the same applies."""
 
 
 class Sequencer(wiring.Component):
@@ -151,6 +151,7 @@ class Sequencer(wiring.Component):
         fault = Signal(8)
         settle = Signal(range(SETTLE + 1))
         settled, checked = Signal(), Signal()
+        way = 2 * config.hop_stages  # to the clusters and back
         reply = Signal(8)
         reply_word = Signal(range(2 * len(COUNTERS) + words))
         all_idle, run_space = Signal(), Signal()
@@ -162,7 +163,7 @@ class Sequencer(wiring.Component):
         overflowed = Signal()  # the mask that it stored did not fit
         m.d.comb += [
             settled.eq(settle == SETTLE),
-            checked.eq(is_run | settled | ((settle >= CHECKED) & ~check.is_stream)),
+            checked.eq(is_run | settled | ((settle >= CHECKED + way) & ~check.is_stream)),
             self.unit_ended.eq(ended),
         ]
         m.d.sync += [settle.eq(0), all_idle.eq(self.idle.all()), run_space.eq(self.run_space.all())]
@@ -305,7 +306,7 @@ class Sequencer(wiring.Component):
             with m.State("LOADED"):
                 m.d.comb += self.loading.eq(1)
                 wait()
-                with m.If(settle == FILLED):
+                with m.If(settle == FILLED + way):
                     # what a short packet lacks was made up: it may have filled the buffer, or not
                     with m.If(end == LoadEnd.SHORT):
                         wrong(Fault.SHORT_PACKET)

@@ -4,6 +4,8 @@ from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
+from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.hop import Hop
 from maskwork.rtl.layouts import NO_CHECK, b_write_layout
 
 
@@ -25,7 +27,7 @@ class SharedWeights(wiring.Component):
     lies at k + k_depth / 2 (the expander reads there, :mod:`~maskwork.rtl.expander`).
 
     Members:
-        write, selected: weights, and which of the lanes take them; registered here.
+        write, selected: weights, and which of the lanes take them; registered here, ``hop_stages`` times more.
         address: of each lane and PE.
         words: a cycle later, what is there.
     """
@@ -50,7 +52,12 @@ class SharedWeights(wiring.Component):
         m = Module()
         config = self._config
         write, selected = Signal(b_write_layout(config)), Signal(config.weight_lanes)
-        m.d.sync += [write.eq(self.write), selected.eq(self.selected)]
+        came = Cat(self.write, self.selected)
+        if config.hop_stages:
+            submodule(m, "load_hop", hop := Hop(len(came), config.hop_stages), platform)
+            m.d.comb += hop.i.eq(came)
+            came = hop.o
+        m.d.sync += Cat(write, selected).eq(came)
         k = own_rows(write.k, ~selected.all(), selected[1])
         pes, width = config.pes_per_lane, weight_address_width(config) - 1
         for pe in range(pes):

@@ -4,6 +4,8 @@ from amaranth import *
 from amaranth.lib import data, memory, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
+from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.hop import Hop
 from maskwork.rtl.layouts import NO_CHECK
 
 
@@ -14,7 +16,8 @@ class WeightMasks(wiring.Component):
     Members:
         k: row of B, its top bit the weight bank.
         masks: a cycle later, the mask of that row for each PE.
-        we, write_k, mask: a row's mask from the loader, in column order (all PEs' first slot, then their second ...).
+        we, write_k, mask: a row's mask from the loader, in column order (all PEs' first slot, then their second ...),
+            written ``hop_stages`` cycles later.
     """
 
     def __init__(self, config: Config):
@@ -32,7 +35,7 @@ class WeightMasks(wiring.Component):
     def hierarchy_key(self):
         """Identity of the emitted module."""
         config = self._config
-        return ("WeightMasks", config.slots, config.pes_per_lane, config.k_depth)
+        return ("WeightMasks", config.slots, config.pes_per_lane, config.k_depth, config.hop_stages)
 
     def elaborate(self, platform):
         m = Module()
@@ -42,10 +45,14 @@ class WeightMasks(wiring.Component):
             shape=self.masks.shape().size, depth=2 * config.k_depth, init=[], attrs=NO_CHECK
         )
         write, read = masks.write_port(), masks.read_port()
+        mask = Cat(self.mask[slot * pes + pe] for pe in range(pes) for slot in range(config.slots))
+        given = Cat(self.write_k, mask, self.we)
+        if config.hop_stages:
+            submodule(m, "load_hop", hop := Hop(len(given), config.hop_stages), platform)
+            m.d.comb += hop.i.eq(given)
+            given = hop.o
         m.d.comb += [
-            write.addr.eq(self.write_k),
-            write.data.eq(Cat(self.mask[slot * pes + pe] for pe in range(pes) for slot in range(config.slots))),
-            write.en.eq(self.we),
+            Cat(write.addr, write.data, write.en).eq(given),
             read.addr.eq(self.k),
             self.masks.eq(read.data),
         ]

@@ -27,11 +27,12 @@ from .variants import CONFIGS as VARIANTS
 SMALL, TINY = preset("small"), preset("tiny")
 WIDE = TWO.replace(skip="ac", load_slots=2, stream_words=8)
 CONFIGS: dict[str, tuple[Config, int]] = {
-    "tiny": (TINY, 16),
+    "tiny": (TINY, 13),
     "small": (SMALL, 9),
     "small-train": (preset("small-train"), 6),
     "dense-small": (preset("dense-small"), 8),
     "ulx3s-85f": (preset("ulx3s-85f"), 4),
+    "ulx3s-85f-96": (preset("ulx3s-85f-96"), 3),
     "sim-64": (preset("sim-64"), 4),
     "ecp5-25f": (preset("ecp5-25f"), 12),
     "icebreaker-link": (preset("icebreaker-link").replace(counters=True), 6),
@@ -93,8 +94,8 @@ def check(config, device, words, last, what):
 # ---------------------------------------------------------------------- against the RTL
 
 
-def test_there_are_300_programs():
-    assert sum(number for _, number in CONFIGS.values()) == 300
+def test_there_are_320_programs():
+    assert sum(number for _, number in CONFIGS.values()) == 320
     assert {config.name for config, _ in CONFIGS.values()} >= set(mw.presets())
 
 

@@ -4,7 +4,7 @@
 #include <span>
 
 #include "fetch_serial.hpp"
-#include "post.hpp"
+#include "hop.hpp"
 
 namespace maskwork {
 
@@ -73,7 +73,13 @@ struct Cluster {
     bool running = false, was_active = false;
     uint32_t pending = 0;               // rings: a row was announced and has not started
     bool loading = false;
-    bool run_space_before = true;       // register between the RUN FIFO and the sequencer
+    uint32_t run_spaces = ~0u;          // registers between the RUN FIFO and the sequencer; bit n: n + 1 steps ago
+
+    // registers between the rest and the cluster
+    Time comes_at = NEVER;
+    Late late;
+    Leaving leaving;
+    Run coming{};
 
     void create(const Config& c, Totals& t, int n, std::span<Lane> its_lanes, Front& its_front, int its_first) {
         config = &c;
@@ -86,9 +92,12 @@ struct Cluster {
         ring_shift = log2_of(c.rings);
         const int rings = c.lanes_per_cluster << ring_shift;
         scan_mask = static_cast<uint32_t>(rings - 1);
-        usable = static_cast<uint32_t>((c.fifo_depth >> ring_shift) - (rings + COPY_LATENCY + 4));
+        usable = static_cast<uint32_t>((c.fifo_depth >> ring_shift) - (rings + COPY_LATENCY + 4 + 2 * c.lane_hops()));
         fetch.create(c);
         post.create(c);
+        leaving.stages = c.hop_stages;
+        late.on = c.lane_hops();
+        for (Lane& lane : lanes) lane.scrub_count = -c.lane_hops();     // their reset is late
     }
 
     void accept(const Run& run) {
@@ -98,8 +107,10 @@ struct Cluster {
         if (run.fields[USE_C]) ++waiting_c[run.fields[C_BANK]];
     }
 
-    bool lanes_use(int bank) const { return shared.bank_rows[bank] != 0; }
-    bool draining() const { return shared.undrained != 0; }
+    bool beat_waits() const { return leaving.valid(post); }     // at the collector
+    bool beat_ends() const { return leaving.last(post); }
+    bool lanes_use(int bank) const { return late.on ? late.used[bank] : shared.bank_rows[bank] != 0; }
+    bool draining() const { return late.on ? late.draining : shared.undrained != 0; }
     bool working() const { return lanes_use(0) || lanes_use(1) || draining(); }
     bool post_busy() const { return post.waits() || word_valid || post.busy() || draining(); }
 
@@ -119,11 +130,11 @@ struct Cluster {
     bool copier_busy(Time now) const { return held || copied_until >= now; }
     bool idle(Time now) const {
         return !fetch.active() && !items_shown() && !copier_busy(now) && !working() && post.idle() && !word_valid &&
-               !waiting_a[0] && !waiting_a[1] && !copying[0] && !copying[1];
+               leaving.empty() && !waiting_a[0] && !waiting_a[1] && !copying[0] && !copying[1];
     }
 
     void set_outer(Time now, bool load) {
-        const Reason next = load && !running ? LOAD : running ? DISPATCH : IDLE;
+        const Reason next = late(late.outer, load && !running ? LOAD : running ? DISPATCH : IDLE);
         if (next == shared.outer) return;
         for (Lane& lane : lanes) {
             if (lane.reason == OUTER) lane.account(now);
@@ -139,9 +150,10 @@ struct Cluster {
         room = (room & ~(1u << place)) | static_cast<uint32_t>(has_room) << place;
         ring_space = (ring_space & ~(1u << place)) | static_cast<uint32_t>(has_space) << place;
         sampled[1] = sampled[0];
-        const Lane& lane = lanes[scan >> ring_shift];
-        const unsigned ring = scan & ((1u << ring_shift) - 1);
-        sampled[0] = lane.written[ring] - lane.taken[ring];
+        const unsigned shown = (scan + late.on) & scan_mask;
+        const Lane& lane = lanes[shown >> ring_shift];
+        const unsigned ring = shown & ((1u << ring_shift) - 1);
+        sampled[0] = late(late.sampled, lane.written[ring] - lane.taken[ring]);
         const auto words = static_cast<uint32_t>(row_words);
         low = std::min(fits, LOW_WATER);
         fits = words >= usable ? 0 : usable - words;
@@ -152,8 +164,15 @@ struct Cluster {
         set_outer(now, load);
         was_active = fetch.active() || working();
         const int old_row_words = fetch.row_words;
-        const bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
-        if (shared.drain_at <= now || requests || granted || word_valid || !post.rests(now)) {
+        bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
+        if (late.on) [[unlikely]] {
+            beat_leaves = leaving.step(post, beat_leaves);
+            for (int bank = 0; bank < 2; ++bank) late.used[bank] = shared.bank_rows[bank] != 0;
+            late.draining = shared.undrained != 0;
+            scrubs = late(late.scrubs, scrubs);
+        }
+        // what lanes and their cluster know a cycle late moves on in every cycle, even if nobody does anything
+        if (late.on || shared.drain_at <= now || requests || granted || word_valid || !post.rests(now)) {
             step_results(now, beat_leaves);
         }
         const uint32_t offered = room & ~pending;
@@ -174,12 +193,15 @@ struct Cluster {
     [[gnu::noinline]] void step_results(Time now, bool beat_leaves) {
         uint32_t asking = 0;
         PostWord drained;
-        if (post.space && (granted & requests)) wake_drains(now);
-        if (shared.drain_at <= now) step_drains(now, asking, drained);
+        const bool rows_space = late(late.space, post.space);
+        const uint32_t grants = late(late.granted, granted);
+        if (rows_space && (grants & requests)) wake_drains(now, grants);
+        if (shared.drain_at <= now) step_drains(now, rows_space, grants, asking, drained);
         asking |= requests;
         if (word_valid || !post.rests(now)) post.step(now, word_valid ? &word : nullptr, beat_leaves);
-        word = drained;
-        word_valid = drained.kind != PostKind::NONE;
+        word = late(late.drained, drained);
+        word_valid = word.kind != PostKind::NONE;
+        asking = late(late.asking, asking);
         if (!(granted & asking)) {
             const uint32_t fair = asking & ~last_granted, choice = fair ? fair : asking;
             granted = choice & (~choice + 1);
@@ -205,7 +227,7 @@ struct Cluster {
                 }
                 copying[current.bank] -= ends;
             }
-            copied_until = now + 3;
+            copied_until = now + 3 + late.on;
         }
         if (makes && !made.raw) ++copying[made.bank];
         const bool popped = takes_item && items_shown();
@@ -232,23 +254,22 @@ struct Cluster {
     }
 
     // Post-processing takes the row of a drain that has waited.
-    void wake_drains(Time now) {
-        for (uint32_t bits = granted & requests; bits; bits &= bits - 1) {
+    void wake_drains(Time now, uint32_t grants) {
+        for (uint32_t bits = grants & requests; bits; bits &= bits - 1) {
             shared.drains_at[static_cast<size_t>(std::countr_zero(bits))] = now;
         }
-        requests &= ~granted;
+        requests &= ~grants;
         shared.drain_at = now;
     }
 
     // The drains of the lanes: which of them ask for post-processing, and what one of them gives it.
-    void step_drains(Time now, uint32_t& asking, PostWord& drained) {
+    void step_drains(Time now, bool rows_space, uint32_t grants, uint32_t& asking, PostWord& drained) {
         shared.drain_at = NEVER;
-        const bool rows_space = post.space;
         for (size_t n = 0; n < lanes.size(); ++n) {
             if (shared.drains_at[n] <= now) {
                 Lane& lane = lanes[n];
                 const bool was_active = lane.active;
-                const DrainOut out = step_drain(lane, now, rows_space, granted >> n & 1);
+                const DrainOut out = step_drain(lane, now, rows_space, grants >> n & 1);
                 const Lanes bit = Lanes{1} << (first + static_cast<int>(n));
                 asking |= static_cast<uint32_t>(out.request) << n;
                 requests |= static_cast<uint32_t>(out.waits) << n;
@@ -260,14 +281,16 @@ struct Cluster {
         }
     }
 
-    [[gnu::noinline]] void note_started() {
+    [[gnu::noinline]] uint32_t started() const {
         const int rings = config->rings;
+        uint32_t result = 0;
         for (int ring = 0; ring < rings; ++ring) {
             Lanes bits = front->started[ring] >> first & ((Lanes{1} << lanes.size()) - 1);
             for (; bits; bits &= bits - 1) {
-                pending &= ~(1u << (std::countr_zero(bits) * rings + ring));
+                result |= 1u << (std::countr_zero(bits) * rings + ring);
             }
         }
+        return result;
     }
 
     [[gnu::noinline]] void retire_rows(Time now) {
@@ -281,7 +304,8 @@ struct Cluster {
 
     // The rest of a cycle, behind that of the lanes' fronts.
     [[gnu::always_inline]] inline void step_behind(Time now) {
-        if (front->any_started >> first & ((Lanes{1} << lanes.size()) - 1)) note_started();
+        const bool any_started = front->any_started >> first & ((Lanes{1} << lanes.size()) - 1);
+        if (any_started || late.on) pending &= ~late(late.started, started());
         if (shared.retire_at <= now) retire_rows(now);
         if (shared.drained_lane >= 0) {
             Lane& lane = lanes[static_cast<size_t>(shared.drained_lane)];
@@ -290,7 +314,7 @@ struct Cluster {
             front->awake = true;
         }
         if (copied_until >= now) {
-            const Copied arriving = copied.at(2);
+            const Copied arriving = copied.at(2 + late.on);
             copied.push(leaves_copier);
             for (unsigned bits = arriving.lanes; bits; bits &= bits - 1) {
                 front->write(first + std::countr_zero(bits), arriving.ring, arriving.word);

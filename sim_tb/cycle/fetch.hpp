@@ -37,6 +37,7 @@ struct Fetch {
     // RUN FIFO: words of accepted RUNs that were not taken
     std::vector<Run> runs;          // accepted and not begun
     int64_t run_words_left = 0;
+    bool run_shown = false;         // the memory shows a word
     bool run_ready = false;
     int word_number = 0;
     bool run_space = true;          // register; for the sequencer
@@ -117,8 +118,18 @@ struct Fetch {
     // The registers of the RUN FIFO, from which a word is taken.
     void step_run_fifo(bool takes_word) {
         run_space = run_words_left <= (1 << clog2(config->run_depth * config->run_words)) - 2 * config->run_words;
-        run_words_left -= takes_word;
-        run_ready = run_words_left > 0;
+        if (config->hop_stages) {       // a register between
+            if (run_ready && !takes_word) {
+                run_shown = run_words_left > 0;
+                return;
+            }
+            run_ready = run_shown;
+            run_words_left -= run_shown;
+        } else {
+            run_words_left -= takes_word;
+            run_ready = run_words_left > 0;
+        }
+        run_shown = run_words_left > 0;
     }
 
     // Choice of lane and ring, a pipeline of registers that runs all the time.

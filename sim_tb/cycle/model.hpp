@@ -50,6 +50,7 @@ struct Model {
     int reply = 0;
     bool counting = false, stopping = false;
     uint32_t busy_line = 0, idle_line = 0;      // bit n: n + 1 steps ago
+    uint32_t load_line = 0;             // bit n: n steps ago
     int64_t results_given = 0;
 
     // packer and collector
@@ -157,15 +158,16 @@ struct Model {
     bool step() {
         if (now == reset_at) reset();
         const int sources = config.clusters() + 1;
-        const bool loading = state == LOADING || state == LOADED;
+        load_line = load_line << 1 | (state == LOADING || state == LOADED);
+        const bool loading = load_line >> config.hop_stages & 1;
         // ---- collector: what leaves in this cycle
         uint64_t valid = packer_full;
-        for (int n = 0; n + 1 < sources; ++n) valid |= static_cast<uint64_t>(clusters[static_cast<size_t>(n)].post.valid) << (n + 1);
+        for (int n = 0; n + 1 < sources; ++n) valid |= static_cast<uint64_t>(clusters[static_cast<size_t>(n)].beat_waits()) << (n + 1);
         const uint64_t leaves = valid & granted;
         bool leaves_last = false, leaves_synced = false;
         if (leaves) {
             const int source = std::countr_zero(leaves);
-            leaves_last = source ? clusters[static_cast<size_t>(source - 1)].post.last : packer_last;
+            leaves_last = source ? clusters[static_cast<size_t>(source - 1)].beat_ends() : packer_last;
             leaves_synced = source == 0 && packer_synced;
         }
         if (!granted || (leaves && leaves_last)) {

@@ -7,7 +7,7 @@ namespace maskwork {
 
 constexpr int POST_LATENCY = 12;                    // rtl/post.py, with post; one more of sums beyond 32 bits
 constexpr int DRAIN_GAP = 4;                        // rtl/drain.py
-constexpr int ROWS_QUEUE = 16, ROWS_MARGIN = DRAIN_LATENCY + 6;     // rtl/cluster.py
+constexpr int ROWS_QUEUE = 16, ROWS_MARGIN = DRAIN_LATENCY + 6;     // rtl/cluster.py; with lane_hops twice as many
 
 struct Post {
     const Config* config;
@@ -18,7 +18,8 @@ struct Post {
     bool direct = false;            // none
 
     // rows queue
-    PostWord queue[ROWS_QUEUE];
+    PostWord queue[2 * ROWS_QUEUE];
+    int queue_limit = 0;            // entries with which it still has space
     unsigned queue_head = 0;
     int queue_level = 0;
     bool space = true, queue_valid = false;
@@ -52,7 +53,9 @@ struct Post {
         const int row = header_beats + (c.columns() * (wide ? 64 : 32) + c.beat_bits() - 1) / c.beat_bits();
         block = !c.lut_ram;
         direct = !c.post && c.lanes_per_cluster == 1 && !wide && header_beats <= DRAIN_GAP;
-        const int margin = (direct ? ROWS_MARGIN : latency + 2) + header_beats + 6;
+        const int rows_margin = ROWS_MARGIN + 2 * c.lane_hops();
+        queue_limit = (ROWS_QUEUE << c.lane_hops()) - rows_margin;
+        const int margin = (direct ? rows_margin : latency + 2) + header_beats + 6;
         depth = 1 << std::bit_width(static_cast<unsigned>(2 * row + margin - 1));
         limit = depth - margin;
         lasts.assign(static_cast<size_t>(depth), 0);
@@ -74,7 +77,7 @@ struct Post {
         if (direct) {
             if (given) word = *given;
         } else if (takes) {
-            word = queue[queue_head++ % ROWS_QUEUE];
+            word = queue[queue_head++ % (2 * ROWS_QUEUE)];
             quiet_from = now + 20;
         }
         const bool ended = word.kind == PostKind::END;
@@ -88,10 +91,10 @@ struct Post {
         } else if (draining) {
             --draining;
         }
-        space = queue_level <= ROWS_QUEUE - ROWS_MARGIN;
+        space = queue_level <= queue_limit;
         queue_valid = queue_level > takes;
         if (given) {
-            queue[(queue_head + static_cast<unsigned>(queue_level - takes)) % ROWS_QUEUE] = *given;
+            queue[(queue_head + static_cast<unsigned>(queue_level - takes)) % (2 * ROWS_QUEUE)] = *given;
             quiet_from = now + 20;
         }
         if (!direct) queue_level += (given != nullptr) - takes;

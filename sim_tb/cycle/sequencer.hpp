@@ -42,7 +42,8 @@ inline int64_t bits(uint32_t value, int lsb, int width) { return value >> lsb & 
 inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was_full, bool& pop) {
     const int stream = config.stream_words;
     const bool settled = settle == SETTLE;
-    const bool busy = busy_line >> 3 & 1, all_idle = idle_line >> 2 & 1;
+    const int hops = config.hop_stages;
+    const bool busy = busy_line >> (3 + hops) & 1, all_idle = idle_line >> (2 + hops) & 1;
     int next_settle = 0;
     const auto wait = [&] { next_settle = settled ? settle : settle + 1; };
     const State was = state;
@@ -83,14 +84,14 @@ inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was
         case CHECK:
             number = 0;
             wait();
-            if (settled || is_run || (settle >= CHECKED && !is_stream())) check(busy, all_idle);
+            if (settled || is_run || (settle >= CHECKED + 2 * hops && !is_stream())) check(busy, all_idle);
             break;
         case LOADING:
             if (load_done) state = LOADED;
             break;
         case LOADED:
             wait();
-            if (settle == FILLED) state = HEADER;
+            if (settle == FILLED + 2 * hops) state = HEADER;
             break;
         case COUNTERS:
             if (!stopping) wait();
@@ -140,8 +141,12 @@ inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was
     // how the clusters' state reaches the sequencer
     run_space = true;
     for (Cluster& cluster : clusters) {
-        run_space &= cluster.run_space_before;
-        cluster.run_space_before = cluster.fetch.run_space;
+        run_space &= cluster.run_spaces >> hops & 1;
+        cluster.run_spaces = cluster.run_spaces << 1 | cluster.fetch.run_space;
+        if (cluster.comes_at == now) {
+            cluster.accept(cluster.coming);
+            cluster.comes_at = NEVER;
+        }
     }
     if (was == CHECK || was == WORD || state == CHECK) {
         busy_line = busy_line << 1 | needed_busy();
@@ -178,7 +183,7 @@ inline void Model::check(bool busy, bool all_idle) {
             return;
         case BEGIN:
             if (!all_idle) return;
-            reset_at = now + 2;
+            reset_at = now + 2 + config.lane_hops();
             state = HEADER;
             return;
         case SYNC:
@@ -235,7 +240,8 @@ inline void Model::start_run() {
             run.result = results_given;
             results_given += each;
         }
-        cluster.accept(run);
+        cluster.coming = run;
+        cluster.comes_at = now + config.hop_stages;
     }
 }
 

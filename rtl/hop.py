@@ -1,0 +1,148 @@
+"""Registers on long wires: with ``hop_stages`` a cluster is so many cycles away from the sequencer, the loader and the
+collector, in both directions, and a PE's weights so many from its lane; a lane is one away from its cluster.
+"""
+
+from types import SimpleNamespace
+from typing import Any
+
+from amaranth import *
+from amaranth.lib import data, wiring
+from amaranth.lib.wiring import In, Out
+from maskwork.gen.config import Config
+from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.stream import SkidBuffer
+
+
+class Hop(wiring.Component):
+    """``o`` is ``i`` of ``stages`` cycles before.
+
+    A module of its own, which synthesis for ECP5 keeps as it is: copies of a register, one near each place where it is
+    needed, would else become one again.
+
+    Args:
+        shape: payload.
+        stages: registers, 1 or more.
+        init: reset value of the registers. A Hop of 1 bit with ``init`` = 1 and ``i`` = 0 is its parent's reset a cycle
+            later.
+    """
+
+    def __init__(self, shape, stages: int, init: int = 0):
+        self._shape, self._stages, self._init = shape, stages, init
+        out = Out(shape, init=init) if init else Out(shape)  # pyright: ignore[reportCallIssue]
+        super().__init__({"i": In(shape), "o": out})
+
+    def hierarchy_key(self):
+        """Identity of the emitted module."""
+        return ("Hop", repr(self._shape), self._stages, self._init)
+
+    def elaborate(self, platform):
+        m = Module()
+        value = Value.cast(self.i)
+        for stage in range(self._stages - 1):
+            after = Signal(len(value), name=f"stage{stage}", init=self._init)
+            m.d.sync += after.eq(value)
+            value = after
+        m.d.sync += Value.cast(self.o).eq(value)
+        return m
+
+
+def lane_stages(config: Config) -> int:
+    """Registers between a cluster and each of its lanes, in each direction."""
+    return min(1, config.hop_stages)
+
+
+def late_reset(m: Module, name: str, stages: int, platform, reset=None) -> Value | None:
+    """``reset`` (the module's own: None) a cycle later if there are ``stages``: for a part of the design of its own."""
+    if not stages:
+        return reset
+    submodule(m, f"{name}_reset", hop := Hop(1, 1, init=1), platform, reset)
+    return hop.o
+
+
+def near_side(m: Module, component: wiring.Component, stages: int, platform, direct: tuple[str, ...] = ()) -> Any:
+    """Ports of ``component`` for its own use, with ``stages`` registers between them and the real ones.
+
+    Each input is its register, each output (its initial value kept) is to be driven. Interfaces without a handshake are
+    sources of what came; a stream that leaves (its name ``o``) passes a skid buffer for each stage, and ``idle`` is low
+    until these are empty.
+
+    Args:
+        m: the component's module.
+        component: it.
+        stages: registers; 0: the ports are its own.
+        platform: what its ``elaborate`` was given.
+        direct: ports that stay as they are.
+    """
+    near = SimpleNamespace()
+    ports = component.signature.members
+    for name, member in ports.items():
+        port = getattr(component, name)
+        if member.is_signature:
+            # inside, it is what outside the port is connected to
+            shape = member.signature if member.flow == Out else member.signature.flip()
+            setattr(near, name, wiring.flipped(port) if not stages else shape.create(path=(f"near_{name}",)))
+        else:
+            setattr(near, name, port if not stages else _like(port, f"near_{name}"))
+    if not stages:
+        return near
+    comes, goes = [], []  # from where to where
+    for name, member in ports.items():
+        port, inner = getattr(component, name), getattr(near, name)
+        if name in direct:
+            setattr(near, name, port)
+        if name in direct or is_stream(member):
+            continue
+        if member.is_signature:
+            pairs = [(getattr(port, part), getattr(inner, part)) for part in member.signature.members]
+        else:
+            pairs = [(port, inner)]
+        for outside, inside in pairs:
+            if name == "idle":
+                inside = near.rests = Signal(name="near_rests")
+            if member.flow == In:
+                comes.append((Value.cast(outside), Value.cast(inside)))
+            else:
+                goes.append((Value.cast(inside), Value.cast(outside)))
+    for name, pairs in (("come", comes), ("go", goes)):
+        sources, targets = Cat(source for source, _ in pairs), Cat(target for _, target in pairs)
+        submodule(m, f"{name}_hop", hop := Hop(len(targets), stages, _init([target for _, target in pairs])), platform)
+        m.d.comb += [hop.i.eq(sources), targets.eq(hop.o)]
+    if not is_stream(ports["o"]):
+        return near
+    # packets that have left the component, but not its last buffer
+    stream, waiting = near.o, []
+    near.o = wiring.flipped(near.o)
+    for stage in range(stages):
+        buffer = SkidBuffer(component.o.payload.shape())  # pyright: ignore[reportAttributeAccessIssue]
+        submodule(m, f"leave{stage}", buffer, platform)
+        wiring.connect(m, stream, buffer.i)
+        stream = buffer.o
+        waiting.append(buffer.o.valid)
+    wiring.connect(m, stream, wiring.flipped(component.o))  # pyright: ignore[reportAttributeAccessIssue]
+    # a register, as `idle` is: both speak of the same cycle
+    waited = Signal(name="near_waited")
+    m.d.sync += waited.eq(Cat(waiting).any())
+    m.d.comb += near.rests.eq(near.idle & ~waited)
+    return near
+
+
+def is_stream(member: wiring.Member) -> bool:
+    """Whether a port is a stream that leaves."""
+    return member.is_signature and member.flow == Out
+
+
+def _init(values: list[Value]) -> int:
+    """Initial values side by side."""
+    total = place = 0
+    for value in values:
+        total |= (value.init & (1 << len(value)) - 1 if isinstance(value, Signal) else 0) << place
+        place += len(value)
+    return total
+
+
+def _like(port, name: str):
+    raw = Value.cast(port)
+    init = _init([raw])
+    if isinstance(port, data.View):
+        return data.View(port.shape(), Signal(len(raw), name=name, init=init))
+    return Signal(port.shape(), name=name, init=init)
