@@ -85,7 +85,7 @@ of the requantisation's products is wrong in simulation, and it forgets the regi
 
 _HIDE = "rename -hide w:*\\[*\\]\n"
 """Elements of Amaranth's arrays are wires called ``name[0]``, which `abc9_ops -reintegrate` of Yosys 0.70 takes for
-bits of ``name`` and then fails on an assertion. Where registers on long wires are kept, so must clusters be."""
+bits of ``name`` and then fails on an assertion. Where registers on long wires are kept, clusters should be, too."""
 
 KEPT = ("*_lane *_cluster *_hop *_hop_?", "*_lane *_hop *_hop_?", "none")
 """Modules that are synthesised once each on ECP5, by Yosys' pattern; the next is tried if Yosys 0.70 fails, which its

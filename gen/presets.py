@@ -33,10 +33,6 @@ _preset(
     vector=True,
 )  # fmt: skip
 _preset(
-    "96 PEs for a ULX3S, with 8 columns each and registers on long wires",
-    name="ulx3s-85f-96", lanes=12, pes_per_lane=8, slots=8, k_depth=128, a_depth=1024, a_segments=256, hop_stages=1,
-)  # fmt: skip
-_preset(
     "2 PEs for an iCE40UP5K: raw sums only, no counters",
     name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,
     k_depth=64, a_depth=256, a_segments=16, c_rows=16, psum_rows=16, fifo_depth=64, run_depth=2, fetch_width=2,

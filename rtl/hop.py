@@ -28,8 +28,8 @@ class Hop(wiring.Component):
 
     def __init__(self, shape, stages: int, init: int = 0):
         self._shape, self._stages, self._init = shape, stages, init
-        out = Out(shape, init=init) if init else Out(shape)  # pyright: ignore[reportCallIssue]
-        super().__init__({"i": In(shape), "o": out})
+        o = Out(shape, init=init) if init else Out(shape)  # pyright: ignore[reportCallIssue]
+        super().__init__({"i": In(shape), "o": o})
 
     def hierarchy_key(self):
         """Identity of the emitted module."""

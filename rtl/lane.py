@@ -10,7 +10,7 @@ from maskwork.gen.config import Config
 from maskwork.rtl.drain import Drain
 from maskwork.rtl.expander import Expander
 from maskwork.rtl.hierarchy import submodule
-from maskwork.rtl.hop import lane_stages, near_side
+from maskwork.rtl.hop import lane_stages, late_reset, near_side
 from maskwork.rtl.lane_fifo import LaneFifo
 from maskwork.rtl.layouts import b_write_layout, counts_layout, ring_pointers, word_width
 from maskwork.rtl.pe import LOOKUP_LATENCY, PE, context_width, token_layout, upper_width
@@ -94,7 +94,11 @@ class Lane(wiring.Component):
         submodule(m, "fifo", fifo := LaneFifo(config), platform)
         submodule(m, "expander", expander := Expander(config), platform)
         submodule(m, "drain", drain := Drain(config), platform)
-        pes = [submodule(m, f"pe{n}", PE(config), platform) for n in range(config.pes_per_lane)]
+        # a PE's reset may come a cycle later: the first sum that the drain clears reaches it after that
+        pes = [
+            submodule(m, f"pe{n}", PE(config), platform, late_reset(m, f"pe{n}", lane_stages(config), platform))
+            for n in range(config.pes_per_lane)
+        ]
         wiring.connect(m, fifo.o, expander.i)
         m.d.comb += [
             fifo.valid.eq(near.valid),

@@ -26,13 +26,16 @@ from .variants import CONFIGS as VARIANTS
 
 SMALL, TINY = preset("small"), preset("tiny")
 WIDE = TWO.replace(skip="ac", load_slots=2, stream_words=8)
+NINETY_SIX = Config(  # of docs/boards.md
+    lanes=12, pes_per_lane=8, slots=8, k_depth=128, a_depth=1024, a_segments=256, hop_stages=1
+)
 CONFIGS: dict[str, tuple[Config, int]] = {
     "tiny": (TINY, 13),
     "small": (SMALL, 9),
     "small-train": (preset("small-train"), 6),
     "dense-small": (preset("dense-small"), 8),
     "ulx3s-85f": (preset("ulx3s-85f"), 4),
-    "ulx3s-85f-96": (preset("ulx3s-85f-96"), 3),
+    "96 PEs": (NINETY_SIX, 3),
     "sim-64": (preset("sim-64"), 4),
     "ecp5-25f": (preset("ecp5-25f"), 12),
     "icebreaker-link": (preset("icebreaker-link").replace(counters=True), 6),

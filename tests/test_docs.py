@@ -84,7 +84,7 @@ def test_readme_examples(tmp_path, capsys, monkeypatch):
     run_page(some, tmp_path, capsys, monkeypatch)
 
 
-@pytest.mark.parametrize("name", ["numerics", "cycle", "generators", "training"])
+@pytest.mark.parametrize("name", ["numerics", "cycle", "generators", "training", "boards"])
 def test_examples(tmp_path, capsys, monkeypatch, name):
     some = [block for block in blocks(DOCS / f"{name}.md") if block.note == f"test: {name}"]
     assert some
