@@ -15,7 +15,7 @@ from .variants import CONFIGS as VARIANTS
 
 pytestmark = pytest.mark.slow
 
-NAMES = ("abc-1-2", "abc-4-2", "none-1-2", "a-2-4", "icebreaker", "K in PEs, abc", "hops 1", "hops 2")
+NAMES = ("abc-1-2", "abc-4-2", "none-1-2", "a-2-4", "icebreaker", "K in PEs, abc", "hops 1")
 CONFIGS = {"tiny": preset("tiny"), **{name: VARIANTS[name] for name in NAMES}}
 
 
