@@ -6,6 +6,14 @@ PRESETS: list[tuple[dict[str, Any], str]] = []
 """In the order in which they are listed."""
 
 
+_UP5K: dict[str, Any] = {
+    "lanes": 1, "lanes_per_cluster": 1, "slots": 4, "queue_depth": 8, "acc_width": 24, "k_depth": 64, "a_depth": 256,
+    "a_segments": 16, "c_rows": 16, "run_depth": 2, "fetch_width": 2, "a_width": 8, "b_width": 8, "lut_ram": False,
+    "a_spram": True, "post": False, "counters": False,
+}  # fmt: skip
+"""What fits an iCE40UP5K, which has no LUT RAM, beside the number of PEs and what follows from that."""
+
+
 def _preset(doc: str, /, **values: Any) -> None:
     PRESETS.append((values, doc))
 
@@ -34,9 +42,7 @@ _preset(
 )  # fmt: skip
 _preset(
     "2 PEs for an iCE40UP5K: raw sums only, no counters",
-    name="icebreaker", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=4, queue_depth=8, acc_width=24,
-    k_depth=64, a_depth=256, a_segments=16, c_rows=16, psum_rows=16, fifo_depth=64, run_depth=2, fetch_width=2,
-    a_width=8, b_width=8, lut_ram=False, a_spram=True, post=False, counters=False,
+    name="icebreaker", pes_per_lane=2, psum_rows=16, fifo_depth=64, **_UP5K,
 )  # fmt: skip
 _preset(
     "64 PEs with 128-bit streams, partial sums in the PEs, under 400 KB of buffers, for studies in simulation",
@@ -49,9 +55,7 @@ _preset(
 )  # fmt: skip
 _preset(
     "1 PE for an iCEBreaker, whose FPGA then has room for the link to the host",
-    name="icebreaker-link", lanes=1, lanes_per_cluster=1, pes_per_lane=1, slots=4, queue_depth=8, acc_width=24,
-    k_depth=64, a_depth=256, a_segments=16, c_rows=16, psum_rows=8, fifo_depth=128, run_depth=2, fetch_width=2,
-    a_width=8, b_width=8, lut_ram=False, a_spram=True, post=False, counters=False,
+    name="icebreaker-link", pes_per_lane=1, psum_rows=8, fifo_depth=128, **_UP5K,
 )  # fmt: skip
 _preset(
     "2 PEs for a Tang Nano 9K (GW1NR-9C)",

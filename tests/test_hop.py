@@ -15,6 +15,13 @@ from maskwork.rtl.hop import Hop, lane_stages
 from maskwork.sim_tb.cycle import simulate_program
 
 
+def simulate(dut, body):
+    simulator = Simulator(dut)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(body)
+    simulator.run()
+
+
 @pytest.mark.parametrize("stages", [1, 2, 3])
 def test_a_hop_delays(stages):
     dut, rng, seen = Hop(12, stages), random.Random(stages), []
@@ -26,10 +33,7 @@ def test_a_hop_delays(stages):
             seen.append(ctx.get(dut.o))
             await ctx.tick()
 
-    simulator = Simulator(dut)
-    simulator.add_clock(1e-6)
-    simulator.add_testbench(body)
-    simulator.run()
+    simulate(dut, body)
     assert seen == [0] * stages + given[:-stages]
 
 
@@ -43,10 +47,7 @@ def test_a_hop_passes_a_reset_on():
             seen.append(ctx.get(hop.o))
             await ctx.tick()
 
-    simulator = Simulator(m)
-    simulator.add_clock(1e-6)
-    simulator.add_testbench(body)
-    simulator.run()
+    simulate(m, body)
     assert seen == [1, 1, 1, 0, 0, 1, 0]
 
 
