@@ -183,6 +183,10 @@ class Sequencer(wiring.Component):
             m.d.sync += [reply.eq(kind), reply_word.eq(0), opens.eq(kind in streams)]
             m.next = "REPLY"
 
+        def start_load():
+            m.d.comb += [self.load_start.eq(1), self.load_ended.eq(ended), self.begins.eq(check.bank)]
+            m.next = "LOAD"
+
         def wait():
             m.d.sync += settle.eq(Mux(settled, settle, settle + 1))
 
@@ -250,9 +254,10 @@ class Sequencer(wiring.Component):
                         with m.Elif(check.has_fresh & ~check.append & fresh):
                             wrong(Fault.BANK_IN_USE)
                         with m.Elif(~busy):
-                            m.d.comb += [self.load_start.eq(1), self.load_ended.eq(ended)]
-                            m.d.comb += self.begins.eq(check.bank)
-                            m.next = "LOAD"
+                            if config.hop_stages:
+                                m.next = "START"
+                            else:
+                                start_load()
                     with m.Else():
                         with m.Switch(header[0][:8]):
                             with m.Case(Op.RUN):
@@ -297,6 +302,10 @@ class Sequencer(wiring.Component):
                                         answer(Reply.MASK)
                             with m.Default():
                                 answer(Reply.IDENTITY)
+            if config.hop_stages:
+                # the loader is a long wire away
+                with m.State("START"):
+                    start_load()
             with m.State("LOAD"):
                 m.d.comb += [self.payload.valid.eq(self.i.valid), self.i.ready.eq(self.payload.ready)]
                 m.d.comb += self.loading.eq(1)

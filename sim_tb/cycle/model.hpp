@@ -41,7 +41,7 @@ struct Model {
     int64_t beats = 0, offered = 0;     // beats that are inside, or were
     int entry = 0;                      // of them, in the input's buffer
 
-    enum State : uint8_t { HEADER, OPCODE, WORD, CHECK, LOADING, LOADED, COUNTERS, REPLY, STREAM, STREAMED };
+    enum State : uint8_t { HEADER, OPCODE, WORD, CHECK, STARTING, LOADING, LOADED, COUNTERS, REPLY, STREAM, STREAMED };
     State state = HEADER;
     uint32_t header[32] = {};
     int number = 0, position = 0, left = 0, settle = 0, reply_word = 0, reply_words = 0;
@@ -246,7 +246,7 @@ struct Model {
     void step_sequencer(bool has_beat, bool load_done, bool packer_was_full, bool& pop);
     bool needed_busy() const;
     void check(bool busy, bool all_idle);
-    void start_load(int op);
+    void start_load();
     void start_run();
 };
 

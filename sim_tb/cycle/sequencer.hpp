@@ -86,6 +86,9 @@ inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was
             wait();
             if (settled || is_run || (settle >= CHECKED + 2 * hops && !is_stream())) check(busy, all_idle);
             break;
+        case STARTING:
+            start_load();
+            break;
         case LOADING:
             if (load_done) state = LOADED;
             break;
@@ -174,8 +177,8 @@ inline void Model::check(bool busy, bool all_idle) {
     switch (op) {
         case LOAD_A: case LOAD_B: case LOAD_C: case LOAD_P:
             if (busy) return;
-            start_load(op);
-            state = LOADING;
+            state = STARTING;
+            if (!config.hop_stages) start_load();
             return;
         case RUN:
             start_run();
@@ -207,9 +210,10 @@ inline void Model::check(bool busy, bool all_idle) {
     }
 }
 
-inline void Model::start_load(int op) {
+inline void Model::start_load() {
+    state = LOADING;
     Load load{};
-    load.kind = static_cast<LoadKind>(op - LOAD_A);
+    load.kind = static_cast<LoadKind>((header[0] & 0xff) - LOAD_A);
     load.bank = static_cast<int>(bits(header[0], 8, 1));
     load.append = static_cast<int>(bits(header[0], 9, 1));
     load.dense = static_cast<int>(bits(header[0], 10, 1));
