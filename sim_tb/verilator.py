@@ -106,10 +106,10 @@ def build(
     tools = (verilator.version, verilator.compiler, str(verilator.root))
     driver = harness.read_bytes()
     key = content_key(
-        "verilator 2", *tools, *_VERILATE, *flags, _HOT, _COLD, *_LINK, str(stream_words), name, driver, text
+        "verilator 3", *tools, *_VERILATE, *flags, _HOT, _COLD, *_LINK, str(stream_words), name, driver, text
     )
 
-    runtime_key = content_key("verilated", *tools, *flags)
+    runtime_key = content_key("verilated 2", *tools, *flags)
     runtime = cache.entry(runtime_key, lambda folder: _build_runtime(folder, verilator, flags, trace))
 
     def build_model(folder: Path) -> None:
@@ -119,14 +119,25 @@ def build(
 
 
 def _build_runtime(folder: Path, verilator: Verilator, flags: tuple[str, ...], trace: bool) -> None:
-    """Compile Verilator's own library: the same for every model, so it is an entry of its own."""
+    """Compile Verilator's own library, and its headers: the same for every model, so it is an entry of its own."""
     names = ["verilated", "verilated_threads", *(["verilated_vcd_c"] if trace else [])]
     commands = [
         [verilator.compiler, *flags, _HOT, *_includes(verilator), "-c",
          str(verilator.root / "include" / f"{name}.cpp"), "-o", f"{name}.o"]
         for name in names
     ]  # fmt: skip
+    for level in (_HOT, _COLD):
+        header = _headers(folder, level)
+        header.parent.mkdir()
+        header.write_text('#include "verilated.h"\n', encoding="utf-8")
+        commands.append([verilator.compiler, *flags, level, *_includes(verilator), "-x", "c++-header", str(header),
+                         "-o", f"{header}.gch"])  # fmt: skip
     _run_all(commands, folder)
+
+
+def _headers(runtime: Path, level: str) -> Path:
+    """A header that stands for Verilator's, with what the compiler made of it beside it."""
+    return runtime / f"headers{level}" / "headers.h"
 
 
 def _build_model(
@@ -148,7 +159,7 @@ def _build_model(
     units = _units(work)
     commands = [
         [verilator.compiler, *flags, f"-DMW_STREAM_WORDS={stream_words}", f"-DMW_ERROR={int(Reply.ERROR)}", level,
-         "-I.", *_includes(verilator), "-c", f"{unit}.cpp", "-o", f"{unit}.o"]
+         "-include", str(_headers(runtime, level)), "-I.", *_includes(verilator), "-c", f"{unit}.cpp", "-o", f"{unit}.o"]
         for unit, level in units.items()
     ]  # fmt: skip
     _run_all(commands, work)

@@ -17,7 +17,7 @@ from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.drain import DRAIN_LATENCY
 from maskwork.rtl.layouts import WordKind, b_write_layout, chunk_layout, counts_layout, ring_words, start_layout
 from maskwork.rtl.post import PostKind, PostWord
-from maskwork.sim_tb.benches.stream import configuration, packed, start, unpacked
+from maskwork.sim_tb.benches.stream import configuration, packed, share_of, start, unpacked
 
 LANE = 5
 
@@ -277,7 +277,7 @@ async def rows_at_full_speed(dut: Any) -> None:
     """Words as fast as the rings take them, post-processing always ready."""
     bench = Bench(dut, "fast")
     await bench.open()
-    await play(bench, bench.rows(40), 0.0, 0.0)
+    await play(bench, bench.rows(share_of(40)), 0.0, 0.0)
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
@@ -285,7 +285,7 @@ async def rows_with_pauses(dut: Any) -> None:
     """Words come now and then, grants are late, and space runs out."""
     bench = Bench(dut, "pauses")
     await bench.open()
-    await play(bench, bench.rows(24), 0.6, 0.3)
+    await play(bench, bench.rows(share_of(24)), 0.6, 0.3)
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
@@ -293,7 +293,7 @@ async def rows_that_wait_for_post_processing(dut: Any) -> None:
     """Post-processing is mostly busy."""
     bench = Bench(dut, "late")
     await bench.open()
-    await play(bench, bench.rows(16), 0.0, 0.9)
+    await play(bench, bench.rows(share_of(16)), 0.0, 0.9)
 
 
 @cocotb.test(timeout_time=5, timeout_unit="ms")
@@ -302,7 +302,7 @@ async def weights_that_change(dut: Any) -> None:
     bench = Bench(dut, "weights")
     await bench.open()
     for bank in (0, 1):
-        rings = bench.rows(8, banks=[bank])
+        rings = bench.rows(share_of(8), banks=[bank])
         task = cocotb.start_soon(bench.write(1 - bank, 0.3))
         await play(bench, rings, 0.2, 0.2)
         await task

@@ -18,7 +18,7 @@ from maskwork.rtl.pe import (
     token_layout,
     weight_write_layout,
 )
-from maskwork.sim_tb.benches.stream import configuration, packed, start
+from maskwork.sim_tb.benches.stream import configuration, packed, share_of, start
 
 IDLE = {"ahead": 0, "early": 0, "token": 0, "token_valid": 0, "write": 0, "drain": 0, "done_clear": 0}
 
@@ -206,7 +206,7 @@ async def random_rows(dut: Any) -> None:
     bench = Bench(dut, "random")
     await bench.open()
     for pause in (0.0, 0.3, 0.7):
-        await play(bench, 12, 20, pause)
+        await play(bench, share_of(12), 20, pause)
     assert bench.stolen, "no drain took the place of a multiplication"
 
 
@@ -226,7 +226,7 @@ async def short_rows(dut: Any) -> None:
     bench = Bench(dut, "short")
     bench.present[0] = True
     await bench.open()
-    await play(bench, 80, 1, 0.0, [0])
+    await play(bench, share_of(80), 1, 0.0, [0])
 
 
 @cocotb.test(timeout_time=2, timeout_unit="ms")

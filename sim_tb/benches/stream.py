@@ -38,6 +38,11 @@ def configuration() -> Config:
     return Config.from_dict(parameters()["config"])
 
 
+def share_of(count: int) -> int:
+    """``count`` rows or so, or the share of them that the parameter ``share`` says: at least 1."""
+    return max(1, round(count * parameters().get("share", 1.0)))
+
+
 def packed(layout: data.Layout, **fields: Any) -> int:
     """Bits of a structure; fields that are not named are 0. Negative numbers wrap to their field."""
     result = 0
