@@ -213,6 +213,14 @@ def find_nextpnr(family: str) -> Tool:
     )
 
 
+ECP5_OPTIONS = (
+    "--placer-heap-timingweight", "100", "--placer-heap-critexp", "4", "--router", "router2", "--tmg-ripup"
+)  # fmt: skip
+"""For nextpnr-ecp5. Few paths of an array are critical, and these few cross it: the placer's defaults (10 and 2) weigh
+them too little, and a router that does not look at time takes the longest wires round what is crowded. Seeds differ
+widely all the same."""
+
+
 @dataclasses.dataclass(frozen=True)
 class Routed:
     """A placed and routed design.
@@ -251,9 +259,7 @@ def route(folder: Path, name: str, device: list[str], *, family: str = "ecp5", f
     options = ["--json", f"{name}.json", "--report", "report.json", "--write", "routed.json", "--freq", str(freq)]
     options += ["--seed", str(seed), "--log", "nextpnr.log", "--quiet", "--timing-allow-fail"]
     if family == "ecp5":
-        # the placer's default trades clock rate for shorter wires
-        options += ["--placer-heap-timingweight", "25", "--router", "router2"]
-        options += ["--lpf-allow-unconstrained", "--textcfg", "routed.config"]
+        options += [*ECP5_OPTIONS, "--lpf-allow-unconstrained", "--textcfg", "routed.config"]
     else:
         options += ["--pcf-allow-unconstrained", "--asc", "routed.asc"]
     done = subprocess.run([*tool.command, *device, *options], cwd=folder, capture_output=True, text=True)

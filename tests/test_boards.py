@@ -81,7 +81,9 @@ def test_board(board):
     pins = {pin.port: pin for pin in board.pins()}
     assert {"clk_in", "uart_rx", "uart_tx"} <= pins.keys()
     assert len({pin.site for pin in pins.values()}) == len(pins)
-    text = top.constraints(board, list(pins.values()))
+    text = top.constraints(board, list(pins.values()), board.clock_mhz)
+    aims = [float(mhz) for mhz in re.findall(r'FREQUENCY NET "clk" (\S+) MHZ;', text)]
+    assert aims == ([pytest.approx(1.13 * board.clock_mhz, rel=1e-3)] if board.family == "ecp5" else [])
     for pin in pins.values():
         assert re.search(rf'"?\b{pin.port}\b"?( SITE)? "?{pin.site}\b', text), pin
     pll = best(board.family, pins["clk_in"].clock_hz, round(board.clock_mhz * MEGA))

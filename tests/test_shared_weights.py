@@ -67,7 +67,8 @@ def test_memory():
 
 def test_block_ram(tmp_path):
     """Two lanes with 128 rows each take the blocks of two lanes with 64 of their own."""
-    config = preset("ulx3s-85f").replace(weight_lanes=2, k_depth=128)
+    config = preset("ulx3s-85f")
+    assert (config.weight_lanes, config.k_depth) == (2, 128)
     assert synthesise(SharedWeights(config), "weights", tmp_path).brams == 2 * config.pes_per_lane
     bits = memory_bits(preset("sim-64"))["weights"]
     assert bits == memory_bits(preset("sim-64").replace(weight_lanes=1, k_depth=64))["weights"]

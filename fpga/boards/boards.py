@@ -145,7 +145,7 @@ def _ecpix5(size: str, preset: str, clock_mhz: float, totals: dict[str, int]) ->
 BOARDS: dict[str, Board] = {
     board.name: board
     for board in (
-        _ulx3s("85F", "ulx3s-85f", 60, ECP5_85F),
+        _ulx3s("85F", "ulx3s-85f", 75, ECP5_85F),
         _ulx3s("25F", "ecp5-25f", 60, ECP5_25F),
         _ulx3s("12F", "ecp5-25f", 60, ECP5_25F),
         _orangecrab("85F", "ulx3s-85f", 60, ECP5_85F),

@@ -135,7 +135,7 @@ class _Run:
         self.progress(f"emitting {what}")
         text, _ = emit(self.design(self.config, clock_hz, self.baud, board.name), top.SYSTEM)
         text += top.verilog(self.pins, pll)
-        constraints = top.constraints(board, self.pins)
+        constraints = top.constraints(board, self.pins, clock_hz / MEGA)
         key = content_key("board netlist 2", text, COMMANDS[board.family], self.tools.yosys.version)
         self.progress(f"synthesising {what}")
         built = False

@@ -11,7 +11,7 @@ from typing import Any
 
 from maskwork.fpga.boards.boards import Board
 from maskwork.fpga.boards.top import CONSTRAINT_FILE, TOP
-from maskwork.fpga.synthesis import Tool, find_tool, find_yosys
+from maskwork.fpga.synthesis import ECP5_OPTIONS, Tool, find_tool, find_yosys
 from maskwork.gen.errors import MaskworkError
 
 _NEXTPNR = {
@@ -82,8 +82,7 @@ def nextpnr_options(board: Board, mhz: float, seed: int) -> list[str]:
     options += ["--freq", f"{mhz:g}", "--seed", str(seed), "--log", "nextpnr.log", "--quiet", "--timing-allow-fail"]
     file = CONSTRAINT_FILE[board.family]
     if board.family == "ecp5":
-        # the placer's default trades clock rate for shorter wires
-        options += ["--placer-heap-timingweight", "25", "--router", "router2", "--lpf", file, "--textcfg", "routed.txt"]
+        options += [*ECP5_OPTIONS, "--lpf", file, "--textcfg", "routed.txt"]
     elif board.family == "ice40":
         # legal places are rare in a full device: the placer's default gives up early
         options += ["--pcf", file, "--asc", "routed.txt", "--placer-heap-cell-placement-timeout", "2"]

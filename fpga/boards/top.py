@@ -52,9 +52,17 @@ def verilog(pins: list[Pin], pll: Pll) -> str:
     )
 
 
-def constraints(board: Board, pins: list[Pin]) -> str:
-    """Text of the constraint file: LPF for ECP5, PCF for iCE40, CST for Gowin."""
-    return _CONSTRAINTS[board.family](pins)
+MARGIN = 1.13
+"""Clock that nextpnr aims for on ECP5, over the one that the PLL makes: what is reached after routing is a little less
+than what the placer was content with."""
+
+
+def constraints(board: Board, pins: list[Pin], mhz: float) -> str:
+    """Text of the constraint file: LPF for ECP5, PCF for iCE40, CST for Gowin; ``mhz``: clock behind the PLL."""
+    text = _CONSTRAINTS[board.family](pins)
+    if board.family == "ecp5":
+        text += f'FREQUENCY NET "clk" {MARGIN * mhz:.4g} MHZ;\n'
+    return text
 
 
 def _lpf(pins: list[Pin]) -> str:
