@@ -159,7 +159,8 @@ def _build_model(
     units = _units(work)
     commands = [
         [verilator.compiler, *flags, f"-DMW_STREAM_WORDS={stream_words}", f"-DMW_ERROR={int(Reply.ERROR)}", level,
-         "-include", str(_headers(runtime, level)), "-I.", *_includes(verilator), "-c", f"{unit}.cpp", "-o", f"{unit}.o"]
+         "-include", str(_headers(runtime, level)), "-I.", *_includes(verilator), "-c", f"{unit}.cpp",
+         "-o", f"{unit}.o"]
         for unit, level in units.items()
     ]  # fmt: skip
     _run_all(commands, work)
