@@ -28,14 +28,14 @@ from maskwork.gen.errors import MaskworkValueError
 @click.option("--clock", metavar="MHZ", help="Clock, or `auto`: what the routed design reaches (routes twice or more). "
               "Default: one that the board's default configuration reaches.")  # fmt: skip
 @click.option("--baud", type=click.IntRange(1), metavar="RATE", help="Of the UART; default: the board's.")
-@click.option("--seed", type=click.IntRange(0), default=1, show_default=True, help="Of the placer.")
+@click.option("--seed", type=click.IntRange(0), help="Of the placer; the board's by default.")
 @click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, metavar="N",
               help="Seeds to try, from --seed; the one with the highest clock counts.")  # fmt: skip
 @click.option("--allow-timing-failure", is_flag=True, help="Write the bitstream even if it misses its clock.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def build(
     preset_name: str | None, config_file: str | None, settings: tuple[str, ...], board_name: str | None, listed: bool,
-    output: str | None, clock: str | None, baud: int | None, seed: int, seeds: int, allow_timing_failure: bool,
+    output: str | None, clock: str | None, baud: int | None, seed: int | None, seeds: int, allow_timing_failure: bool,
     as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bitstream: the accelerator, its link to the host, and the board's clock and pins.

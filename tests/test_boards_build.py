@@ -103,6 +103,14 @@ def make(tmp_path, fakes):
     return made
 
 
+def test_the_seed_of_a_board(fakes, tmp_path):
+    pytest.importorskip("amaranth_boards")
+    board = dataclasses.replace(BOARDS["icebreaker"], seed=5)
+    for wanted, seeds, tried in ((None, 1, ["5"]), (None, 2, ["5", "6"]), (0, 1, ["0"])):
+        built = build(board, preset("tiny"), seed=wanted, seeds=seeds, design=Echo, cache=Cache(tmp_path / "cache"))
+        assert list(built.report["fmax_by_seed"]) == tried
+
+
 def test_report(make, fakes):
     built = make()
     assert built.bitstream == b"bits of seed 1"

@@ -67,7 +67,7 @@ def build(
     clock_mhz: float | None = None,
     auto: bool = False,
     baud: int | None = None,
-    seed: int = 1,
+    seed: int | None = None,
     seeds: int = 1,
     allow_timing_failure: bool = False,
     design: Design = system,
@@ -83,7 +83,7 @@ def build(
         auto: take it for a first aim, and then the clock that the routed design reaches. The UART's divider and the
             identity depend on the clock, so that this routes twice, or three times.
         baud: of the UART.
-        seed: first seed of the placer.
+        seed: first seed of the placer, the board's by default.
         seeds: how many seeds; the one with the highest clock counts.
         allow_timing_failure: do not fail when the clock is not reached.
         design: what goes onto the board.
@@ -96,7 +96,8 @@ def build(
     start = time.monotonic()
     tools = Tools.find(board.family)
     pins = board.pins()
-    run = _Run(board, config, tools, pins, baud or board.baud, seed, seeds, design, cache or Cache(), progress)
+    first = board.seed if seed is None else seed
+    run = _Run(board, config, tools, pins, baud or board.baud, first, seeds, design, cache or Cache(), progress)
     done = run.at(clock_mhz or board.clock_mhz, aim=auto)
     for _ in range(AUTO_PASSES - 1 if auto else 0):
         reached = done.best["fmax_mhz"]
