@@ -1,5 +1,8 @@
 """Book-keeping of a cluster's banks: what is loaded, what no RUN has used yet, what pending RUNs still need."""
 
+from functools import reduce
+from operator import or_
+
 from amaranth import *
 from amaranth.lib import data, wiring
 from amaranth.lib.wiring import In, Out
@@ -11,6 +14,36 @@ BUFFERS = ("a", "b", "c", "p")
 def bank_flags() -> data.StructLayout:
     """A flag for each bank of each buffer; ``p`` (parameters) has the banks of ``b``."""
     return data.StructLayout(dict.fromkeys(BUFFERS, 2))
+
+
+def named_state(m: Module, check, fresh, busy, loaded) -> tuple[Value, Value, Value, Value]:
+    """What the registered states of the selected clusters say, two cycles later, about the banks that a command names.
+
+    Args:
+        m: the sequencer.
+        check: its :class:`~maskwork.rtl.command_check.CommandCheck`.
+        fresh, busy, loaded: flags of each cluster.
+
+    Returns:
+        Of the bank that a load fills: some cluster's is fresh; some is not; some is busy. Of those that a RUN reads:
+        some is not loaded.
+    """
+    own = [Signal(4, name=f"cluster{n}_state") for n in range(len(check.clusters))]
+    for n, state in enumerate(own):
+        bank = check.bank.as_value()
+        needed = check.needed.as_value()
+        m.d.sync += state.eq(
+            Cat(
+                (fresh[n].as_value() & bank).any(),
+                (~fresh[n].as_value() & bank).any(),
+                (busy[n].as_value() & bank).any(),
+                (~loaded[n].as_value() & needed).any(),
+            )
+            & check.clusters[n].replicate(4)
+        )
+    result = Signal(4)
+    m.d.sync += result.eq(reduce(or_, own))
+    return result[0], result[1], result[2], result[3]
 
 
 class Banks(wiring.Component):

@@ -1,14 +1,11 @@
 """Sequencer: takes command packets, checks them, starts loads and runs, and answers."""
 
-from functools import reduce
-from operator import or_
-
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
 from maskwork.gen.isa import COMMANDS, COUNTERS, ISA_VERSION, REPLIES, Fault, Op, Reply, commands_of
-from maskwork.rtl.banks import bank_flags
+from maskwork.rtl.banks import bank_flags, named_state
 from maskwork.rtl.command_check import CommandCheck
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.load_common import LoadEnd, load_layout
@@ -171,7 +168,7 @@ class Sequencer(wiring.Component):
         # a SYNCED of the program before may still be leaving when a new one has begun to count
         with m.If(self.stop_counting & stopping):
             m.d.sync += [self.counting.eq(0), stopping.eq(0)]
-        fresh, stale, busy, unloaded = self._bank_state(m, check)
+        fresh, stale, busy, unloaded = named_state(m, check, self.fresh, self.busy, self.loaded)
         full = Signal()
         m.d.sync += full.eq((self.full & self.selected).any())
 
@@ -387,22 +384,3 @@ class Sequencer(wiring.Component):
         with m.If(streaming):
             m.d.comb += self.o.payload.eq(self.unit_o.payload)
         return m
-
-    def _bank_state(self, m, check):
-        """What the registered states of the selected clusters say about the banks that the command names."""
-        own = [Signal(4, name=f"cluster{n}_state") for n in range(self._config.clusters)]
-        for n, state in enumerate(own):
-            bank = check.bank.as_value()
-            needed = check.needed.as_value()
-            m.d.sync += state.eq(
-                Cat(
-                    (self.fresh[n].as_value() & bank).any(),
-                    (~self.fresh[n].as_value() & bank).any(),
-                    (self.busy[n].as_value() & bank).any(),
-                    (~self.loaded[n].as_value() & needed).any(),
-                )
-                & check.clusters[n].replicate(4)
-            )
-        result = Signal(4)
-        m.d.sync += result.eq(reduce(or_, own))
-        return result[0], result[1], result[2], result[3]
