@@ -22,7 +22,9 @@ def named_state(m: Module, check, fresh, busy, loaded) -> tuple[Value, Value, Va
     Args:
         m: the sequencer.
         check: its :class:`~maskwork.rtl.command_check.CommandCheck`.
-        fresh, busy, loaded: flags of each cluster.
+        fresh: flags of each cluster: loaded, but no RUN has used it.
+        busy: flags of each cluster: a RUN still needs it.
+        loaded: flags of each cluster: holds data.
 
     Returns:
         Of the bank that a load fills: some cluster's is fresh; some is not; some is busy. Of those that a RUN reads:
