@@ -298,12 +298,14 @@ class Cluster(wiring.Component):
         granted = Signal(len(lanes))
         last = Signal(len(lanes))  # lanes up to the one granted last have to wait for the others
         fair = requests & ~last
+        choice = Signal(len(lanes))
+        m.d.comb += choice.eq(Mux(fair.any(), fair, requests))
+        # by lane, not by arithmetic: what comes from a lane far away passes few LUTs
+        before = [choice[:n].any() for n in range(len(lanes))]
         with m.If((granted & requests) == 0):
-            choice = Mux(fair.any(), fair, requests)
-            one = (choice & (~choice + 1))[: len(lanes)]
-            m.d.sync += granted.eq(one)
-            with m.If(choice.any()):
-                m.d.sync += last.eq(one | (one - 1)[: len(lanes)])
+            m.d.sync += [granted[n].eq(choice[n] & ~before[n]) for n in range(len(lanes))]
+            with m.If(requests.any()):
+                m.d.sync += [last[n].eq(~before[n]) for n in range(len(lanes))]
         m.d.sync += valid.eq(Cat(lane.o.valid for lane in lanes).any())
         for number, lane in enumerate(lanes):
             m.d.comb += [lane.grant.eq(granted[number]), lane.space.eq(space)]
