@@ -89,20 +89,22 @@ class Gearbox(wiring.Component):
         )
         fresh = Signal(range(self.per_beat + 1))
         put = Signal()
-        take = Signal.like(self.need)
+        rest = Signal(signed(len(self.count) + 1))  # what stays, if what is needed leaves; below 0, nothing leaves
         m.d.comb += [
             # there is room for a beat if only `most` values stay; if there are more, what is needed leaves for certain
-            self.want.eq((self.count <= self.most + self.need) & ~self.hold),
-            self.given.eq(self.count >= self.need),
-            take.eq(Mux(self.given, self.need, 0)),
+            self.want.eq((rest <= self.most) & ~self.hold),
+            rest.eq(self.count - self.need),
+            self.given.eq(rest >= 0),
             put.eq(self.want & self.beat_valid),
             fresh.eq(Mux(put, Mux(self.more, whole, left), 0)),
-            base.eq(self.count - take),
+            base.eq(Mux(self.given, rest, self.count)),
             *(self.values[n].eq(slots[n]) for n in range(self.most)),
         ]
         zero = Const(0, self.width)
         for n, slot in enumerate(slots):
-            moved = Array([slots[n + t] if n + t < len(slots) else zero for t in range(self.most + 1)])[take]
+            # chosen before it is known whether there are as many
+            left_over = Array([slots[n + t] if n + t < len(slots) else zero for t in range(self.most + 1)])[self.need]
+            moved = Mux(self.given, left_over, slot)
             # the beat's first value goes to slot `base`, which is at most `most`
             placed = Array([incoming[n - at] if 0 <= n - at < len(incoming) else zero for at in range(self.most + 1)])
             m.d.sync += slot.eq(Mux(base <= n, placed[base[: max(1, self.most.bit_length())]], moved))

@@ -74,10 +74,12 @@ def test_gearbox(tmp_path, name):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("(self.count <= self.most + self.need)", "(self.count <= self.most + self.need + 1)"),
+        ("(rest <= self.most)", "(rest <= self.most + 1)"),
         ("Mux(self.more, whole, left)", "whole"),
         ("Mux(base <= n, placed", "Mux(base < n, placed"),
-        ("base.eq(self.count - take)", "base.eq(self.count)"),
+        ("Mux(self.given, rest, self.count)", "rest"),
+        ("Mux(self.given, left_over, slot)", "left_over"),
+        ("given.eq(rest >= 0)", "given.eq(rest >= -1)"),
         ("following > whole", "following >= whole"),
         ("left > 2 * whole", "left >= 2 * whole"),
         ("self.announce > whole", "self.announce >= whole"),
