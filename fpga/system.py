@@ -46,14 +46,16 @@ class System(wiring.Component):
 
     def elaborate(self, platform):
         m = Module()
-        reset = Signal()
         link = Link(self.config.stream_words, self.clock_hz, self.baud, self.identity)
+        # a register, for it goes almost everywhere. While it is late the link, still in reset itself, neither sends nor
+        # takes anything
+        reset = Signal(init=1)
+        m.d.sync += reset.eq(link.reset)
         submodule(m, "link", link, platform)
         submodule(m, "accelerator", accelerator := Accelerator(self.config), platform, reset)
         wiring.connect(m, link.o, accelerator.i)
         wiring.connect(m, accelerator.o, link.i)
         m.d.comb += [
-            reset.eq(link.reset | ResetSignal()),
             link.rx.eq(self.rx),
             self.tx.eq(link.tx),
         ]
