@@ -18,7 +18,7 @@ from maskwork.fpga.boards.boards import Board, Pin
 from maskwork.fpga.boards.names import Components, count, critical_path
 from maskwork.fpga.boards.pll import MEGA, best
 from maskwork.fpga.boards.tools import CELLS, Tools, bitstream, nextpnr_options, pack_options, place_and_route
-from maskwork.fpga.synthesis import COMMANDS, synthesise_text
+from maskwork.fpga.synthesis import COMMANDS, recipe, synthesise_text
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkError
 from maskwork.gen.generate import emit
@@ -27,7 +27,7 @@ from maskwork.sim_tb.cache import Cache, content_key
 AUTO_PASSES = 3
 """Most builds for `--clock auto`: each but the first at the clock that the one before it reached."""
 
-_RESULT = "board bitstream 3"
+_RESULT = "board bitstream 4"
 """Part of the cache's keys: to be changed with what is kept of a routed design."""
 
 Design = Callable[[Config, int, int, str], wiring.Component]
@@ -137,7 +137,7 @@ class _Run:
         text, _ = emit(self.design(self.config, clock_hz, self.baud, board.name), top.SYSTEM)
         text += top.verilog(self.pins, pll)
         constraints = top.constraints(board, self.pins, clock_hz / MEGA)
-        key = content_key("board netlist 2", text, COMMANDS[board.family], self.tools.yosys.version)
+        key = content_key("board netlist 2", text, COMMANDS[recipe(board.family)], self.tools.yosys.version)
         self.progress(f"synthesising {what}")
         built = False
 
@@ -145,7 +145,7 @@ class _Run:
             nonlocal built
             built = True
             start = time.monotonic()
-            cost = synthesise_text(text, top.TOP, folder, board.family)
+            cost = synthesise_text(text, top.TOP, folder, board.family, recipe(board.family))
             _write(folder / "cost.json", {**dataclasses.asdict(cost), "seconds": round(time.monotonic() - start, 1)})
 
         netlist = self.cache.entry(key, synthesis)
