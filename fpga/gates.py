@@ -20,7 +20,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from maskwork.fpga.synthesis import find_yosys, synthesise
+from maskwork.fpga.synthesis import find_yosys, recipe, synthesise
 from maskwork.gen.config import Config, preset, presets
 from maskwork.gen.errors import MaskworkError, MaskworkValueError
 from maskwork.gen.generate import module_name
@@ -87,7 +87,7 @@ def gate_netlist(config: Config, family: str = "ice40", cache: Cache | None = No
         nonlocal built
         built = True
         with tempfile.TemporaryDirectory(prefix="maskwork-") as scratch:
-            synthesise(Accelerator(config), name, Path(scratch), family)
+            synthesise(Accelerator(config), name, Path(scratch), family, recipe(family))  # as for a board
             _yosys(f"read_json {name}.json\nwrite_verilog -noattr {name}.v\n", Path(scratch))
             shutil.copy(Path(scratch) / f"{name}.v", folder / "netlist.v")
 

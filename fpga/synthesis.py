@@ -51,7 +51,9 @@ class Cost:
     cells: dict[str, int]
 
 
-def synthesise(component: wiring.Component, name: str, folder: Path, family: str = "ecp5") -> Cost:
+def synthesise(
+    component: wiring.Component, name: str, folder: Path, family: str = "ecp5", commands: str | None = None
+) -> Cost:
     """Emit a component, synthesise it and leave ``NAME.json`` for nextpnr in ``folder``.
 
     Args:
@@ -59,29 +61,41 @@ def synthesise(component: wiring.Component, name: str, folder: Path, family: str
         name: module name.
         folder: where files go.
         family: "ecp5", "ice40" (iCE40 UltraPlus) or "gowin".
+        commands: key of ``COMMANDS``, the family's by default.
 
     Raises:
         MaskworkError: if Yosys is missing or fails.
     """
     text, _ = emit(component, name)
-    return synthesise_text(text, name, folder, family)
+    return synthesise_text(text, name, folder, family, commands)
 
 
-COMMANDS = {
-    "ecp5": """hierarchy -top {top}
-setattr -mod -set keep_hierarchy 1 {kept}
-{hide}synth_ecp5 -top {top} -nowidelut
+_ECP5 = """hierarchy -top {{top}}
+setattr -mod -set keep_hierarchy 1 {{kept}}
+{{hide}}{synth}
 setattr -mod -unset keep_hierarchy *
 flatten
 opt_clean -purge
-write_json {top}.json""",
+write_json {{top}}.json"""
+
+_FEW_CONTROL_SETS = """synth_ecp5 -top {top} -nowidelut -run begin:map_ffs
+dfflegalize -mince 4 -minsrst 8 -cell $_DFF_?_ 01 -cell $_DFF_?P?_ r -cell $_SDFF_?P?_ r \\
+    -cell $_DFFE_??_ 01 -cell $_DFFE_?P??_ r -cell $_SDFFE_?P??_ r
+opt_merge
+synth_ecp5 -top {top} -nowidelut -run map_ffs:"""
+
+COMMANDS = {
+    "ecp5": _ECP5.format(synth="synth_ecp5 -top {top} -nowidelut"),
+    "ecp5 board": _ECP5.format(synth=_FEW_CONTROL_SETS),
     "ice40": "synth_ice40 -device u -spram -dffe_min_ce_use 4 -top {top} -json {top}.json",
     "gowin": "synth_gowin -top {top} -json {top}.json",
 }
 """Yosys' commands for each family. On ECP5 lanes and clusters are synthesised once each and put together afterwards:
-that takes an eighth of the time for 96 PEs, and 2 to 3 % more LUTs. On iCE40 without -dsp: what Yosys 0.70 then makes
-of the requantisation's products is wrong in simulation, and it forgets the registers of the blocks that
-`fpga/ice40.py` puts in; those are all the multipliers that are worth a block."""
+that takes an eighth of the time for 96 PEs, and 2 to 3 % more LUTs. For a board, which may become full, clock enables
+and resets that hardly any flip-flop shares become logic, for next to no LUTs: an ECP5's logic block has two resets and
+few clock enables for its eight flip-flops, and the placer more choice the fewer there are. On iCE40 without -dsp: what
+Yosys 0.70 then makes of the requantisation's products is wrong in simulation, and it forgets the registers of the
+blocks that `fpga/ice40.py` puts in; those are all the multipliers that are worth a block."""
 
 _HIDE = "rename -hide w:*\\[*\\]\n"
 """Elements of Amaranth's arrays are wires called ``name[0]``, which `abc9_ops -reintegrate` of Yosys 0.70 takes for
@@ -92,8 +106,24 @@ KEPT = ("*_lane *_cluster *_hop *_hop_?", "*_lane *_hop *_hop_?", "none")
 `abc9_ops -reintegrate` does on an assertion for an accelerator with a single cluster."""
 
 
-def synthesise_text(text: str, name: str, folder: Path, family: str = "ecp5") -> Cost:
-    """As :func:`synthesise`, for SystemVerilog whose top module is ``name``; also for family "gowin"."""
+def recipe(family: str) -> str:
+    """Key of ``COMMANDS`` for a board's whole design."""
+    return "ecp5 board" if family == "ecp5" else family
+
+
+def synthesise_text(text: str, name: str, folder: Path, family: str = "ecp5", commands: str | None = None) -> Cost:
+    """As :func:`synthesise`, for SystemVerilog whose top module is ``name``; also for family "gowin".
+
+    Args:
+        text: the SystemVerilog.
+        name: of the top module.
+        folder: where files go.
+        family: "ecp5", "ice40" or "gowin".
+        commands: key of ``COMMANDS``, the family's by default.
+
+    Raises:
+        MaskworkError: if Yosys is missing or fails.
+    """
     if family == "ecp5":
         text = with_dsp_registers(text)
     elif family == "ice40":
@@ -103,7 +133,7 @@ def synthesise_text(text: str, name: str, folder: Path, family: str = "ecp5") ->
     netlist.unlink(missing_ok=True)
     hops = re.search(r"^module \w+_hop\(", text, re.MULTILINE)
     for kept in KEPT if family == "ecp5" else ("",):
-        command = COMMANDS[family].format(top=name, kept=kept, hide=_HIDE if hops else "")
+        command = COMMANDS[commands or family].format(top=name, kept=kept, hide=_HIDE if hops else "")
         script = f"read_verilog -sv {name}.sv\n{command}\ntee -q -o {name}.stat stat -json -top {name}\n"
         (folder / f"{name}.ys").write_text(script, encoding="utf-8")
         done = subprocess.run([*find_yosys().command, f"{name}.ys"], cwd=folder, capture_output=True, text=True)

@@ -1,6 +1,7 @@
 """What is put in the place of generic modules for ECP5."""
 
 import importlib.util
+import json
 import re
 
 import pytest
@@ -8,6 +9,7 @@ from amaranth.hdl import *
 from amaranth.lib import wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.fpga.ecp5 import with_dsp_registers
+from maskwork.fpga.synthesis import recipe, synthesise_text
 from maskwork.gen.config import preset
 from maskwork.gen.generate import emit
 from maskwork.rtl.hierarchy import submodule
@@ -83,3 +85,20 @@ def test_a_pe_synthesises_to_one_block(tmp_path):
     cost = synthesise(PE(preset("tiny")), "pe", tmp_path)
     assert cost.dsps == cost.cells["MULT18X18D"] == 1
     assert cost.luts > 0 and cost.ffs > 0 and cost.brams > 0
+
+
+@pytest.mark.slow
+def test_few_control_sets(tmp_path):
+    """For a board, an enable or reset that hardly any flip-flop shares is logic; one that many share is not."""
+    pytest.importorskip("pyosys")
+    text = """module top(input clk, input few, input many, input [7:0] d, output reg [1:0] p, output reg [7:0] q);
+      always @(posedge clk) begin if (few) p <= d[1:0]; if (many) q <= d; end
+    endmodule"""
+    enabled = {}
+    for commands in ("ecp5", "ecp5 board"):
+        folder = tmp_path / commands
+        folder.mkdir()
+        assert synthesise_text(text, "top", folder, commands=commands).ffs == 10
+        cells = json.loads((folder / "top.json").read_text())["modules"]["top"]["cells"].values()
+        enabled[commands] = sum(cell["type"] == "TRELLIS_FF" and cell["parameters"]["CEMUX"] == "CE" for cell in cells)
+    assert enabled == {"ecp5": 10, "ecp5 board": 8} and recipe("ecp5") == "ecp5 board" and recipe("ice40") == "ice40"
