@@ -250,6 +250,9 @@ ECP5_OPTIONS = (
 them too little, and a router that does not look at time takes the longest wires round what is crowded. Seeds differ
 widely all the same."""
 
+ECP5_STATIC_OPTIONS = ("--placer", "static", "--router", "router2")
+"""The same with the electrostatic placer."""
+
 
 @dataclasses.dataclass(frozen=True)
 class Routed:

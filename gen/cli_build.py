@@ -31,12 +31,14 @@ from maskwork.gen.errors import MaskworkValueError
 @click.option("--seed", type=click.IntRange(0), help="Of the placer; the board's by default.")
 @click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, metavar="N",
               help="Seeds to try, from --seed; the one with the highest clock counts.")  # fmt: skip
+@click.option("--placer", type=click.Choice(["heap", "static"]), default="heap", show_default=True,
+              help="nextpnr's; static (ECP5) for a design that is too crowded to be routed otherwise.")  # fmt: skip
 @click.option("--allow-timing-failure", is_flag=True, help="Write the bitstream even if it misses its clock.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def build(
     preset_name: str | None, config_file: str | None, settings: tuple[str, ...], board_name: str | None, listed: bool,
-    output: str | None, clock: str | None, baud: int | None, seed: int | None, seeds: int, allow_timing_failure: bool,
-    as_json: bool,
+    output: str | None, clock: str | None, baud: int | None, seed: int | None, seeds: int, placer: str,
+    allow_timing_failure: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bitstream: the accelerator, its link to the host, and the board's clock and pins.
 
@@ -60,7 +62,9 @@ def build(
 
     from maskwork.fpga.boards.build import AUTO_PASSES
     from maskwork.fpga.boards.build import build as build_board
+    from maskwork.fpga.boards.tools import check_placer
 
+    check_placer(board, placer)
     folder = _folder(output)
     with common.OutputFiles() as files:
         bitstream = files.reserve(folder / board.bitstream)
@@ -68,7 +72,7 @@ def build(
         auto = clock == "auto"
         with common.progress("starting", (seeds + 2) * (AUTO_PASSES if auto else 1)) as step:
             built = build_board(
-                board, config, clock_mhz=mhz, auto=auto, baud=baud, seed=seed, seeds=seeds,
+                board, config, clock_mhz=mhz, auto=auto, baud=baud, seed=seed, seeds=seeds, placer=placer,
                 allow_timing_failure=allow_timing_failure, progress=step,
             )  # fmt: skip
         bitstream.write_bytes(built.bitstream)

@@ -11,9 +11,9 @@ import sys
 import pytest
 from maskwork.fpga.boards.boards import BOARDS
 from maskwork.fpga.boards.build import build
-from maskwork.fpga.boards.tools import does_not_fit
+from maskwork.fpga.boards.tools import does_not_fit, nextpnr_options
 from maskwork.gen.config import preset
-from maskwork.gen.errors import MaskworkError
+from maskwork.gen.errors import MaskworkError, MaskworkValueError
 from maskwork.sim_tb.cache import Cache
 
 from .board_designs import Echo, needs_boards
@@ -195,6 +195,20 @@ def test_missing_tools(make, fakes, monkeypatch):
         make()
 
 
+def test_placers():
+    """The electrostatic one on ECP5 alone, and another result than the analytic one's: the options are in the key."""
+    board = BOARDS["ulx3s-85f"]
+    heap, static = (nextpnr_options(board, 85, 1, placer) for placer in ("heap", "static"))
+    assert nextpnr_options(board, 85, 1) == heap and "--placer" not in heap
+    assert static[static.index("--placer") + 1] == "static" and "--placer-heap-timingweight" not in static
+    for name, placer, message in (
+        ("icebreaker", "static", "--placer must be heap for icebreaker, not static"),
+        ("ulx3s-85f", "sa", "--placer must be heap or static for ulx3s-85f, not sa"),
+    ):
+        with pytest.raises(MaskworkValueError, match=message):
+            nextpnr_options(BOARDS[name], 24, 1, placer)
+
+
 # ---------------------------------------------------------------------- command line
 
 
@@ -259,6 +273,7 @@ def test_build_and_flash(command, fakes, tmp_path, monkeypatch):
     [
         (("--board", "nothing", "-o", "x"), "unknown board 'nothing'"),
         (("--board", "icebreaker"), "Missing option '-o'"),
+        (("--board", "icebreaker", "-o", "x", "--placer", "static"), "--placer must be heap for icebreaker"),
         (("--board", "icebreaker", "-o", "x", "--clock", "fast"), "--clock must be a number of MHz or auto"),
         (("--board", "icebreaker", "-o", "x", "--set", "lanes=0"), "lanes must be an integer"),
         (("--board", "icebreaker", "-o", "x", "--preset", "a", "--config", "b"), "exclude each other"),

@@ -17,7 +17,16 @@ from maskwork.fpga.boards import top
 from maskwork.fpga.boards.boards import Board, Pin
 from maskwork.fpga.boards.names import Components, count, critical_path
 from maskwork.fpga.boards.pll import MEGA, best
-from maskwork.fpga.boards.tools import CELLS, Tools, bitstream, nextpnr_options, pack_options, place_and_route
+from maskwork.fpga.boards.tools import (
+    CELLS,
+    PLACERS,
+    Tools,
+    bitstream,
+    check_placer,
+    nextpnr_options,
+    pack_options,
+    place_and_route,
+)
 from maskwork.fpga.synthesis import COMMANDS, recipe, synthesise_text
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkError
@@ -69,6 +78,7 @@ def build(
     baud: int | None = None,
     seed: int | None = None,
     seeds: int = 1,
+    placer: str = PLACERS[0],
     allow_timing_failure: bool = False,
     design: Design = system,
     cache: Cache | None = None,
@@ -85,6 +95,7 @@ def build(
         baud: of the UART.
         seed: first seed of the placer, the board's by default.
         seeds: how many seeds; the one with the highest clock counts.
+        placer: nextpnr's, one of ``PLACERS``.
         allow_timing_failure: do not fail when the clock is not reached.
         design: what goes onto the board.
         cache: of what was built before.
@@ -92,12 +103,14 @@ def build(
 
     Raises:
         MaskworkError: if a tool is missing or fails, the design does not fit or the clock is not reached.
+        MaskworkValueError: for a placer that the board's family does not have.
     """
     start = time.monotonic()
     tools = Tools.find(board.family)
     pins = board.pins()
     first = board.seed if seed is None else seed
-    run = _Run(board, config, tools, pins, baud or board.baud, first, seeds, design, cache or Cache(), progress)
+    check_placer(board, placer)
+    run = _Run(board, config, tools, pins, baud or board.baud, first, seeds, placer, design, cache or Cache(), progress)
     done = run.at(clock_mhz or board.clock_mhz, aim=auto)
     for _ in range(AUTO_PASSES - 1 if auto else 0):
         reached = done.best["fmax_mhz"]
@@ -123,6 +136,7 @@ class _Run:
     baud: int
     seed: int
     seeds: int
+    placer: str
     design: Design
     cache: Cache
     progress: Callable[[str], None]
@@ -154,14 +168,14 @@ class _Run:
         images: dict[int, bytes] = {}
         for seed in range(self.seed, self.seed + self.seeds):
             self.progress(f"placing and routing {what}, seed {seed}")
-            options = [*nextpnr_options(board, clock_hz / MEGA, seed), *pack_options(board)]
+            options = nextpnr_options(board, clock_hz / MEGA, seed, self.placer)
             tools = [self.tools.nextpnr.version, self.tools.pack.version]
-            routed_key = content_key(_RESULT, key, constraints, *options, *tools)
+            routed_key = content_key(_RESULT, key, constraints, *options, *pack_options(board), *tools)
 
-            def route(folder: Path, seed: int = seed) -> None:
+            def route(folder: Path, options: list[str] = options) -> None:
                 nonlocal built
                 built = True
-                self._route(folder, netlist, constraints, text, clock_hz, seed)
+                self._route(folder, netlist, constraints, text, options)
 
             entry = self.cache.entry(routed_key, route)
             tried[seed] = _read(entry / "result.json")
@@ -173,7 +187,7 @@ class _Run:
         fmax = {str(seed): one["fmax_mhz"] for seed, one in tried.items()}
         return _Pass(clock_hz, self.baud, chosen, fmax, images[first], seconds, not built)
 
-    def _route(self, folder: Path, netlist: Path, constraints: str, text: str, clock_hz: int, seed: int) -> None:
+    def _route(self, folder: Path, netlist: Path, constraints: str, text: str, options: list[str]) -> None:
         board = self.board
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="maskwork-") as scratch:  # big files that nobody needs afterwards
@@ -182,7 +196,7 @@ class _Run:
             shutil.copyfile(netlist / f"{top.TOP}.json", build / f"{top.TOP}.json")
             floorplan.apply(build / f"{top.TOP}.json", board.nextpnr)
             (build / top.CONSTRAINT_FILE[board.family]).write_text(constraints, encoding="utf-8")
-            timing = place_and_route(self.tools, board, build, clock_hz / MEGA, seed)
+            timing = place_and_route(self.tools, board, build, options)
             image = bitstream(self.tools, board, build)
             modules = _read(build / "routed.json")["modules"]
             log = (build / "nextpnr.log").read_text(encoding="utf-8", errors="replace")

