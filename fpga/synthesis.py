@@ -250,7 +250,7 @@ ECP5_OPTIONS = (
 them too little, and a router that does not look at time takes the longest wires round what is crowded. Seeds differ
 widely all the same."""
 
-ECP5_STATIC_OPTIONS = ("--placer", "static", "--router", "router2")
+ECP5_STATIC_OPTIONS = ("--placer", "static", "--router", "router2", "--tmg-ripup")
 """The same with the electrostatic placer."""
 
 
