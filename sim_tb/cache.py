@@ -135,8 +135,9 @@ class Cache:
 
     @contextlib.contextmanager
     def _lock(self, key: str) -> Iterator[None]:
-        # one of 256 files, never deleted: keys that share one wait for each other, which does no harm
-        with open(self._folder("locks") / key[:2], "a", encoding="ascii") as file:
+        # one of 65,536 files, never deleted: keys that share one wait for each other, which does no harm, but a
+        # board's bitstream takes half an hour (of 256 files two builds did share one)
+        with open(self._folder("locks") / key[:4], "a", encoding="ascii") as file:
             fcntl.flock(file, fcntl.LOCK_EX)
             yield
 
