@@ -251,8 +251,8 @@ them too little, and a router that does not look at time takes the longest wires
 widely all the same."""
 
 ECP5_STATIC_OPTIONS = ("--placer", "static", "--router", "router2")
-"""With the electrostatic placer. What it places is not routed by time: where 96 PEs miss their clock nextpnr rips up the
-same wires again and again, and does not finish."""
+"""With the electrostatic placer. What it places is not routed by time: where 96 PEs miss their clock nextpnr rips up
+the same wires again and again, and does not finish."""
 
 
 @dataclasses.dataclass(frozen=True)
