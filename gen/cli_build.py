@@ -31,7 +31,7 @@ from maskwork.gen.errors import MaskworkValueError
 @click.option("--seed", type=click.IntRange(0), help="Of the placer; the board's by default.")
 @click.option("--seeds", type=click.IntRange(1, 100), default=1, show_default=True, metavar="N",
               help="Seeds to try, from --seed; the one with the highest clock counts.")  # fmt: skip
-@click.option("--placer", type=click.Choice(["heap", "static"]), default="heap", show_default=True,
+@click.option("--placer", metavar="heap|static", default="heap", show_default=True,
               help="nextpnr's; static (ECP5) for a design that is too crowded to be routed otherwise.")  # fmt: skip
 @click.option("--allow-timing-failure", is_flag=True, help="Write the bitstream even if it misses its clock.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")

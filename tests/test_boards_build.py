@@ -11,7 +11,7 @@ import sys
 import pytest
 from maskwork.fpga.boards.boards import BOARDS
 from maskwork.fpga.boards.build import build
-from maskwork.fpga.boards.tools import does_not_fit, nextpnr_options
+from maskwork.fpga.boards.tools import check_placer, does_not_fit, nextpnr_options
 from maskwork.gen.config import preset
 from maskwork.gen.errors import MaskworkError, MaskworkValueError
 from maskwork.sim_tb.cache import Cache
@@ -206,7 +206,7 @@ def test_placers():
         ("ulx3s-85f", "sa", "--placer must be heap or static for ulx3s-85f, not sa"),
     ):
         with pytest.raises(MaskworkValueError, match=message):
-            nextpnr_options(BOARDS[name], 24, 1, placer)
+            check_placer(BOARDS[name], placer)
 
 
 # ---------------------------------------------------------------------- command line
@@ -274,6 +274,7 @@ def test_build_and_flash(command, fakes, tmp_path, monkeypatch):
         (("--board", "nothing", "-o", "x"), "unknown board 'nothing'"),
         (("--board", "icebreaker"), "Missing option '-o'"),
         (("--board", "icebreaker", "-o", "x", "--placer", "static"), "--placer must be heap for icebreaker"),
+        (("--board", "ulx3s-85f", "-o", "x", "--placer", "sa"), "--placer must be heap or static for ulx3s-85f"),
         (("--board", "icebreaker", "-o", "x", "--clock", "fast"), "--clock must be a number of MHz or auto"),
         (("--board", "icebreaker", "-o", "x", "--set", "lanes=0"), "lanes must be an integer"),
         (("--board", "icebreaker", "-o", "x", "--preset", "a", "--config", "b"), "exclude each other"),

@@ -36,7 +36,7 @@ from maskwork.sim_tb.cache import Cache, content_key
 AUTO_PASSES = 3
 """Most builds for `--clock auto`: each but the first at the clock that the one before it reached."""
 
-_RESULT = "board bitstream 4"
+_RESULT = "board bitstream 3"
 """Part of the cache's keys: to be changed with what is kept of a routed design."""
 
 Design = Callable[[Config, int, int, str], wiring.Component]
@@ -170,7 +170,8 @@ class _Run:
             self.progress(f"placing and routing {what}, seed {seed}")
             options = nextpnr_options(board, clock_hz / MEGA, seed, self.placer)
             tools = [self.tools.nextpnr.version, self.tools.pack.version]
-            routed_key = content_key(_RESULT, key, constraints, *options, *pack_options(board), *tools)
+            made = [constraints, Path(floorplan.__file__).read_text(encoding="utf-8"), *options, *pack_options(board)]
+            routed_key = content_key(_RESULT, key, *made, *tools)
 
             def route(folder: Path, options: list[str] = options) -> None:
                 nonlocal built

@@ -99,12 +99,8 @@ def nextpnr_options(board: Board, mhz: float, seed: int, placer: str = PLACERS[0
         board: the board.
         mhz: clock to aim for.
         seed: of the placer.
-        placer: one of ``PLACERS``.
-
-    Raises:
-        MaskworkValueError: for a placer that nextpnr does not have for the board's family.
+        placer: one of ``PLACERS``, which :func:`check_placer` accepts.
     """
-    check_placer(board, placer)
     options = [*board.nextpnr, "--json", f"{TOP}.json", "--report", "timing.json", "--write", "routed.json"]
     options += ["--freq", f"{mhz:g}", "--seed", str(seed), "--log", "nextpnr.log", "--quiet", "--timing-allow-fail"]
     file = CONSTRAINT_FILE[board.family]
