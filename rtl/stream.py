@@ -34,17 +34,18 @@ class SkidBuffer(wiring.Component):
         width = len(Value.cast(self.i.payload))
         # two registers, written and read in turn: `o.ready` moves a pointer, not a word
         entries = [Signal(width, name=f"entry{n}", reset_less=True) for n in range(2)]
-        held = Signal(range(3))
+        some, full = Signal(), Signal()  # one entry is held, or both: what others wait for is a register, no sum
         write_at, read_at = Signal(), Signal()
         payload = Value.cast(self.i.payload)
         m.d.comb += [
             Value.cast(self.o.payload).eq(Mux(read_at, entries[1], entries[0])),
-            self.o.valid.eq(held != 0),
-            self.i.ready.eq(~held[1]),
+            self.o.valid.eq(some),
+            self.i.ready.eq(~full),
         ]
         push, pop = self.i.valid & self.i.ready, self.o.valid & self.o.ready
         m.d.sync += [
-            held.eq(held + push - pop),
+            some.eq(full | push | (some & ~pop)),
+            full.eq((full | (some & push)) & ~pop),
             write_at.eq(write_at ^ push),
             read_at.eq(read_at ^ pop),
         ]

@@ -41,6 +41,8 @@ def test_skid_buffer(tmp_path):
         ("Mux(read_at, entries[1], entries[0])", "entries[0]"),
         ("with m.If(push & (write_at == n)):", "with m.If(self.i.valid & (write_at == n)):"),
         ("read_at.eq(read_at ^ pop)", "read_at.eq(read_at ^ self.o.ready)"),
+        ("full | push | (some & ~pop)", "push | (some & ~pop)"),
+        ("(full | (some & push)) & ~pop", "(full | push) & ~pop"),
     ],
 )
 def test_skid_buffer_mutants(tmp_path, old, new):
