@@ -4,6 +4,7 @@ from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
+from maskwork.rtl.arbiter import round_robin
 from maskwork.rtl.stream import beat_layout
 
 
@@ -70,17 +71,11 @@ class Collector(wiring.Component):
         sources = [getattr(self, f"i{n}") for n in range(self._sources)]
         count = len(sources)
         granted = Signal(count)
-        served = Signal(count)
-        requests = Cat(source.valid for source in sources) & ~granted
-        fair = requests & ~served
-        choice = Mux(fair.any(), fair, requests)
-        one = (choice & (~choice + 1))[:count]
-        ends = Signal()
-        m.d.comb += ends.eq(self.o.valid & self.o.ready & self.o.payload.last)
-        with m.If(~granted.any() | ends):
-            m.d.sync += granted.eq(one)
-            with m.If(one.any()):
-                m.d.sync += served.eq(one | (one - 1)[:count])
+        free = Signal()
+        m.d.comb += free.eq(~granted.any() | (self.o.valid & self.o.ready & self.o.payload.last))
+        choice = round_robin(m, Cat(source.valid for source in sources) & ~granted, free, "turn")
+        with m.If(free):
+            m.d.sync += granted.eq(choice)
         payload: Value = Const(0, Value.cast(self.o.payload).shape())
         valid: Value = Const(0, 1)
         for n, source in enumerate(sources):

@@ -7,7 +7,9 @@ import pytest
 from amaranth.hdl import *
 from amaranth.lib import stream, wiring
 from amaranth.lib.wiring import In, Out
+from amaranth.sim import Simulator
 from maskwork.gen.config import Config, preset
+from maskwork.rtl.arbiter import round_robin
 from maskwork.rtl.bit_iterator import BitIterator
 from maskwork.rtl.collector import Collector, WordPacker
 from maskwork.rtl.counters import Counters
@@ -307,6 +309,34 @@ def test_collector(sources, pace):
         owner = None if beat["last"] else number
     if pace[0] == 0:
         assert turns[: 12 * sources] == list(range(sources)) * 12
+
+
+@pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 9, 33])
+def test_round_robin(count):
+    """Whoever has its turn next, by the rule that whoever was granted last comes last."""
+    m, rng = Module(), random.Random(count)
+    requests, grant, choice, clocked = Signal(count), Signal(), Signal(count), Signal()
+    m.d.comb += choice.eq(round_robin(m, requests, grant, "turn"))
+    m.d.sync += clocked.eq(1)
+
+    async def bench(ctx):
+        turn = 0
+        for _ in range(2000):
+            wanted = rng.getrandbits(count) if rng.random() < 0.9 else 0
+            taken = rng.random() < 0.6
+            ctx.set(requests, wanted)
+            ctx.set(grant, taken)
+            order = [(turn + n) % count for n in range(count)]
+            first = next((n for n in order if wanted >> n & 1), None)
+            assert ctx.get(choice) == (0 if first is None else 1 << first)
+            if taken and first is not None:
+                turn = (first + 1) % count
+            await ctx.tick()
+
+    simulator = Simulator(m)
+    simulator.add_clock(1e-6)
+    simulator.add_testbench(bench)
+    simulator.run()
 
 
 # ---------------------------------------------------------------------- counters

@@ -1,0 +1,51 @@
+"""Round-robin choice among a few, of few levels of logic: requests may come from far away."""
+
+from amaranth import *
+
+MOST = 8
+"""Requests for which the choice is made for every turn: its size grows with their square."""
+
+
+def round_robin(m: Module, requests: Value, grant: Value, name: str) -> Value:
+    """The one of ``requests`` whose turn is next, or nothing; combinational.
+
+    Whoever was granted last comes last. For each of the possible turns the choice is a function of the requests alone;
+    the turn then picks one. By arithmetic (``x & -x``, for more than ``MOST``) a request passes a LUT for each that
+    comes before it.
+
+    Args:
+        m: the module.
+        requests: a bit each.
+        grant: the choice is taken in this cycle, if there is one.
+        name: of the register of the turn.
+
+    Returns:
+        One bit of the requests, or 0.
+    """
+    count = len(requests)
+    choice = Signal(count, name=f"{name}_choice")
+    if count == 1:
+        m.d.comb += choice.eq(requests)
+        return choice
+    turn = Signal(range(count), name=name)
+    if count > MOST:
+        fair = (requests >> turn) << turn
+        candidates = Mux(fair.any(), fair, requests)
+        m.d.comb += choice.eq(candidates & (~candidates + 1))
+    else:
+        m.d.comb += choice.eq(Array([_first(requests, first) for first in range(count)])[turn])
+    with m.If(grant & requests.any()):
+        for n in range(count):
+            with m.If(choice[n]):
+                m.d.sync += turn.eq((n + 1) % count)
+    return choice
+
+
+def _first(requests: Value, first: int) -> Value:
+    """The first of the requests, counted from one of them and round."""
+    one: list[Value] = [Const(0)] * len(requests)
+    before: Value = Const(0)
+    for n in (*range(first, len(requests)), *range(first)):
+        one[n] = requests[n] & ~before
+        before = before | requests[n]
+    return Cat(one)
