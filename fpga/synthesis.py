@@ -101,7 +101,7 @@ _HIDE = "rename -hide w:*\\[*\\]\n"
 """Elements of Amaranth's arrays are wires called ``name[0]``, which `abc9_ops -reintegrate` of Yosys 0.70 takes for
 bits of ``name`` and then fails on an assertion. Where registers on long wires are kept, clusters should be, too."""
 
-KEPT = ("*_lane *_cluster *_hop *_hop_?", "*_lane *_hop *_hop_?", "none")
+KEPT = ("*_lane *_cluster *_hop *_hop_? *_hop_??", "*_lane *_hop *_hop_? *_hop_??", "none")
 """Modules that are synthesised once each on ECP5, by Yosys' pattern; the next is tried if Yosys 0.70 fails, which its
 `abc9_ops -reintegrate` does on an assertion for an accelerator with a single cluster."""
 

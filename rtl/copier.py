@@ -61,10 +61,10 @@ class Copier(wiring.Component):
 
         # the item in progress; a segment's address and number of words left move on
         held = Signal()
-        current = Signal(item_layout(config))
-        address = Signal(clog2(config.a_depth) + 1)
-        left = Signal.like(segment.words)
-        k = Signal(config.k_width)
+        current = Signal(item_layout(config), reset_less=True)
+        address = Signal(clog2(config.a_depth) + 1, reset_less=True)
+        left = Signal.like(segment.words, reset_less=True)
+        k = Signal(config.k_width, reset_less=True)
         fires, ends = Signal(), Signal()
         count = config.rows_in_flight
         rings = [Cat(self.space[n::count]) for n in range(count)]  # by ring, then lane
@@ -92,10 +92,10 @@ class Copier(wiring.Component):
         for stage in range(2):
             after = (
                 Signal(config.lanes_per_cluster, name=f"lanes{stage}"),
-                Signal(name=f"raw{stage}"),
-                Signal(width, name=f"body{stage}"),
-                Signal(config.k_width, name=f"k{stage}"),
-                Signal(context_width(config), name=f"ring{stage}"),
+                Signal(name=f"raw{stage}", reset_less=True),
+                Signal(width, name=f"body{stage}", reset_less=True),
+                Signal(config.k_width, name=f"k{stage}", reset_less=True),
+                Signal(context_width(config), name=f"ring{stage}", reset_less=True),
             )
             m.d.sync += [b.eq(a) for a, b in zip((lanes, raw, body, k, ring), after, strict=True)]
             lanes, raw, body, k, ring = after

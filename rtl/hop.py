@@ -24,25 +24,26 @@ class Hop(wiring.Component):
         stages: registers, 1 or more.
         init: reset value of the registers. A Hop of 1 bit with ``init`` = 1 and ``i`` = 0 is its parent's reset a cycle
             later.
+        reset_less: no reset reaches the registers: for data that a flag elsewhere says the worth of.
     """
 
-    def __init__(self, shape, stages: int, init: int = 0):
-        self._shape, self._stages, self._init = shape, stages, init
+    def __init__(self, shape, stages: int, init: int = 0, reset_less: bool = False):
+        self._shape, self._stages, self._init, self._reset_less = shape, stages, init, reset_less
         o = Out(shape, init=init) if init else Out(shape)  # pyright: ignore[reportCallIssue]
         super().__init__({"i": In(shape), "o": o})
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
-        return ("Hop", repr(self._shape), self._stages, self._init)
+        return ("Hop", repr(self._shape), self._stages, self._init, self._reset_less)
 
     def elaborate(self, platform):
         m = Module()
         value = Value.cast(self.i)
-        for stage in range(self._stages - 1):
-            after = Signal(len(value), name=f"stage{stage}", init=self._init)
+        for stage in range(self._stages - (not self._reset_less)):
+            after = Signal(len(value), name=f"stage{stage}", init=self._init, reset_less=self._reset_less)
             m.d.sync += after.eq(value)
             value = after
-        m.d.sync += Value.cast(self.o).eq(value)
+        m.d["comb" if self._reset_less else "sync"] += Value.cast(self.o).eq(value)
         return m
 
 
@@ -59,7 +60,14 @@ def late_reset(m: Module, name: str, stages: int, platform, reset=None) -> Value
     return hop.o
 
 
-def near_side(m: Module, component: wiring.Component, stages: int, platform, direct: tuple[str, ...] = ()) -> Any:
+def near_side(
+    m: Module,
+    component: wiring.Component,
+    stages: int,
+    platform,
+    direct: tuple[str, ...] = (),
+    plain: tuple[str, ...] = (),
+) -> Any:
     """Ports of ``component`` for its own use, with ``stages`` registers between them and the real ones.
 
     Each input is its register, each output (its initial value kept) is to be driven. Interfaces without a handshake are
@@ -72,6 +80,7 @@ def near_side(m: Module, component: wiring.Component, stages: int, platform, dir
         stages: registers; 0: the ports are its own.
         platform: what its ``elaborate`` was given.
         direct: ports that stay as they are.
+        plain: ports that are data: their registers (but one called ``valid``) need no reset, which has far to go.
     """
     near = SimpleNamespace()
     ports = component.signature.members
@@ -85,27 +94,30 @@ def near_side(m: Module, component: wiring.Component, stages: int, platform, dir
             setattr(near, name, port if not stages else _like(port, f"near_{name}"))
     if not stages:
         return near
-    comes, goes = [], []  # from where to where
+    comes, goes, data_comes, data_goes = [], [], [], []  # from where to where
     for name, member in ports.items():
         port, inner = getattr(component, name), getattr(near, name)
         if name in direct:
             setattr(near, name, port)
         if name in direct or is_stream(member):
             continue
-        if member.is_signature:
-            pairs = [(getattr(port, part), getattr(inner, part)) for part in member.signature.members]
-        else:
-            pairs = [(port, inner)]
-        for outside, inside in pairs:
+        for part in _parts(port, member) if name in plain or member.is_signature else [None]:
+            outside, inside = (port, inner) if part is None else (_part(port, part), _part(inner, part))
             if name == "idle":
                 inside = near.rests = Signal(name="near_rests")
+            kept = name in plain and part != "valid"
             if member.flow == In:
-                comes.append((Value.cast(outside), Value.cast(inside)))
+                (data_comes if kept else comes).append((Value.cast(outside), Value.cast(inside)))
             else:
-                goes.append((Value.cast(inside), Value.cast(outside)))
-    for name, pairs in (("come", comes), ("go", goes)):
+                (data_goes if kept else goes).append((Value.cast(inside), Value.cast(outside)))
+    for name, pairs, kept in (
+        ("come", comes, False), ("go", goes, False), ("data_come", data_comes, True), ("data_go", data_goes, True),
+    ):  # fmt: skip
+        if not pairs:
+            continue
         sources, targets = Cat(source for source, _ in pairs), Cat(target for _, target in pairs)
-        submodule(m, f"{name}_hop", hop := Hop(len(targets), stages, _init([target for _, target in pairs])), platform)
+        init = _init([target for _, target in pairs])
+        submodule(m, f"{name}_hop", hop := Hop(len(targets), stages, init, kept), platform)
         m.d.comb += [hop.i.eq(sources), targets.eq(hop.o)]
     if not is_stream(ports["o"]):
         return near
@@ -129,6 +141,19 @@ def near_side(m: Module, component: wiring.Component, stages: int, platform, dir
 def is_stream(member: wiring.Member) -> bool:
     """Whether a port is a stream that leaves."""
     return member.is_signature and member.flow == Out
+
+
+def _parts(port, member: wiring.Member) -> list[str | None]:
+    """Members of an interface or fields of a structure by name, or the whole of anything else."""
+    if member.is_signature:
+        return [*member.signature.members]
+    if isinstance(port, data.View) and isinstance(port.shape(), data.StructLayout):
+        return [name for name, _ in port.shape()]  # pyright: ignore[reportAttributeAccessIssue]
+    return [None]
+
+
+def _part(port, name: str):
+    return port[name] if isinstance(port, data.View) else getattr(port, name)
 
 
 def _init(values: list[Value]) -> int:

@@ -48,7 +48,8 @@ class WeightMasks(wiring.Component):
         mask = Cat(self.mask[slot * pes + pe] for pe in range(pes) for slot in range(config.slots))
         given = Cat(self.write_k, mask, self.we)
         if config.hop_stages:
-            submodule(m, "load_hop", hop := Hop(len(given), config.hop_stages), platform)
+            # what was on its way when the lane was reset does no harm: masks are loaded before they are read
+            submodule(m, "load_hop", hop := Hop(len(given), config.hop_stages, reset_less=True), platform)
             m.d.comb += hop.i.eq(given)
             given = hop.o
         m.d.comb += [

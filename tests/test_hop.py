@@ -51,6 +51,21 @@ def test_a_hop_passes_a_reset_on():
     assert seen == [1, 1, 1, 0, 0, 1, 0]
 
 
+def test_a_hop_of_data_is_not_reset():
+    m, reset, seen = Module(), Signal(), []
+    m.submodules.hop = ResetInserter(reset)(hop := Hop(4, 2, reset_less=True))
+
+    async def body(ctx):
+        for value in range(8):
+            ctx.set(reset, value in (3, 4))
+            ctx.set(hop.i, value)
+            seen.append(ctx.get(hop.o))
+            await ctx.tick()
+
+    simulate(m, body)
+    assert seen == [0, 0, 0, 1, 2, 3, 4, 5]
+
+
 def test_lanes_are_one_register_away_at_most():
     assert [lane_stages(Config(hop_stages=n)) for n in range(3)] == [0, 1, 1]
 
@@ -62,8 +77,8 @@ def test_synthesis_keeps_them():
     hops = {name for name in names if "_hop" in name}
     assert "top_hop" in hops and len(hops) > 4
     assert all(name.removeprefix("top_hop").strip("_").isdecimal() for name in hops - {"top_hop"})
-    assert all(int(name.rpartition("_")[2]) < 10 for name in hops - {"top_hop"})  # the pattern takes one digit
-    assert all("*_hop *_hop_?" in kept for kept in KEPT[:-1]) and "{kept}" in COMMANDS["ecp5"]
+    assert all(int(name.rpartition("_")[2]) < 100 for name in hops - {"top_hop"})  # the patterns take two digits
+    assert all("*_hop *_hop_? *_hop_??" in kept for kept in KEPT[:-1]) and "{kept}" in COMMANDS["ecp5"]
     assert "_hop" not in emit(Accelerator(preset("small")), "top")[0]
 
 
