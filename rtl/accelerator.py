@@ -75,6 +75,9 @@ class Accelerator(wiring.Component):
         # register, for this reset goes almost everywhere
         array_reset = Signal(init=1)
         m.d.sync += array_reset.eq(sequencer.clear)
+        # from a register as well: many LUTs decide on it, and no cycle counts
+        abort = Signal()
+        m.d.sync += abort.eq(sequencer.abort)
         submodule(m, "collector", collector := Collector(config, config.clusters + 1), platform, array_reset)
         clusters = []
         for n in range(config.clusters):
@@ -118,7 +121,7 @@ class Accelerator(wiring.Component):
                 cluster.run.eq(Cat(sequencer.run_commit & selected, sequencer.run)),
                 cluster.begins.eq(sequencer.begins.as_value() & selected.replicate(8)),
                 cluster.completes.eq(sequencer.completes.as_value() & selected.replicate(8)),
-                cluster.abort.eq(sequencer.abort),
+                cluster.abort.eq(abort),
                 cluster.loading.eq(sequencer.loading),
                 sequencer.run_space[number].eq(cluster.run_space),
                 sequencer.loaded[number].eq(cluster.loaded),

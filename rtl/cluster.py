@@ -1,12 +1,14 @@
 """Cluster: lanes that share an activation buffer, a fetch unit and a post-processing unit."""
 
 from functools import reduce
+from operator import or_
 
 from amaranth import *
 from amaranth.lib import data, stream, wiring
 from amaranth.lib.wiring import In, Out
 from maskwork.gen.config import Config
 from maskwork.rtl.a_buffer import ABuffer
+from maskwork.rtl.arbiter import round_robin
 from maskwork.rtl.banks import Banks, bank_flags
 from maskwork.rtl.c_buffer import CBuffer
 from maskwork.rtl.compress import header_beats
@@ -18,7 +20,7 @@ from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.hop import lane_stages, late_reset, near_side
 from maskwork.rtl.lane import Lane
 from maskwork.rtl.layouts import a_write_layout, b_write_layout, c_write_layout, counts_layout, ring_words
-from maskwork.rtl.post import PostKind, PostProcess, limits_signature, parameter_signature
+from maskwork.rtl.post import PostProcess, RowWord, limits_signature, parameter_signature, unfold
 from maskwork.rtl.queue import Queue
 from maskwork.rtl.run_fifo import RunFifo
 from maskwork.rtl.shared_weights import SharedWeights
@@ -94,7 +96,8 @@ class Cluster(wiring.Component):
     def elaborate(self, platform):
         m = Module()
         config = self._config
-        near = near_side(m, self, config.hop_stages, platform, ("number",))
+        plain = ("a_write", "b_write", "c_write", "p", "limits", "run_word")
+        near = near_side(m, self, config.hop_stages, platform, ("number",), plain)
         lanes = [
             submodule(m, f"lane{n}", Lane(config), platform, late_reset(m, f"lane{n}", lane_stages(config), platform))
             for n in range(config.lanes_per_cluster)
@@ -107,9 +110,9 @@ class Cluster(wiring.Component):
         submodule(m, "copier", copier := Copier(config), platform)
         submodule(m, "banks", banks := Banks(config), platform)
 
-        a_write = Signal(a_write_layout(config))
+        a_write = Signal(a_write_layout(config), reset_less=True)
         a_selected = Signal()
-        c_write = Signal(c_write_layout(config))
+        c_write = Signal(c_write_layout(config), reset_less=True)
         c_selected = Signal()
         m.d.sync += [
             a_write.eq(near.a_write),
@@ -194,7 +197,7 @@ class Cluster(wiring.Component):
 
     def _feed_lanes(self, m, near, lanes, fetch, copier, platform):
         config = self._config
-        b_write = Signal(b_write_layout(config))
+        b_write = Signal(b_write_layout(config), reset_less=True)
         b_selected = Signal()
         m.d.sync += [b_write.eq(near.b_write), b_selected.eq(near.b_selected)]
         if config.weight_lanes > 1:
@@ -211,15 +214,15 @@ class Cluster(wiring.Component):
             low.eq(Mux(fits > LOW_WATER, LOW_WATER, fits)),
         ]
         turn, turn1, turn2 = (Signal(range(max(2, count)), name=f"turn{n}") for n in range(3))
-        pointer = range(2 * words)
-        written, taken, level = Signal(pointer), Signal(pointer), Signal(pointer)
+        level = Signal(range(2 * words))
+        # every lane tells the level of the ring that has its turn in one of them, a register and the hops later
+        ring_bits = (rings - 1).bit_length()
+        ahead = 2 * lane_stages(config)
         m.d.sync += [
             turn.eq(Mux(turn == count - 1, 0, turn + 1)),
             turn1.eq(turn),
             turn2.eq(turn1),
-            written.eq(Array([lane.written[ring] for lane in lanes for ring in range(rings)])[turn]),
-            taken.eq(Array([lane.taken[ring] for lane in lanes for ring in range(rings)])[turn]),
-            level.eq(written - taken),
+            level.eq(Array([lane.level for lane in lanes])[turn1 >> ring_bits]),
         ]
         room, space = Signal(count), Signal(count, init=-1)
         scrubs = Cat(lane.scrubs for lane in lanes).any()
@@ -242,6 +245,7 @@ class Cluster(wiring.Component):
         m.d.sync += running.eq(fetch.active | Cat(lane.working for lane in lanes).any())
         for number, lane in enumerate(lanes):
             m.d.comb += [
+                lane.scan.eq((turn + ahead)[:ring_bits]),
                 lane.valid.eq(copier.o.lanes[number]),
                 lane.ring.eq(copier.o.ring),
                 lane.word.eq(copier.o.word),
@@ -262,14 +266,9 @@ class Cluster(wiring.Component):
         # a word may be chosen in the lane while `space` is on its way
         slack = DRAIN_LATENCY + 6 + 2 * lane_stages(config)
         submodule(m, "post", post := PostProcess(config, slack if direct else None), platform)
-        lane_bits = (len(lanes) - 1).bit_length()
-        header_bits = 16 + 8 + 2 + lane_bits
-        body = max(header_bits, config.acc_width + len(post.i.payload.column))
-        word_shape = data.StructLayout({"kind": PostKind, "body": body})
-        word = Signal(word_shape)
+        word_shape = RowWord(config)
+        word, out = Signal(word_shape, reset_less=True), Signal(word_shape)
         valid = Signal()
-        # a START's fields and a VALUE's share the queue's bits
-        out, target = Signal(word_shape), post.i.payload
         if direct:
             waits, space = Const(0, 1), post.space
             m.d.comb += [post.i.valid.eq(valid), out.eq(word)]
@@ -284,39 +283,22 @@ class Cluster(wiring.Component):
                 out.eq(rows.o.payload),
                 rows.o.ready.eq(post.i.ready),
             ]
-        header = out.body[:header_bits]
-        m.d.comb += [
-            target.kind.eq(out.kind),
-            Cat(target.value, target.column).eq(out.body),
-            Cat(target.row, target.tag, target.post, target.bank).eq(header),
-            target.lane.eq(Cat(header[26:], near.number[: 8 - lane_bits])),
-        ]
+        m.d.comb += unfold(post.i.payload, out, near.number[: 8 - (len(lanes) - 1).bit_length()])
         wiring.connect(m, near.p, post.p)
         wiring.connect(m, near.limits, post.limits)
         wiring.connect(m, post.o, near.o)
         requests = Cat(lane.request for lane in lanes)
-        granted = Signal(len(lanes))
-        last = Signal(len(lanes))  # lanes up to the one granted last have to wait for the others
-        fair = requests & ~last
-        choice = Signal(len(lanes))
-        m.d.comb += choice.eq(Mux(fair.any(), fair, requests))
-        # by lane, not by arithmetic: what comes from a lane far away passes few LUTs
-        before = [choice[:n].any() for n in range(len(lanes))]
-        with m.If((granted & requests) == 0):
-            m.d.sync += [granted[n].eq(choice[n] & ~before[n]) for n in range(len(lanes))]
-            with m.If(requests.any()):
-                m.d.sync += [last[n].eq(~before[n]) for n in range(len(lanes))]
+        granted, free = Signal(len(lanes)), Signal()
+        m.d.comb += free.eq((granted & requests) == 0)
+        choice = round_robin(m, requests, free, "turn")
+        with m.If(free):
+            m.d.sync += granted.eq(choice)
         m.d.sync += valid.eq(Cat(lane.o.valid for lane in lanes).any())
+        # the next lane may have the grant already, but no two give a word at once
+        given = (lane.o.word.as_value() & lane.o.valid.replicate(word_shape.size) for lane in lanes)
+        m.d.sync += word.as_value().eq(reduce(or_, given))
         for number, lane in enumerate(lanes):
             m.d.comb += [lane.grant.eq(granted[number]), lane.space.eq(space)]
-            given = lane.o.word
-            # the next lane may have the grant already
-            with m.If(lane.o.valid):
-                m.d.sync += word.kind.eq(given.kind)
-                with m.If(given.kind == PostKind.START):
-                    m.d.sync += word.body.eq(Cat(given.row, given.tag, given.post, given.bank, given.lane[:lane_bits]))
-                with m.Else():
-                    m.d.sync += word.body.eq(Cat(given.value, given.column))
         draining = Cat(lane.draining for lane in lanes).any()
         return waits | valid | post.busy | draining, post.idle & ~waits & ~valid & ~draining
 

@@ -11,6 +11,9 @@ from maskwork.rtl.pe import context_width
 
 RUN = COMMANDS[Op.RUN]
 
+ALWAYS_USED = frozenset({"row_words", "first", "final", "share", "use_c", "a_bank", "b_bank", "c_bank"})
+"""Fields of RUN that something depends on also while there is none; the others need no reset, which has far to go."""
+
 
 def segment_layout(config: Config) -> data.StructLayout:
     """A segment to send: first word of the activation buffer (bank on top), number of words, k of element 0."""
@@ -92,18 +95,18 @@ class Fetch(wiring.Component):
         run = {}
         word_number = Signal(range(RUN.words))
         for f in RUN.fields:
-            run[f.name] = Signal(signed(f.width) if f.signed else f.width, name=f"run_{f.name}")
+            shape = signed(f.width) if f.signed else f.width
+            run[f.name] = Signal(shape, name=f"run_{f.name}", reset_less=f.name not in ALWAYS_USED)
         # fields that are only checked, never used here, synthesise to nothing
         row_seg, row_k, row_x, row_y = (run[n] for n in ("seg", "k", "x", "y"))
-        tap_seg, tap_k = Signal(signed(16)), Signal(config.k_width)
-        tap_x, tap_y = Signal(signed(16)), Signal(signed(16))
-        m0, m1 = (Signal(16, name=n) for n in ("m0", "m1"))
-        t0, t1 = (Signal(16, name=n) for n in ("t0_left", "t1_left"))
+        tap_seg, tap_k = Signal(signed(16), reset_less=True), Signal(config.k_width, reset_less=True)
+        tap_x, tap_y = Signal(signed(16), reset_less=True), Signal(signed(16), reset_less=True)
+        m0, m1, t0, t1 = (Signal(16, name=n, reset_less=True) for n in ("m0", "m1", "t0_left", "t1_left"))
         index = Signal(16)  # of the row that is given away next
-        number = Signal(16)  # of the row that was
+        number = Signal(16, reset_less=True)  # of the row that was
         # the ends of loops come from registers: additions hang on them. Rows take many cycles, taps may take one each
         m0_ends, m1_ends, rows_end, t0_ends, t1_ends = (
-            Signal(name=n) for n in ("m0_ends", "m1_ends", "rows_end", "t0_ends", "t1_ends")
+            Signal(name=n, reset_less=True) for n in ("m0_ends", "m1_ends", "rows_end", "t0_ends", "t1_ends")
         )
         m.d.sync += [
             m0_ends.eq(m0 == run["m0"]),
@@ -111,9 +114,9 @@ class Fetch(wiring.Component):
             rows_end.eq(index == run["rows"]),
         ]
         loops = [t0.eq(run["t0"]), t0_ends.eq(run["t0"] == 0)], [t1.eq(run["t1"]), t1_ends.eq(run["t1"] == 0)]
-        column_mask = [Signal(32, name=f"mask{n}") for n in range(words)]
+        column_mask = [Signal(32, name=f"mask{n}", reset_less=True) for n in range(words)]
         mask_step = Signal(range(words + 3), init=words + 2)
-        mask_pointer = Signal(len(self.mask_address) - 1)
+        mask_pointer = Signal(len(self.mask_address) - 1, reset_less=True)
         m.d.comb += [
             self.row_words.eq(run["row_words"]),
             self.coming_bank.eq(run["b_bank"]),
@@ -126,23 +129,26 @@ class Fetch(wiring.Component):
         run_begins = Signal()
         sent, wanted = Signal(), Signal()
         lane, ring, slot, found = choose_lane(m, config, self, run, index, run_begins, sent, wanted)
-        chosen = Signal(lanes + context_width(config))  # lanes, then ring
-        chosen_slot = Signal(8)
+        chosen = Signal(lanes + context_width(config), reset_less=True)  # lanes, then ring
+        chosen_slot = Signal(8, reset_less=True)
 
         # items pass two registers, so that a segment's directory entry is there when it leaves
         push, raw, inside = Signal(), Signal(), Signal()
         body = Signal(word_width(config))
-        push1, raw1, push2, raw2 = Signal(), Signal(), Signal(), Signal()
-        body1, body2, k1, k2 = Signal.like(body), Signal.like(body), Signal.like(tap_k), Signal.like(tap_k)
-        chosen1, chosen2 = Signal.like(chosen), Signal.like(chosen)
+        push1, push2 = Signal(), Signal()
+        raw1, raw2 = Signal(reset_less=True), Signal(reset_less=True)
+        body1, body2 = (Signal.like(body, name=f"body{n}", reset_less=True) for n in (1, 2))
+        k1, k2 = (Signal.like(tap_k, name=f"k{n}") for n in (1, 2))
+        chosen1, chosen2 = (Signal.like(chosen, name=f"chosen{n}") for n in (1, 2))
         segment = Signal(segment_layout(config))
+        segments = Signal(range(config.a_segments + 1), reset_less=True)  # of the RUN's bank
         entry = Signal(self.directory.shape())
         m.d.comb += [
             self.directory_address.eq(Cat(tap_seg[: clog2(config.a_segments)], run["a_bank"])),
             inside.eq(
                 (tap_x >= 0) & (tap_x < run["x_limit"].as_unsigned())
                 & (tap_y >= 0) & (tap_y < run["y_limit"].as_unsigned())
-                & (tap_seg >= 0) & (tap_seg < Array(self.segments)[run["a_bank"]])
+                & (tap_seg >= 0) & (tap_seg < segments)
             ),
             entry.eq(self.directory),
             segment.start.eq(Cat(entry.start, run["a_bank"])),
@@ -153,6 +159,8 @@ class Fetch(wiring.Component):
             Cat(self.o.item.lanes, self.o.item.ring).eq(chosen2),
             self.o.item.body.eq(Mux(raw2, body2, segment.as_value())),
         ]  # fmt: skip
+        # a bank is complete long before a RUN that reads it takes its first tap
+        m.d.sync += segments.eq(Array(self.segments)[run["a_bank"]])
         m.d.sync += [
             push1.eq(push & (raw | inside)), raw1.eq(raw), body1.eq(body), k1.eq(tap_k), chosen1.eq(chosen),
             push2.eq(push1), raw2.eq(raw1), body2.eq(body1), k2.eq(k1), chosen2.eq(chosen1),

@@ -12,9 +12,9 @@ from maskwork.rtl.expander import Expander
 from maskwork.rtl.hierarchy import submodule
 from maskwork.rtl.hop import lane_stages, late_reset, near_side
 from maskwork.rtl.lane_fifo import LaneFifo
-from maskwork.rtl.layouts import b_write_layout, counts_layout, ring_pointers, word_width
+from maskwork.rtl.layouts import b_write_layout, counts_layout, ring_words, word_width
 from maskwork.rtl.pe import LOOKUP_LATENCY, PE, context_width, token_layout, upper_width
-from maskwork.rtl.post import PostWord
+from maskwork.rtl.post import RowWord, fold
 from maskwork.rtl.shared_weights import own_rows, weight_address_width, weights_layout
 from maskwork.rtl.weight_masks import WeightMasks
 
@@ -57,15 +57,15 @@ class Lane(wiring.Component):
                 "valid": In(1),
                 "ring": In(context_width(config)),
                 "word": In(word_width(config)),
-                "written": Out(ring_pointers(config)),
-                "taken": Out(ring_pointers(config)),
+                "scan": In(context_width(config)),
+                "level": Out(range(2 * ring_words(config))),
                 "pending": Out(config.rows_in_flight),
                 "coming": In(config.rows_in_flight),
                 "coming_bank": In(1),
                 "banks": Out(2),
                 "write": In(b_write_layout(config)),
                 "selected": In(1),
-                "o": Out(data.StructLayout({"valid": 1, "word": PostWord(config)})),
+                "o": Out(data.StructLayout({"valid": 1, "word": RowWord(config)})),
                 "request": Out(1),
                 "grant": In(1),
                 "space": In(1),
@@ -90,7 +90,7 @@ class Lane(wiring.Component):
         config = self._config
         # weights have registers of their own in the memories
         direct = ("lane", "write", "selected", "apart", "weight_address", "weights")
-        near = near_side(m, self, lane_stages(config), platform, direct)
+        near = near_side(m, self, lane_stages(config), platform, direct, ("ring", "word", "level", "o"))
         submodule(m, "fifo", fifo := LaneFifo(config), platform)
         submodule(m, "expander", expander := Expander(config), platform)
         submodule(m, "drain", drain := Drain(config), platform)
@@ -100,12 +100,13 @@ class Lane(wiring.Component):
             for n in range(config.pes_per_lane)
         ]
         wiring.connect(m, fifo.o, expander.i)
+        written, taken = Signal.like(near.level, name="written"), Signal.like(near.level, name="taken")
+        m.d.sync += [written.eq(fifo.written[near.scan]), taken.eq(fifo.taken[near.scan])]
         m.d.comb += [
             fifo.valid.eq(near.valid),
             fifo.ring.eq(near.ring),
             fifo.word.eq(near.word),
-            near.written.eq(fifo.written),
-            near.taken.eq(fifo.taken),
+            near.level.eq(written - taken),
             fifo.go.eq(expander.go),
             fifo.turn.eq(expander.turn),
             fifo.turn_ring.eq(expander.turn_ring),
@@ -144,7 +145,7 @@ class Lane(wiring.Component):
         ]
         done = reduce(lambda x, y: x & y, (pe.done for pe in pes))
         leaves, kept, retired, retired_bank = self._leave(m, near, expander, drain, fire, blocked, done)
-        write = Signal(b_write_layout(config))
+        write = Signal(b_write_layout(config), reset_less=True)
         m.d.sync += write.eq(self.write)
         selected, write_k = Signal(), write.k
         m.d.sync += selected.eq(self.selected)
@@ -204,7 +205,8 @@ class Lane(wiring.Component):
             drain.sum.eq(reduce(or_, (pe.sum for pe in pes))),
             drain.lane.eq(self.lane),
             expander.release.eq(drain.done_clear | leaves),
-            near.o.eq(drain.o),
+            near.o.valid.eq(drain.o.valid),
+            near.o.word.eq(fold(config, drain.o.word)),
             near.request.eq(drain.request),
             near.scrubs.eq(drain.scrubs),
             drain.grant.eq(near.grant),

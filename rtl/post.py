@@ -27,6 +27,8 @@ __all__ = [
     "PostKind",
     "PostProcess",
     "PostWord",
+    "RowWord",
+    "fold",
     "limits_signature",
     "parameter_signature",
     "post_latency",
@@ -51,6 +53,34 @@ def PostWord(config: Config) -> data.StructLayout:
             "bank": 1,
         }
     )
+
+
+def RowWord(config: Config) -> data.StructLayout:
+    """PostWord on its way to post-processing: ``row``, ``tag``, ``post``, ``bank`` and ``lane`` (within its cluster) of
+    a START share bits with ``value`` and ``column`` of a VALUE.
+    """
+    header = 16 + 8 + 2 + (config.lanes_per_cluster - 1).bit_length()
+    body = max(header, config.acc_width + len(Signal(range(config.tile_columns))))
+    return data.StructLayout({"kind": PostKind, "body": body})
+
+
+def fold(config: Config, word: data.View) -> Value:
+    """RowWord of a PostWord."""
+    lane = word.lane[: (config.lanes_per_cluster - 1).bit_length()]
+    header = Cat(word.row, word.tag, word.post, word.bank, lane)
+    return Cat(word.kind, Mux(word.kind == PostKind.START, header, Cat(word.value, word.column)))
+
+
+def unfold(target: data.View, word: data.View, cluster: Value) -> list:
+    """Statements that make a RowWord a PostWord, with its lane's number in the whole array."""
+    lane_bits = len(target.lane) - len(cluster)
+    header = word.body[: 16 + 8 + 2 + lane_bits]
+    return [
+        target.kind.eq(word.kind),
+        Cat(target.value, target.column).eq(word.body),
+        Cat(target.row, target.tag, target.post, target.bank).eq(header),
+        target.lane.eq(Cat(header[26:], cluster)),
+    ]
 
 
 def parameter_signature(config: Config) -> wiring.Signature:

@@ -12,11 +12,14 @@ from typing import Any
 
 import cocotb
 import numpy as np
+from amaranth.hdl import signed
+from amaranth.lib import data
 from cocotb.triggers import FallingEdge, ReadOnly
 from maskwork.gen.config import CHUNK, Config
 from maskwork.rtl.drain import DRAIN_LATENCY
+from maskwork.rtl.hop import lane_stages
 from maskwork.rtl.layouts import WordKind, b_write_layout, chunk_layout, counts_layout, ring_words, start_layout
-from maskwork.rtl.post import PostKind, PostWord
+from maskwork.rtl.post import PostKind, RowWord
 from maskwork.sim_tb.benches.stream import configuration, packed, share_of, start, unpacked
 
 LANE = 5
@@ -57,8 +60,8 @@ class Bench:
         """Reset, and write the weights."""
         dut, config = self.dut, self.config
         await start(
-            dut, valid=0, ring=0, word=0, coming=0, coming_bank=0, write=0, selected=0, grant=0, space=0, lane=LANE,
-            loading=0, running=0,
+            dut, valid=0, ring=0, word=0, scan=0, coming=0, coming_bank=0, write=0, selected=0, grant=0, space=0,
+            lane=LANE, loading=0, running=0,
         )  # fmt: skip
         for bank in range(2):
             await self.write(bank, 0.0)
@@ -177,14 +180,19 @@ async def feed(bench: Bench, rings: list[list[Row]], pause: float) -> None:
     """Announce rows and write their words, ring by ring at random, no ring fuller than it is."""
     dut, chance, config = bench.dut, bench.chance, bench.config
     words = ring_words(config)
-    width = (2 * words - 1).bit_length()
+    # the level that the lane tells is of some cycles ago, and of the ring that was asked for then
+    age = 2 * lane_stages(config) + 1
+    asked, recent = [0] * age, [-1] * (age + 2)
     writing: list[list[int]] = [[] for _ in rings]
     left = [list(rows) for rows in rings]
     while any(left) or any(writing):
         await FallingEdge(dut.clk)
         dut.valid.value = 0
         dut.coming.value = 0
-        pointers = int(dut.written.value), int(dut.taken.value)
+        told, level = asked.pop(0), int(dut.level.value)
+        asked.append(chance.randrange(len(rings)))
+        dut.scan.value = asked[-1]
+        recent = [*recent[1:], -1]
         pending = int(dut.pending.value)
         if chance.random() < pause:
             continue
@@ -196,8 +204,8 @@ async def feed(bench: Bench, rings: list[list[Row]], pause: float) -> None:
                 dut.coming.value = 1 << ring
                 dut.coming_bank.value = row.bank
             continue
-        written, taken = (p >> width * ring & ((1 << width) - 1) for p in pointers)
-        if (written - taken) % (2 * words) < words:
+        if ring == told and level + recent.count(ring) < words:
+            recent[-1] = ring
             dut.valid.value = 1
             dut.ring.value = ring
             dut.word.value = writing[ring].pop(0)
@@ -209,7 +217,10 @@ async def feed(bench: Bench, rings: list[list[Row]], pause: float) -> None:
 async def collect(bench: Bench, rings: list[list[Row]], stall: float) -> None:
     """Grant post-processing and take every row's words, which must be those expected."""
     dut, chance, config = bench.dut, bench.chance, bench.config
-    layout = PostWord(config)
+    layout = RowWord(config)
+    lane_bits = (config.lanes_per_cluster - 1).bit_length()
+    header = data.StructLayout({"row": 16, "tag": 8, "post": 1, "bank": 1, "lane": lane_bits})
+    result = data.StructLayout({"value": signed(config.acc_width), "column": range(config.tile_columns)})
     expected = {row.number: row for rows in rings for row in rows if row.final}
     open_row: Row | None = None
     column, since, quiet = -1, 0, 0
@@ -239,16 +250,18 @@ async def collect(bench: Bench, rings: list[list[Row]], stall: float) -> None:
         if kind == PostKind.START:
             assert began, "a row began without a grant"
             assert open_row is None, "a row began within a row"
-            open_row = expected[word["row"]]
-            found = {name: word[name] for name in ("lane", "tag", "post", "bank")}
-            assert found == {"lane": LANE, "tag": open_row.tag, "post": open_row.post, "bank": open_row.bank}
+            found = unpacked(header, word["body"] & ((1 << header.size) - 1))
+            open_row = expected[found.pop("row")]
+            lane = LANE & ((1 << lane_bits) - 1)
+            assert found == {"lane": lane, "tag": open_row.tag, "post": open_row.post, "bank": open_row.bank}
             column = -1
         else:
             assert open_row is not None, f"{kind.name} outside a row"
             if kind == PostKind.VALUE:
-                assert word["column"] > column, "columns must rise"
-                column = word["column"]
-                assert word["value"] == open_row.expected.pop(column), f"row {open_row.number}, column {column}"
+                given = unpacked(result, word["body"] & ((1 << result.size) - 1))
+                assert given["column"] > column, "columns must rise"
+                column = given["column"]
+                assert given["value"] == open_row.expected.pop(column), f"row {open_row.number}, column {column}"
             else:
                 assert not open_row.expected, f"row {open_row.number} lacks columns {list(open_row.expected)}"
                 del expected[open_row.number]
