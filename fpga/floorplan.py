@@ -55,6 +55,11 @@ class Device:
         return [first + 2 * n for first in self.groups for n in range(4)]
 
     @property
+    def middle(self) -> Place:
+        """Column and row amid the block RAMs."""
+        return self.columns[len(self.columns) // 2], (self.rows[0] + self.rows[-1]) / 2
+
+    @property
     def areas(self) -> list[float]:
         """Rows of the device that are nearest to each row of block RAMs."""
         edges = [0.0, *((a + b) / 2 for a, b in itertools.pairwise(self.rows)), float(self.height)]
@@ -126,8 +131,10 @@ def place_blocks(netlist: dict[str, Any], device: Device) -> int:
     multipliers: dict[int, list[_Block]] = collections.defaultdict(list)
     for name in sorted(cells):
         kinds = {"DP16KD": rams, "MULT18X18D": multipliers}
-        if (kind := kinds.get(cells[name]["type"])) is not None and (cluster := _cluster_of(name)) >= 0:
-            kind[cluster].append(_Block.of(name))
+        if (kind := kinds.get(cells[name]["type"])) is not None:
+            kind[_cluster_of(name)].append(_Block.of(name))
+    lone = [ram.name for ram in rams.pop(-1, [])]
+    multipliers.pop(-1, None)
     sizes = [len(rams[cluster]) for cluster in sorted(rams)]
     available = len(device.columns) * len(device.rows)
     if not FULL * available <= sum(sizes) <= available:
@@ -138,11 +145,17 @@ def place_blocks(netlist: dict[str, Any], device: Device) -> int:
     if strips is None:
         return 0
     wanted: dict[str, Place] = {}
-    fixed: dict[str, str] = {}
+    sites: dict[str, tuple[int, int]] = {}
     for cluster, columns in zip(sorted(rams), strips, strict=True):
         found = _places(rams[cluster], columns, device)
-        fixed |= {name: device.bel(*site) for name, site in found.items()}
+        sites |= found
         wanted |= _wanted(multipliers[cluster], rams[cluster], found)
+    # what is in no cluster, the link to the host above all, is drawn into the middle, where it is near all of them
+    free = {(x, y) for y in device.rows for x in device.columns} - set(sites.values())
+    for name in lone[: len(free)]:
+        sites[name] = min(free, key=lambda site: (_distance(site, device.middle), site))
+        free.remove(sites[name])
+    fixed = {name: device.bel(*site) for name, site in sites.items()}
     if len(wanted) <= len(device.multiplier_sites):
         near = assign(wanted, device.multiplier_sites)
         fixed |= {name: device.multiplier_bel(*site) for name, site in near.items()}
