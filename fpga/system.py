@@ -9,7 +9,6 @@ from maskwork.fpga.link.uart import Rate
 from maskwork.gen.config import Config
 from maskwork.rtl.accelerator import Accelerator
 from maskwork.rtl.hierarchy import submodule
-from maskwork.rtl.stream import SkidBuffer, beat_layout
 
 ACTIVITY_BITS = 18
 """``activity`` stays high for 2**18 cycles after the last low bit: long enough to be seen."""
@@ -54,14 +53,8 @@ class System(wiring.Component):
         m.d.sync += reset.eq(link.reset)
         submodule(m, "link", link, platform)
         submodule(m, "accelerator", accelerator := Accelerator(self.config), platform, reset)
-        leaving = accelerator.o
-        # an array so large that its clusters are cycles away has its link at some distance, too
-        for stage in range(self.config.hop_stages):
-            submodule(m, f"leave{stage}", buffer := SkidBuffer(beat_layout(self.config)), platform, reset)
-            wiring.connect(m, leaving, buffer.i)
-            leaving = buffer.o
         wiring.connect(m, link.o, accelerator.i)
-        wiring.connect(m, leaving, link.i)
+        wiring.connect(m, accelerator.o, link.i)
         m.d.comb += [
             link.rx.eq(self.rx),
             self.tx.eq(link.tx),

@@ -135,10 +135,9 @@ def over_uart(dut, cycles_per_bit, exchanges, timeout=20_000):
     return answers
 
 
-@pytest.mark.parametrize("hops", [0, 2])
 @pytest.mark.slow
-def test_system_answers_over_its_uart(hops):
-    config = preset("tiny").replace(hop_stages=hops)
+def test_system_answers_over_its_uart():
+    config = preset("tiny")
     identify = COMMANDS[Op.IDENTIFY].encode({})
     echo = COMMANDS[Op.ECHO].encode({"token": 0x7E7D1234})
     dut = System(config, 12e6, 3e6, "virtual")
