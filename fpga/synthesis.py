@@ -250,9 +250,9 @@ ECP5_OPTIONS = (
 them too little, and a router that does not look at time takes the longest wires round what is crowded. Seeds differ
 widely all the same."""
 
-ECP5_STATIC_OPTIONS = ("--placer", "static", "--router", "router2")
-"""With the electrostatic placer. What it places is not routed by time: where 96 PEs miss their clock nextpnr rips up
-the same wires again and again, and does not finish."""
+ECP5_STATIC_OPTIONS = ("--placer", "static", "--router", "router2", "--tmg-ripup")
+"""With the electrostatic placer, which does not look at time: ask for a clock that its placements allow. Wires that are
+late get ripped up again and again, and with too many of those the router takes very long."""
 
 
 @dataclasses.dataclass(frozen=True)
