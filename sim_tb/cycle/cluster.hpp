@@ -81,14 +81,15 @@ struct Cluster {
     Leaving leaving;
     Run coming{};
 
-    void create(const Config& c, Totals& t, int n, std::span<Lane> its_lanes, Front& its_front, int its_first) {
+    void create(const Config& c, Totals& t, int n, std::span<Lane> its_lanes, Front& its_front, int its_first, Time now) {
         config = &c;
         totals = &t;
         number = n;
         lanes = its_lanes;
         front = &its_front;
         first = its_first;
-        for (size_t lane = 0; lane < lanes.size(); ++lane) lanes[lane].create(c, t, static_cast<int>(lane), shared);
+        began = now;
+        for (size_t lane = 0; lane < lanes.size(); ++lane) lanes[lane].create(c, t, static_cast<int>(lane), shared, now);
         ring_shift = log2_of(c.rings);
         const int rings = c.lanes_per_cluster << ring_shift;
         scan_mask = static_cast<uint32_t>(rings - 1);

@@ -14,7 +14,7 @@ struct DrainOut {
 
 // Whether every PE has issued the end of a context's row before `now`.
 inline bool context_done(Lane& lane, int context, Time now) {
-    return (lane.ends_sent >> context & 1) && lane.pes.done_from(context) <= now;
+    return (lane.ends_sent >> context & 1) && lane.pes.done_from(context, now) <= now;
 }
 
 // Cycle in which an idle drain, which looks at one context a cycle, can find one that is done.
@@ -22,7 +22,7 @@ inline Time next_look(const Lane& lane, Time now) {
     Time next = NEVER;
     for (int context = 0; context < lane.config->rings; ++context) {
         if (!(lane.ends_sent >> context & 1)) continue;
-        const Time done = std::max(now + 1, lane.pes.done_from(context));
+        const Time done = std::max(now + 1, lane.pes.done_from(context, now));
         const int shown = (lane.idle_context + static_cast<int>(done - lane.idle_since)) & (lane.config->rings - 1);
         next = std::min(next, done + ((context - shown) & (lane.config->rings - 1)));
     }

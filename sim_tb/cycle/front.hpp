@@ -163,13 +163,12 @@ private:
         const int words_last = config->fetch_width - 2;
         const uint8_t value_mask = static_cast<uint8_t>(config->fetch_width - 1);
         const bool sparse = config->skip_a;
-        const auto pes = static_cast<size_t>(config->pes);
         const Lanes ends = last_element;
         each(set, [&](Lane& lane, Lanes bit) {
             const unsigned bits = lane.bits;
             const int element = sparse ? std::countr_zero(bits) : lane.index;
             const uint32_t row = lane.first_row + ((lane.chunk_k + static_cast<uint32_t>(element)) & lane.row_mask);
-            __builtin_prefetch(&lane.weights[row * pes]);
+            __builtin_prefetch(&lane.weights[row * lane.fours]);
             lane.tokens[lane.tokens_end++ % TOKEN_RING] = {row, static_cast<uint8_t>(lane.reading), false,
                                                            (lane.chunk_nonzero >> element & 1) != 0};
             const int more = lane.more, value = lane.value;

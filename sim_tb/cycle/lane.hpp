@@ -49,14 +49,14 @@ struct Shared {
 };
 
 struct ExpanderToken {
-    uint32_t weights;       // row of Lane::weights
+    uint32_t weights;       // row of Lane::weights, which is of all PEs
     uint8_t context;
     bool end, nonzero;
 };
 
-// Weights of a PE at one k: which are not skipped, and which are not 0.
+// Weights of four PEs at one k: which are not skipped, and which are not 0.
 struct Weights {
-    uint32_t mask, nonzero;
+    Four mask, nonzero;
 };
 
 struct Lane {
@@ -83,8 +83,9 @@ struct Lane {
     Time accounted = 0;                 // all cycles before have been charged
     Pes pes;
 
-    // ---- weights by bank, k and PE
+    // ---- weights by bank, k and PEs
     std::vector<Weights> weights;
+    size_t fours = 1;                   // of PEs
     int last_slot[2] = {};
 
     // ---- rows
@@ -118,20 +119,22 @@ struct Lane {
     Time drain_line_until = LONG_AGO;
     int8_t steals[4] = {-1, -1, -1, -1};        // by cycle: the PE that loses its issue slot
 
-    void create(const Config& c, Totals& t, int n, Shared& s) {
+    void create(const Config& c, Totals& t, int n, Shared& s, Time now) {
         shared = &s;
         config = &c;
         totals = &t;
         number = n;
         ring_words = static_cast<unsigned>(c.fifo_depth / c.rings);
         ram.resize(static_cast<size_t>(c.fifo_depth));
-        pes.create(c);
+        pes.create(c, now);
+        fours = static_cast<size_t>(Pes::padded(c.pes) / FOUR);
         part_width = std::min(16, c.columns());
         parts = c.columns() / part_width;
         kept.resize(static_cast<size_t>(c.psum_rows));
         owed.assign(kept.size(), 0);
         finished_rows.resize(kept.size());
-        weights.resize(static_cast<size_t>(2 * c.k_depth * c.pes));
+        const Four present = same(c.skip_b ? 0 : -1);
+        weights.assign(static_cast<size_t>(2 * c.k_depth) * fours, {present, Four{}});
     }
 
     void wake_drain(Time time) {
@@ -150,6 +153,12 @@ struct Lane {
         accounted = std::max(accounted, until);
     }
 
+    // See Pes; what is charged looks back no further than to the last time.
+    void bring_near(Time now) {
+        account(now);
+        pes.bring_near(now);
+    }
+
     // ------------------------------------------------------------------ PEs
 
     // The oldest token leaves for the PEs.
@@ -163,8 +172,7 @@ struct Lane {
 
     void fire_end(Time now, int context) {
         const auto count = static_cast<size_t>(config->pes);
-        Pes::Sender send(pes, now);
-        for (size_t n = 0; n < count; ++n) send.end(n, context);
+        Pes::Sender(pes, now).end(context);
         Row& row = *context_row[context];
         if (!config->psum_in_pe) {
             ends_sent |= 1u << context;
@@ -182,37 +190,29 @@ struct Lane {
     void fire_value(Time now, const ExpanderToken& token) {
         totals->token = true;
         ++totals->tokens;
-        const auto count = static_cast<size_t>(config->pes);
-        const Weights* const row = &weights[token.weights * count];
-        const uint32_t* own_mask = column_mask[token.context];
+        const Weights* const row = &weights[token.weights * fours];
         if (token.nonzero && !results) {
-            for (size_t n = 0; n < count; ++n) touched[token.context][n] |= row[n].nonzero;
+            uint32_t* of_context = touched[token.context];
+            for (size_t n = 0; n < fours; ++n) put(of_context + FOUR * n, four_at(of_context + FOUR * n) | row[n].nonzero);
         }
         Pes::Sender send(pes, now);
         if (pes.counting) {
             const int service = last_slot[token.weights >= static_cast<uint32_t>(config->k_depth)] + 1;
-            for (size_t n = 0; n < count; ++n) send(n, service, 0);
+            for (int n = 0; n < config->pes; n += FOUR) {
+                send(static_cast<size_t>(n), same(service) & (config->pes - n > Four{0, 1, 2, 3}), same(0));
+            }
             totals->multiplies += service * config->pes;
             return;
         }
-        const uint32_t no_b = config->skip_b ? 0 : ~0u, no_c = config->skip_c ? 0 : ~0u;
-        int64_t services = 0;
-        const auto send_to = [&](size_t n) __attribute__((always_inline)) {
-            const uint32_t wanted = (row[n].mask | no_b) & (own_mask[n] | no_c);
-            if (!wanted) return;
-            const int service = std::popcount(wanted);
-            services += service;
-            send(n, service, std::popcount(wanted >> ((31 - std::countl_zero(wanted)) & ~3)));
-        };
-        if (count == 4) {
-            send_to(0);
-            send_to(1);
-            send_to(2);
-            send_to(3);
-        } else {
-            for (size_t n = 0; n < count; ++n) send_to(n);
-        }
-        totals->multiplies += services;
+        const uint32_t* own_mask = column_mask[token.context];
+        Four services = same(0);
+        size_t n = 0;
+        do {
+            const Bits wanted = count_bits(row[n].mask & four_at(own_mask + FOUR * n));
+            services += wanted.all;
+            send(FOUR * n, wanted.all, wanted.last);
+        } while (++n < fours);
+        totals->multiplies += sum_of(services);
     }
 
     // Rows whose END has been issued by all PEs before `now` and whose sums stay; whether there was one.
@@ -221,7 +221,7 @@ struct Lane {
         bool any = false;
         for (int n = 0; n < config->rings; ++n) {
             if (!stays[n]) continue;
-            const Time done = pes.done_from(n);
+            const Time done = pes.done_from(n, now);
             if (done > now) {
                 retire_at = std::min(retire_at, done);
                 continue;
@@ -250,7 +250,7 @@ struct Lane {
                 const int column = slot * config->pes + n;
                 mask |= (row->mask[column >> 5] >> (column & 31) & 1) << slot;
             }
-            column_mask[reading][n] = mask;
+            column_mask[reading][n] = config->skip_c ? mask : ~0u;
             touched[reading][n] = 0;
         }
     }

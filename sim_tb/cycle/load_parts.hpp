@@ -350,6 +350,7 @@ struct LoadB {
 
     void write_mask() {
         uint32_t of_pe[MAX_PES] = {}, nonzero[MAX_PES] = {};
+        if (!config->skip_b) std::fill(std::begin(of_pe), std::end(of_pe), ~0u);
         const int pes = config->pes;
         for (int slot = 0; slot < config->slots; ++slot) {
             for (int n = 0; n < pes; ++n) {
@@ -363,9 +364,9 @@ struct LoadB {
         const int last_slot = (load.length - 1) >> log2_of(pes);
         for (Lane* lane : targets) {
             const int own = lane_is_alone(lane->number) ? config->own_rows(lane->number, k) : k;
-            const size_t base = static_cast<size_t>((load.bank * config->k_depth + own) * pes);
-            for (int n = 0; n < pes; ++n) {
-                lane->weights[base + static_cast<size_t>(n)] = {of_pe[n], nonzero[n]};
+            const size_t base = static_cast<size_t>(load.bank * config->k_depth + own) * lane->fours;
+            for (size_t n = 0; n < lane->fours; ++n) {
+                lane->weights[base + n] = {four_at(of_pe + FOUR * n), four_at(nonzero + FOUR * n)};
             }
             if (!load.append || last_slot > lane->last_slot[load.bank]) lane->last_slot[load.bank] = last_slot;
         }

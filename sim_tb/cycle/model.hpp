@@ -90,8 +90,7 @@ struct Model {
             Cluster& cluster = clusters[n];
             const size_t first = n * each;
             cluster.create(config, totals, static_cast<int>(n), {&lanes[first], each}, fronts[first / MAX_FRONT],
-                           static_cast<int>(first % MAX_FRONT));
-            cluster.began = now;
+                           static_cast<int>(first % MAX_FRONT), now);
         }
         for (Lane& lane : lanes) {
             lane.results = results;
@@ -157,6 +156,9 @@ struct Model {
     // One cycle; whether anything moved at the edges.
     bool step() {
         if (now == reset_at) reset();
+        if (now % ROUND == 0) [[unlikely]] {
+            for (Lane& lane : lanes) lane.bring_near(now);
+        }
         const int sources = config.clusters() + 1;
         load_line = load_line << 1 | (state == LOADING || state == LOADED);
         const bool loading = load_line >> config.hop_stages & 1;

@@ -3,6 +3,7 @@
 // drain, which takes issue slots, changes it afterwards. Nothing is done in the cycles between.
 #pragma once
 
+#include "four.hpp"
 #include "types.hpp"
 
 namespace maskwork {
@@ -11,97 +12,135 @@ constexpr int LOOKUP_LATENCY = 3;   // rtl/pe.py
 constexpr int QUEUE_MARGIN = LOOKUP_LATENCY + 2;
 // cycles in which a token that was sent does not count in the queue
 constexpr uint32_t IN_FLIGHT = LOOKUP_LATENCY + 1;
+constexpr Time ROUND = Time{1} << 28;   // after so many cycles, times of long ago are brought nearer
+constexpr Time LONG = 1 << 16;          // so near, which no time is that matters
 
-// A token in a PE; of its times the low bits are kept. (Members of one byte could alias everything, and cost speed.)
+// A token in a PE. Of its times, as of all times of PEs, the low bits are kept: all are less than 2^31 cycles from now.
 struct Token {
     uint32_t pushed;    // cycle in which it enters the queue
     uint32_t popped;    // in which it leaves the queue
     uint32_t ends;      // in which its last slot is issued
+    // (members of one byte could alias everything, and cost speed)
     uint16_t service;   // slots that it is issued for
     uint16_t tail;      // cycles from the move of its last nibble to the iterator's inner stage to `ends`
 };
 
 struct Pes {
     int count = 0, most = 0;            // PEs; entries of a queue at which it still has space
+    int contexts = 0;
     bool counting = false;              // no mask of B or C: every slot in turn
     Time to_queue = LOOKUP_LATENCY;     // from a token that leaves the lane to the cycle before the queue can show it
     uint32_t ring_mask = 0;
     std::vector<Token> tokens;          // a ring a PE
     // of each PE: tokens that it got, and of the last of them, the move of its last nibble and its last slot
-    std::array<uint32_t, MAX_PES> sent{};
-    std::array<Time, MAX_PES> moves{}, ends{};
+    std::array<uint32_t, MAX_PES> sent{}, moves{}, ends{};
     std::array<uint32_t, MAX_PES> issued{};     // number of the token that a drain was in the way of
     // of each context the last cycle of its row's end, and which token of a PE that is
-    std::array<Time, MAX_PES> done[MAX_RINGS] = {};
-    std::array<uint32_t, MAX_PES> end_number[MAX_RINGS] = {};
+    std::array<uint32_t, MAX_PES> done[MAX_RINGS] = {}, end_number[MAX_RINGS] = {};
     // cycles in which tokens were sent, by their number, and from when on all queues have space if no later ones count
     static constexpr uint32_t SENDINGS = 8;
     uint32_t sendings = 0;
-    Time sent_at[SENDINGS], space_at[SENDINGS] = {};
+    Time sent_at[SENDINGS], space_at[SENDINGS];
     Time idle_from = 0;                 // no PE is out of tokens before
 
-    void create(const Config& c) {
+    void create(const Config& c, Time now) {
         count = c.pes;
+        contexts = c.rings;
         most = c.queue_depth - QUEUE_MARGIN;
         counting = !c.skip_b && !c.skip_c;
         to_queue = LOOKUP_LATENCY + !c.lut_ram;
         const unsigned ring = std::bit_ceil(static_cast<unsigned>(c.queue_depth + QUEUE_MARGIN + 1));
         ring_mask = ring - 1;
-        const auto never = static_cast<uint32_t>(LONG_AGO);
-        tokens.assign(ring * static_cast<size_t>(count), {never, never, never, 0, 0});
-        moves.fill(LONG_AGO);
-        ends.fill(LONG_AGO);
-        std::fill(std::begin(sent_at), std::end(sent_at), LONG_AGO);
+        const auto never = static_cast<uint32_t>(now + LONG_AGO);
+        tokens.assign(ring * static_cast<size_t>(padded(count)), {never, never, never, 0, 0});
+        moves.fill(never);
+        ends.fill(never);
+        for (auto& times : done) times.fill(never);
+        std::fill(std::begin(sent_at), std::end(sent_at), now + LONG_AGO);
+        std::fill(std::begin(space_at), std::end(space_at), now + LONG_AGO);
     }
+
+    // PEs are stepped in fours.
+    static int padded(int pes) { return (pes + FOUR - 1) & -FOUR; }
 
     Token* ring(size_t pe) { return &tokens[pe * (ring_mask + 1)]; }
 
     // A cycle whose low bits are given, seen from one near it.
-    static Time near(Time now, uint32_t low) { return now + static_cast<int32_t>(low - static_cast<uint32_t>(now)); }
+    static int32_t relative(uint32_t time, Time now) { return static_cast<int32_t>(time - static_cast<uint32_t>(now)); }
+    static Time near(Time now, uint32_t low) { return now + relative(low, now); }
 
-    // Tokens that leave the lane in a cycle for its PEs.
+    // Once a ROUND: what was long ago stays so, however few bits are kept.
+    void bring_near(Time now) {
+        const auto nearer = [now](uint32_t& time) {
+            if (relative(time, now) < -LONG) time = static_cast<uint32_t>(now - LONG);
+        };
+        for (Token& token : tokens) {
+            nearer(token.pushed);
+            nearer(token.popped);
+            nearer(token.ends);
+        }
+        for (auto* times : {&moves, &ends}) std::for_each(times->begin(), times->end(), nearer);
+        for (auto& times : done) std::for_each(times.begin(), times.end(), nearer);
+        for (Time& space : space_at) space = std::max(space, now - LONG);
+        for (Time& sent : sent_at) sent = std::max(sent, now - LONG);
+    }
+
+    // Tokens that leave the lane in a cycle for its PEs, four PEs at a time.
     class Sender {
     public:
         Sender(Pes& all, Time cycle)
-            : pes(all), of_pe(all.tokens.data()), mask(all.ring_mask), before(static_cast<uint32_t>(all.most) + 1),
-              now(cycle), pushed(cycle + all.to_queue), space(all.space_at[all.sendings % SENDINGS]),
-              counting(all.counting) {
+            : pes(all), now(cycle), low(static_cast<uint32_t>(cycle)),
+              space(static_cast<int32_t>(all.space_at[all.sendings % SENDINGS] - cycle)) {
             all.sent_at[++all.sendings % SENDINGS] = cycle;
         }
-        ~Sender() { pes.space_at[pes.sendings % SENDINGS] = space; }
+        ~Sender() { pes.space_at[pes.sendings % SENDINGS] = now + space; }
         Sender(const Sender&) = delete;
         Sender& operator=(const Sender&) = delete;
 
-        [[gnu::always_inline]] void operator()(size_t pe, int service, int tail) {
-            Token* const tokens = of_pe + pe * (mask + 1);
-            const uint32_t number = pes.sent[pe];
-            const Time ends_before = pes.ends[pe], popped = std::max(pushed + 1, pes.moves[pe]);
-            const Time last = (counting ? popped : std::max(popped + 1, ends_before)) + service;
-            tokens[number & mask] = {static_cast<uint32_t>(pushed), static_cast<uint32_t>(popped),
-                                     static_cast<uint32_t>(last), static_cast<uint16_t>(service),
-                                     static_cast<uint16_t>(tail)};
-            pes.sent[pe] = number + 1;
-            pes.moves[pe] = last - tail;
-            pes.ends[pe] = last;
-            // `ends_before` bounds it for tokens of very long ago, whose low bits look like the future
-            const uint32_t leaves = tokens[(number + 1 - before) & mask].popped;
-            space = std::max(space, std::min(near(now, leaves), ends_before) + 2);
+        // From PE `first` on; to those alone whose `service` is not 0.
+        [[gnu::always_inline]] void operator()(size_t first, Four service, Four tail) {
+            const Four zero = same(static_cast<int32_t>(low)), gets = service > 0;
+            const Four old_ends = four_at(&pes.ends[first]), old_moves = four_at(&pes.moves[first]);
+            const int32_t pushed = static_cast<int32_t>(pes.to_queue);
+            const Four popped = max(same(pushed + 1), old_moves - zero);
+            const Four last = (pes.counting ? popped : max(popped + 1, old_ends - zero)) + service;
+            const Four sent = four_at(&pes.sent[first]), next_sent = sent - gets;
+            put(&pes.ends[first], choose(gets, last + zero, old_ends));
+            put(&pes.moves[first], choose(gets, last - tail + zero, old_moves));
+            put(&pes.sent[first], next_sent);
+            const Four low_popped = popped + zero, low_last = last + zero, both = service | tail << 16;
+            const uint32_t mask = pes.ring_mask, before = static_cast<uint32_t>(pes.most) + 1;
+            Token* tokens = pes.ring(first);
+#pragma GCC unroll 4
+            for (int n = 0; n < FOUR; ++n, tokens += mask + 1) {
+                // what is written for a PE that gets none is behind its last token
+                Token& token = tokens[static_cast<uint32_t>(sent[n]) & mask];
+                token.pushed = low + static_cast<uint32_t>(pushed);
+                token.popped = static_cast<uint32_t>(low_popped[n]);
+                token.ends = static_cast<uint32_t>(low_last[n]);
+                const int32_t its_both = both[n];
+                std::memcpy(&token.service, &its_both, sizeof its_both);
+                const uint32_t leaves = tokens[(static_cast<uint32_t>(next_sent[n]) - before) & mask].popped;
+                space = std::max(space, static_cast<int32_t>(leaves - low) + 2);
+            }
         }
 
         // The end of a context's row.
-        void end(size_t pe, int context) {
-            pes.end_number[context][pe] = pes.sent[pe];
-            (*this)(pe, 1, !counting);
-            pes.done[context][pe] = pes.ends[pe];
+        void end(int context) {
+            const auto of = static_cast<size_t>(context);
+            pes.end_number[of] = pes.sent;
+            for (int n = 0; n < pes.count; n += FOUR) {
+                const Four services = pes.count - n > Four{0, 1, 2, 3};
+                (*this)(static_cast<size_t>(n), -services, pes.counting ? same(0) : -services);
+            }
+            pes.done[of] = pes.ends;
         }
 
     private:
         Pes& pes;
-        Token* const of_pe;
-        const uint32_t mask, before;
-        const Time now, pushed;
-        Time space;
-        const bool counting;
+        const Time now;
+        const uint32_t low;
+        int32_t space;          // from now
     };
 
     // Whether all queues have space in cycle `now`; else `again` is when to ask again.
@@ -117,24 +156,25 @@ struct Pes {
     // PE-cycles without a token, from one cycle to another.
     int64_t idle_cycles(Time from, Time until) {
         int64_t cycles = 0;
-        Time first = NEVER;
+        int32_t first = INT32_MAX;
         for (size_t pe = 0; pe < static_cast<size_t>(count); ++pe) {
-            cycles += std::max<Time>(0, until - std::max(from, ends[pe] + 1));
-            first = std::min(first, ends[pe]);
+            const int32_t its_end = relative(ends[pe], until);
+            cycles += std::max<Time>(0, std::min<Time>(until - from, -1 - its_end));
+            first = std::min(first, its_end);
         }
-        idle_from = first + 1;
+        idle_from = until + first + 1;
         return cycles;
     }
 
     // A drain takes the issue slot of cycle `now`; true: from a token, which is late by a cycle then, and so may be
     // those behind it.
     bool steal(size_t pe, Time now) {
-        if (ends[pe] < now) return false;
-        Token* const of_pe = ring(pe);
-        const uint32_t mask = ring_mask, end = sent[pe];
         // times relative to `now`
         const auto low = static_cast<uint32_t>(now);
         const auto relative = [low](uint32_t time) { return static_cast<int32_t>(time - low); };
+        if (relative(ends[pe]) < 0) return false;
+        Token* const of_pe = ring(pe);
+        const uint32_t mask = ring_mask, end = sent[pe];
         const bool in_turn = counting;
         const auto begin = [in_turn](int32_t popped, int32_t ends_before) {
             return in_turn ? popped : std::max(popped + 1, ends_before);
@@ -164,6 +204,7 @@ struct Pes {
         }
         current.ends = low + static_cast<uint32_t>(last);
         const uint32_t first = number - 1;
+        const bool may_delay = static_cast<int32_t>(end - static_cast<uint32_t>(most) - 1 - number) > 0;
         bool late = false;              // the token before leaves and moves a cycle later
         while (++number != end) {
             Token& next = of_pe[number & mask];
@@ -184,13 +225,14 @@ struct Pes {
         }
         if (number == end) {
             const Token& newest = of_pe[(end - 1) & mask];
-            ends[pe] = now + relative(newest.ends);
-            moves[pe] = ends[pe] - newest.tail;
+            ends[pe] = newest.ends;
+            moves[pe] = newest.ends - newest.tail;
         }
-        for (int context = 0; context < MAX_RINGS; ++context) {
+        for (int context = 0; context < contexts; ++context) {
             const uint32_t its_end = end_number[context][pe];
-            if (its_end - first < end - first) done[context][pe] = near(now, of_pe[its_end & mask].ends);
+            if (its_end - first < end - first) done[context][pe] = of_pe[its_end & mask].ends;
         }
+        if (!may_delay) return true;
         // the tokens whose leaving makes space are late as well
         number = end;
         for (uint32_t sending = sendings;; --sending) {
@@ -198,17 +240,19 @@ struct Pes {
             while (relative(of_pe[(number - 1) & mask].pushed) > its_time + to_queue - now) --number;
             Time& space = space_at[sending % SENDINGS];
             const uint32_t leaves = of_pe[(number - static_cast<uint32_t>(most) - 1) & mask].popped;
-            space = std::max(space, std::min(near(now, leaves), ends[pe]) + 2);
+            space = std::max(space, near(now, leaves) + 2);
             if (its_time < now - IN_FLIGHT) break;      // all of it has come
         }
         return true;
     }
 
     // Cycle from which on all PEs have issued a context's end.
-    Time done_from(int context) const {
-        Time last = 0;
-        for (size_t pe = 0; pe < static_cast<size_t>(count); ++pe) last = std::max(last, done[context][pe]);
-        return last + 1;
+    Time done_from(int context, Time now) const {
+        int32_t last = INT32_MIN;
+        for (size_t pe = 0; pe < static_cast<size_t>(count); ++pe) {
+            last = std::max(last, relative(done[static_cast<size_t>(context)][pe], now));
+        }
+        return now + last + 1;
     }
 };
 
