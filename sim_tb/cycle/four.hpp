@@ -20,6 +20,7 @@ inline void put(uint32_t* to, Four value) { std::memcpy(to, &value, sizeof value
 // Of each number: `yes` where `mask` has all bits set, `no` where it has none.
 inline Four choose(Four mask, Four yes, Four no) { return mask ? yes : no; }
 inline Four max(Four a, Four b) { return a > b ? a : b; }
+inline Four min(Four a, Four b) { return a < b ? a : b; }
 inline int sum_of(Four of) { return of[0] + of[1] + of[2] + of[3]; }
 // Shifted right as numbers without a sign, whose upper bits are cleared by a mask.
 inline Four shifted(Four value, int by, int32_t mask) { return (value >> by) & same(mask); }

@@ -48,7 +48,9 @@ struct Front {
     Lanes select = 0, in_head = 0, in_header = 0, in_values = 0;        // its state
     Lanes rows[MAX_RINGS] = {}, busy[MAX_RINGS] = {};                   // by context
     Lanes others = 0, some = 0, turn_ring0 = 0, turn_ring1 = 0, turn_left = 0;
-    Lanes last_element = 0, last_of_word = 0;
+    // bits of the number of elements behind that of a chunk whose turn it is, and of its number in its word
+    Lanes more[4] = {}, value[3] = {};
+    Lanes not_value[3] = {};            // bits that are not used
     Lanes start_free = 0;               // the START that shows finds its slot free
 
     // ---- tokens: staged; in the queue, as bits of their number; and how they wait for PEs
@@ -65,6 +67,7 @@ struct Front {
         lanes = first;
         stays_in_pe = c.psum_in_pe;
         block = !c.lut_ram;
+        for (int n = log2_of(c.fetch_width); n < 3; ++n) not_value[n] = ~Lanes{0};
         select = count == MAX_FRONT ? ~Lanes{0} : (Lanes{1} << count) - 1;
         tokens_space = reason0 = reason1 = ~Lanes{0};
     }
@@ -112,23 +115,29 @@ private:
     // The oldest tokens leave for the PEs, where these have space; returns from which lanes they do.
     Lanes send_tokens(Time now, Lanes ask) {
         Lanes sent = 0;
-        each(ask, [&](Lane& lane, Lanes bit) {
+        for (; ask; ask &= ask - 1) {
+            Lane& lane = lanes[std::countr_zero(ask)];
+            const Lanes bit = ask & (~ask + 1);
             const ExpanderToken& token = lane.tokens[lane.tokens_head % TOKEN_RING];
             if (token.end && lane.stays[token.context]) {
                 waits |= bit;
-                return;
+                continue;
             }
-            Time again;
-            if (!lane.pes.have_space(now, again)) {
+            // a drain may have been in the way since the lane was told when to ask
+            if (const Time space = lane.pes.have_space(now); space > now) [[unlikely]] {
                 waits |= bit;
-                asks.add(bit, now, again);
-                return;
+                asks.add(bit, now, space);
+                continue;
             }
             // a row whose sums stay in the PEs leaves its context free
             if (token.end && stays_in_pe) released[token.context] |= bit;
             sent |= bit;
-            lane.fire(now);
-        });
+            lane.fire(now, token);
+            const Time again = lane.pes.space_from;
+            const Lanes later = again > now + 1 ? bit : 0;
+            waits |= later;
+            asks.add(later, now, again);
+        }
         return sent;
     }
 
@@ -142,45 +151,49 @@ private:
         reason1 = high;
     }
 
-    void take_chunk(Lane& lane, Lanes bit) {
-        const Row& row = *lane.context_row[lane.reading];
-        const int bank = row.bank ? config->k_depth : 0;
-        lane.first_row = static_cast<uint32_t>(bank + (row.share ? config->own_rows(lane.number, 0) : 0));
-        const int own_depth = row.share ? config->k_depth / config->weight_lanes : config->k_depth;
-        lane.row_mask = static_cast<uint32_t>(own_depth - 1);
-        lane.chunk_k = lane.head.number;
-        lane.bits = lane.head.bitmap;
-        lane.chunk_nonzero = lane.head.nonzero;
-        lane.more = lane.head.more;
-        lane.index = 0;
-        assign(last_element, bit, lane.more == 0);
-        assign(last_of_word, bit, lane.more == 0);
+    // Chunks are taken, and what becomes of their elements: tokens, which go one a cycle.
+    void take_chunks(Lanes set) {
+        Lanes next_more[4] = {};
+        each(set, [&](Lane& lane, Lanes bit) {
+            const Row& row = *lane.context_row[lane.reading];
+            // of the weights, those that the row's k counts in
+            const int bank = row.bank ? config->k_depth : 0;
+            const auto first_row = static_cast<uint32_t>(bank + (row.share ? config->own_rows(lane.number, 0) : 0));
+            const int own_depth = row.share ? config->k_depth / config->weight_lanes : config->k_depth;
+            const uint32_t row_mask = static_cast<uint32_t>(own_depth - 1), k = lane.head.number;
+            const uint32_t last = lane.head.more, nonzero = lane.head.nonzero;
+#pragma GCC unroll 4
+            for (int n = 0; n < 4; ++n) next_more[n] |= last >> n & 1 ? bit : 0;
+            uint32_t bits = config->skip_a ? lane.head.bitmap : (2u << last) - 1;
+            do {
+                const uint32_t element = static_cast<uint32_t>(std::countr_zero(bits));
+                const uint32_t number = first_row + ((k + element) & row_mask);
+                __builtin_prefetch(&lane.weights[number * lane.fours]);
+                lane.tokens[lane.tokens_end++ % TOKEN_RING] = {number, static_cast<uint8_t>(lane.reading), false,
+                                                               (nonzero >> element & 1) != 0};
+            } while (bits &= bits - 1);
+        });
+#pragma GCC unroll 4
+        for (int n = 0; n < 4; ++n) more[n] = (more[n] & ~set) | next_more[n];
+        for (Lanes& bit : value) bit &= ~set;
     }
 
-    // Elements of chunks become tokens.
-    void make_tokens(Lanes set) {
-        Lanes last = 0, word_ends = 0;
-        const int words_last = config->fetch_width - 2;
-        const uint8_t value_mask = static_cast<uint8_t>(config->fetch_width - 1);
-        const bool sparse = config->skip_a;
-        const Lanes ends = last_element;
-        each(set, [&](Lane& lane, Lanes bit) {
-            const unsigned bits = lane.bits;
-            const int element = sparse ? std::countr_zero(bits) : lane.index;
-            const uint32_t row = lane.first_row + ((lane.chunk_k + static_cast<uint32_t>(element)) & lane.row_mask);
-            __builtin_prefetch(&lane.weights[row * lane.fours]);
-            lane.tokens[lane.tokens_end++ % TOKEN_RING] = {row, static_cast<uint8_t>(lane.reading), false,
-                                                           (lane.chunk_nonzero >> element & 1) != 0};
-            const int more = lane.more, value = lane.value;
-            last |= more == 1 ? bit : 0;
-            word_ends |= value == words_last ? bit : 0;
-            lane.value = ends & bit ? 0 : (value + 1) & value_mask;
-            lane.bits = static_cast<uint16_t>(bits & (bits - 1));
-            ++lane.index;
-            lane.more = static_cast<uint8_t>(more - 1);
-        });
-        last_element = (last_element & ~set) | last;
-        last_of_word = (last_of_word & ~set) | last | word_ends;
+    Lanes last_element() const { return ~(more[0] | more[1] | more[2] | more[3]); }
+    Lanes last_of_word() const {
+        return ((value[0] | not_value[0]) & (value[1] | not_value[1]) & (value[2] | not_value[2])) | last_element();
+    }
+
+    // An element has become a token.
+    void count_elements(Lanes set) {
+        const Lanes less1 = set & ~more[0], less2 = less1 & ~more[1], less3 = less2 & ~more[2];
+        more[0] ^= set;
+        more[1] ^= less1;
+        more[2] ^= less2;
+        more[3] ^= less3;
+        const Lanes carry1 = set & value[0], carry2 = carry1 & value[1];
+        value[0] ^= set & ~not_value[0];
+        value[1] ^= carry1 & ~not_value[1];
+        value[2] ^= carry2 & ~not_value[2];
     }
 
     // What lanes read next: the word behind, or another ring's.
@@ -276,10 +289,10 @@ void Front::step_rings(Time now) {
     const Lanes head_ready = in_head & room & ~slot_owed, goes = valid & head_ready;
     const Lanes starts = goes & head_start, ends = goes & head_end, chunks = goes & ~(head_start | head_end);
     const Lanes headers = stays_in_pe ? starts & head_first : starts;
-    const Lanes value_goes = in_values & valid & room, chunk_ends = value_goes & last_element;
+    const Lanes value_goes = in_values & valid & room, chunk_ends = value_goes & last_element();
     static_assert(TURN_CHUNKS == 2);    // turn_left is a bit
     const Lanes turn = (select & some) | (chunk_ends & ~turn_left & others) | (in_head & ~valid & ~own_filled & others);
-    const Lanes ready = head_ready | in_header | (in_values & room & last_of_word);
+    const Lanes ready = head_ready | in_header | (in_values & room & last_of_word());
     const Lanes go_words = ~select & ~(in_head & valid & head_end);
     const Lanes moves = fetched & ~moved & (~held | ready) & go_words & ~turn;
     const Lanes next_staged = value_goes | ends;
@@ -297,7 +310,7 @@ void Front::step_rings(Time now) {
         value = next;
     };
     turn_left = ((turn_left | (select & some)) ^ chunk_ends);
-    make_tokens(value_goes);
+    count_elements(value_goes);
     each(ends, [&](Lane& lane, Lanes) {
         lane.tokens[lane.tokens_end++ % TOKEN_RING] = {0, static_cast<uint8_t>(lane.reading), true, false};
     });
@@ -305,7 +318,7 @@ void Front::step_rings(Time now) {
         lane.header_index = (headers & bit) != 0;
         lane.start_row(lane.head.row);
     });
-    each(chunks, [&](Lane& lane, Lanes bit) { take_chunk(lane, bit); });
+    if (chunks) take_chunks(chunks);
     any_started = starts;
     for (int n = 0; n < count; ++n) {
         started[n] = starts & is[n];

@@ -9,7 +9,7 @@ namespace maskwork {
 enum Reason { FETCH, IMBALANCE, DRAIN, LOAD, DISPATCH, IDLE, OUTER };   // OUTER: one of the three before, see Cluster
 constexpr int REASONS = 6;
 
-constexpr int TOKEN_RING = 16;      // tokens queued and staged, and then some
+constexpr int TOKEN_RING = 32;      // tokens queued and staged, and those of a chunk
 constexpr int DRAIN_LATENCY = 9;    // rtl/drain.py
 
 using Lanes = uint64_t;             // a bit a lane of a Front
@@ -71,10 +71,7 @@ struct Lane {
     Word head{};
     int reading = 0, header_index = 0;
 
-    // ---- expander: the chunk whose elements become tokens, the tokens
-    uint16_t bits = 0, chunk_nonzero = 0, chunk_k = 0;
-    uint8_t more = 0, value = 0, index = 0;
-    uint32_t first_row = 0, row_mask = 0;       // of the weights that the row's k counts in
+    // ---- expander: its tokens, those of a chunk from the chunk's first cycle on
     unsigned tokens_head = 0, tokens_end = 0;
     ExpanderToken tokens[TOKEN_RING];
 
@@ -162,9 +159,9 @@ struct Lane {
     // ------------------------------------------------------------------ PEs
 
     // The oldest token leaves for the PEs.
-    void fire(Time now) {
+    void fire(Time now, const ExpanderToken& token) {
         account(now);
-        const ExpanderToken& token = tokens[tokens_head++ % TOKEN_RING];
+        ++tokens_head;
         accounted = now + LOOKUP_LATENCY + 1;
         if (token.end) fire_end(now, token.context);
         else fire_value(now, token);
@@ -199,7 +196,7 @@ struct Lane {
         if (pes.counting) {
             const int service = last_slot[token.weights >= static_cast<uint32_t>(config->k_depth)] + 1;
             for (int n = 0; n < config->pes; n += FOUR) {
-                send(static_cast<size_t>(n), same(service) & (config->pes - n > Four{0, 1, 2, 3}), same(0));
+                send(static_cast<size_t>(n), same(service) & pes.present(n), same(0));
             }
             totals->multiplies += service * config->pes;
             return;

@@ -41,6 +41,7 @@ struct Pes {
     static constexpr uint32_t SENDINGS = 8;
     uint32_t sendings = 0;
     Time sent_at[SENDINGS], space_at[SENDINGS];
+    Time space_from = 0;                // first cycle after the last sending in which all queues have space
     Time idle_from = 0;                 // no PE is out of tokens before
 
     void create(const Config& c, Time now) {
@@ -62,6 +63,9 @@ struct Pes {
 
     // PEs are stepped in fours.
     static int padded(int pes) { return (pes + FOUR - 1) & -FOUR; }
+
+    // Which of four PEs there are, from one on.
+    Four present(int first) const { return count - first > Four{0, 1, 2, 3}; }
 
     Token* ring(size_t pe) { return &tokens[pe * (ring_mask + 1)]; }
 
@@ -93,7 +97,10 @@ struct Pes {
               space(static_cast<int32_t>(all.space_at[all.sendings % SENDINGS] - cycle)) {
             all.sent_at[++all.sendings % SENDINGS] = cycle;
         }
-        ~Sender() { pes.space_at[pes.sendings % SENDINGS] = now + space; }
+        ~Sender() {
+            pes.space_at[pes.sendings % SENDINGS] = now + space;
+            pes.space_from = pes.first_space(now + 1);
+        }
         Sender(const Sender&) = delete;
         Sender& operator=(const Sender&) = delete;
 
@@ -130,7 +137,7 @@ struct Pes {
             const auto of = static_cast<size_t>(context);
             pes.end_number[of] = pes.sent;
             for (int n = 0; n < pes.count; n += FOUR) {
-                const Four services = pes.count - n > Four{0, 1, 2, 3};
+                const Four services = pes.present(n);
                 (*this)(static_cast<size_t>(n), -services, pes.counting ? same(0) : -services);
             }
             pes.done[of] = pes.ends;
@@ -143,26 +150,32 @@ struct Pes {
         int32_t space;          // from now
     };
 
-    // Whether all queues have space in cycle `now`; else `again` is when to ask again.
-    bool have_space(Time now, Time& again) const {
-        if (now >= space_at[sendings % SENDINGS]) return true;
+    // The first cycle from `from` on in which all queues have space. They may be without it again once more tokens come.
+    Time first_space(Time from) const {
         // tokens that have not come yet do not count
-        uint32_t come = sendings;
-        while (sent_at[come % SENDINGS] >= now - IN_FLIGHT) --come;
-        again = space_at[come % SENDINGS];
-        return again <= now;
+        Time time = std::max(from, space_at[(sendings - IN_FLIGHT) % SENDINGS]);
+#pragma GCC unroll 4
+        for (uint32_t late = IN_FLIGHT - 1; late + 1; --late) {
+            const uint32_t sending = (sendings - late) % SENDINGS;
+            time = sent_at[sending] + IN_FLIGHT < time ? std::max(time, space_at[sending]) : time;
+        }
+        return time;
+    }
+    Time have_space(Time now) const {
+        return now >= space_at[sendings % SENDINGS] || now == space_from ? now : first_space(now);
     }
 
     // PE-cycles without a token, from one cycle to another.
     int64_t idle_cycles(Time from, Time until) {
+        const Four zero = same(static_cast<int32_t>(until)), most_cycles = same(static_cast<int32_t>(until - from));
         int64_t cycles = 0;
-        int32_t first = INT32_MAX;
-        for (size_t pe = 0; pe < static_cast<size_t>(count); ++pe) {
-            const int32_t its_end = relative(ends[pe], until);
-            cycles += std::max<Time>(0, std::min<Time>(until - from, -1 - its_end));
-            first = std::min(first, its_end);
+        Four last = same(INT32_MIN);        // how long ago the last slot was
+        for (int n = 0; n < count; n += FOUR) {
+            const Four ago = choose(present(n), zero - four_at(&ends[static_cast<size_t>(n)]), same(INT32_MIN));
+            cycles += sum_of(min(most_cycles, max(ago, same(1)) - 1));
+            last = max(last, ago);
         }
-        idle_from = until + first + 1;
+        idle_from = until - std::max(std::max(last[0], last[1]), std::max(last[2], last[3])) + 1;
         return cycles;
     }
 
@@ -243,6 +256,7 @@ struct Pes {
             space = std::max(space, near(now, leaves) + 2);
             if (its_time < now - IN_FLIGHT) break;      // all of it has come
         }
+        space_from = first_space(space_from);
         return true;
     }
 
