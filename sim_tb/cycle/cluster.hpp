@@ -70,7 +70,8 @@ struct Cluster {
 
     // banks
     int waiting_a[2] = {}, waiting_b[2] = {}, waiting_c[2] = {};
-    bool running = false, was_active = false;
+    bool was_active = false;
+    uint64_t* beats_wait = nullptr;     // of all clusters: a beat waits at the collector
     uint32_t pending = 0;               // rings: a row was announced and has not started
     bool loading = false;
     uint32_t run_spaces = ~0u;          // registers between the RUN FIFO and the sequencer; bit n: n + 1 steps ago
@@ -108,8 +109,7 @@ struct Cluster {
         if (run.fields[USE_C]) ++waiting_c[run.fields[C_BANK]];
     }
 
-    bool beat_waits() const { return leaving.valid(post); }     // at the collector
-    bool beat_ends() const { return leaving.last(post); }
+    bool beat_ends() const { return leaving.last(post); }       // at the collector
     bool lanes_use(int bank) const { return late.on ? late.used[bank] : shared.bank_rows[bank] != 0; }
     bool draining() const { return late.on ? late.draining : shared.undrained != 0; }
     bool working() const { return lanes_use(0) || lanes_use(1) || draining(); }
@@ -135,7 +135,7 @@ struct Cluster {
     }
 
     void set_outer(Time now, bool load) {
-        const Reason next = late(late.outer, load && !running ? LOAD : running ? DISPATCH : IDLE);
+        const Reason next = late(late.outer, load && !was_active ? LOAD : was_active ? DISPATCH : IDLE);
         if (next == shared.outer) return;
         for (Lane& lane : lanes) {
             if (lane.reason == OUTER) lane.account(now);
@@ -158,6 +158,21 @@ struct Cluster {
         const auto words = static_cast<uint32_t>(row_words);
         low = std::min(fits, LOW_WATER);
         fits = words >= usable ? 0 : usable - words;
+    }
+
+    // Whether a cycle like the last ones changes nothing, but for words of the lanes' rings that are not looked at yet.
+    bool rests(Time now) const {
+        return !late.on && config->lut_ram && comes_at == NEVER && idle(now) && shared.drain_at == NEVER && !granted &&
+               !requests && post.rests(now) && fetch.rests(items_space, room & ~pending);
+    }
+    // A cluster at rest for longer than all rings are looked at sleeps until a RUN comes or a load begins or ends.
+    static constexpr int SLEEPS_AFTER = MAX_LANES * MAX_RINGS + 8;
+    int rested = 0;
+    bool asleep = false, loading_at_last = false;
+    bool sleeps(bool load) {
+        asleep = comes_at == NEVER && load == loading_at_last && fetch.steady;
+        rested = 0;
+        return asleep;
     }
 
     // One cycle, up to what the fronts of the lanes do.
@@ -186,6 +201,9 @@ struct Cluster {
             items_valid = false;
             items_space = true;
             leaves_copier.lanes = 0;
+            rested = !was_active && rests(now) ? rested + 1 : 0;
+            asleep = rested > SLEEPS_AFTER;
+            loading_at_last = load;
         }
         look_at_ring(now, old_row_words, scrubs);
     }
@@ -200,6 +218,7 @@ struct Cluster {
         if (shared.drain_at <= now) step_drains(now, rows_space, grants, asking, drained);
         asking |= requests;
         if (word_valid || !post.rests(now)) post.step(now, word_valid ? &word : nullptr, beat_leaves);
+        *beats_wait = (*beats_wait & ~(uint64_t{1} << number)) | static_cast<uint64_t>(leaving.valid(post)) << number;
         word = late(late.drained, drained);
         word_valid = word.kind != PostKind::NONE;
         asking = late(late.asking, asking);
@@ -330,7 +349,6 @@ struct Cluster {
             --waiting_b[fetch.field(B_BANK)];
             if (fetch.field(USE_C)) --waiting_c[fetch.field(C_BANK)];
         }
-        running = was_active;
     }
 };
 

@@ -14,6 +14,7 @@ constexpr int SETTLE = 7;           // rtl/sequencer.py
 constexpr int CHECKED = 2;
 constexpr int FILLED = 3;
 constexpr int COUNTERS_IN_REPLY = 12;
+constexpr Time QUIET = 65;          // cycles after the last one in which a beat moved, before the end is looked for
 
 enum Op { BEGIN = 1, IDENTIFY = 2, ECHO = 3, SYNC = 4, ABORT = 5, READ_COUNTERS = 6, LOAD_A = 16, LOAD_B, LOAD_C, LOAD_P,
           RUN = 32, VECTOR = 48, MASK = 49 };
@@ -52,16 +53,18 @@ struct Model {
     uint32_t busy_line = 0, idle_line = 0;      // bit n: n + 1 steps ago
     uint32_t load_line = 0;             // bit n: n steps ago
     int64_t results_given = 0;
+    Time loaded_at = NEVER;             // while LOADING: the load ends, if that is known
 
     // packer and collector
     bool packer_full = false, packer_last = false;
     int packer_position = 0;
-    uint64_t granted = 0, served = 0;
+    uint64_t granted = 0, served = 0, beats_wait = 0;     // beats_wait: of clusters, at the collector
     bool leaving = false;               // a beat is in the output's register
     bool leaving_synced = false, packer_synced = false;
 
     Result result{};
-    Time now = 0, last_out = -1;
+    Time now = 0, last_out = -1, moved_at = -1, last_cycle = NEVER;
+    Time near_at = 0;                   // see Pes::bring_near
     int64_t counted_beats_in = 0, counted_beats_out = 0;
     bool finished = false, token_seen = false;
     Time since = 1;
@@ -91,12 +94,13 @@ struct Model {
             const size_t first = n * each;
             cluster.create(config, totals, static_cast<int>(n), {&lanes[first], each}, fronts[first / MAX_FRONT],
                            static_cast<int>(first % MAX_FRONT), now);
+            cluster.beats_wait = &beats_wait;
         }
         for (Lane& lane : lanes) {
             lane.results = results;
             lane.idle_since = now;
         }
-        granted = served = 0;
+        granted = served = beats_wait = 0;
     }
 
     const uint32_t* beat_at_entry() const { return words + (offered - entry) * config.stream_words; }
@@ -111,11 +115,10 @@ struct Model {
         words = new_words;
         lasts = new_lasts;
         beats = new_beats;
-        Time quiet = 0;
+        last_cycle = limit;
         while (true) {
-            const bool moved = step();
-            quiet = moved ? 0 : quiet + 1;
-            if (offered == beats && !entry && quiet > 64 && everything_rests()) break;
+            step();
+            if (offered == beats && !entry && now - moved_at > QUIET && everything_rests()) break;
             if (now > limit) throw std::runtime_error("the program did not end within " + std::to_string(limit) + " cycles");
         }
         finish();
@@ -153,18 +156,49 @@ struct Model {
     }
     bool frozen = false;
 
-    // One cycle; whether anything moved at the edges.
-    bool step() {
+    // The loader, and the input, in a cycle; whether the load has ended the cycle before.
+    bool step_loader(Time cycle) {
+        const bool ended = loader.done, has_beat = entry > 0;
+        const bool pop = loader.step(has_beat ? beat_at_entry() : nullptr, has_beat && last_at_entry());
+        move_input(cycle, pop);
+        return ended;
+    }
+
+    // A beat is taken, or not; another one comes.
+    void move_input(Time cycle, bool pop) {
+        const bool push = offered < beats && entry < 2;
+        entry += push - pop;
+        offered += push;
+        counted_beats_in += pop && !frozen;
+        if (push || pop) moved_at = cycle;
+    }
+
+    // Nothing outside of it changes what a load does, nor uses what it writes: all of it may be done at its start.
+    void load_ahead() {
+        Time cycle = now;
+        while (!step_loader(cycle) && cycle <= last_cycle) ++cycle;
+        loaded_at = cycle;
+    }
+
+    // Nothing happens before the load ends: the cycles from the next one on are over at once.
+    void pass_time() {
+        if (loaded_at == NEVER) return;
+        if (!frozen && started) since += loaded_at - 1 - now;
+        now = loaded_at - 1;
+    }
+
+    // One cycle.
+    void step() {
         if (now == reset_at) reset();
-        if (now % ROUND == 0) [[unlikely]] {
+        if (now >= near_at) [[unlikely]] {
             for (Lane& lane : lanes) lane.bring_near(now);
+            near_at = now + ROUND;
         }
-        const int sources = config.clusters() + 1;
         load_line = load_line << 1 | (state == LOADING || state == LOADED);
         const bool loading = load_line >> config.hop_stages & 1;
         // ---- collector: what leaves in this cycle
         uint64_t valid = packer_full;
-        for (int n = 0; n + 1 < sources; ++n) valid |= static_cast<uint64_t>(clusters[static_cast<size_t>(n)].beat_waits()) << (n + 1);
+        valid |= beats_wait << 1;
         const uint64_t leaves = valid & granted;
         bool leaves_last = false, leaves_synced = false;
         if (leaves) {
@@ -184,47 +218,51 @@ struct Model {
             last_out = now;
             ++result.beats_out;
             synced = leaving_synced;
+            moved_at = now;
             if (!frozen) ++counted_beats_out;
         }
         leaving = leaves != 0;
         leaving_synced = leaves_synced;
 
         totals.token = totals.finished = false;
+        bool quiet = true;              // everybody sleeps
         for (Cluster& cluster : clusters) {
+            if (cluster.asleep && cluster.sleeps(loading)) continue;
+            quiet = false;
             cluster.step(now, loading, leaves >> (cluster.number + 1) & 1);
         }
         for (Front& front : fronts) {
-            if (!front.rests(now)) front.step(now);
+            if (front.rests(now)) continue;
+            quiet = false;
+            front.step(now);
         }
-        for (Cluster& cluster : clusters) cluster.step_behind(now);
+        for (Cluster& cluster : clusters) {
+            if (!cluster.asleep) cluster.step_behind(now);
+        }
         if (!frozen) count_compute();
 
-        const bool load_done = loader.done;
-        bool pop = false;
-        const bool has_beat = entry > 0;
-        if (state == LOADING) {
-            pop = loader.step(has_beat ? beat_at_entry() : nullptr, has_beat && last_at_entry());
-        }
         const bool had_packer = packer_full;
         if (packer_full && leaves & 1) packer_full = false;
-        step_sequencer(has_beat, load_done, had_packer, pop);
-
-        // ---- input
-        const bool push = offered < beats && entry < 2;
-        if (pop) {
-            --entry;
-            if (!frozen) ++counted_beats_in;
-        }
-        if (push) {
-            ++offered;
-            ++entry;
+        if (state == LOADING) {
+            // the beats of a load are counted up to the end of a program, if it is still on its way
+            if (loaded_at == NEVER && stopping && step_loader(now)) loaded_at = now;
+            if (loaded_at == NEVER && !stopping) load_ahead();
+            if (loaded_at == now) {
+                state = LOADED;
+                settle = 0;
+            } else if (quiet && !leaving && !packer_full && (load_line & 7) == 7) {
+                pass_time();
+            }
+        } else {
+            bool pop = false;
+            step_sequencer(entry > 0, had_packer, pop);
+            move_input(now, pop);
         }
         if (synced) {
             if (counting && !frozen) freeze(now + 1);
             counting = stopping = false;
         }
         ++now;
-        return push || pop || sent;
     }
 
     void count_compute() {
@@ -245,7 +283,7 @@ struct Model {
     bool is_stream() const { return (header[0] & 0xff) == VECTOR || (header[0] & 0xff) == MASK; }
     bool streams() const { return reply == VECTOR || reply == MASK; }
     void give_word(bool last);
-    void step_sequencer(bool has_beat, bool load_done, bool packer_was_full, bool& pop);
+    void step_sequencer(bool has_beat, bool packer_was_full, bool& pop);
     bool needed_busy() const;
     void check(bool busy, bool all_idle);
     void start_load();

@@ -39,7 +39,8 @@ inline void Model::load_word(bool ends, bool& pop) {
 
 inline int64_t bits(uint32_t value, int lsb, int width) { return value >> lsb & ((int64_t{1} << width) - 1); }
 
-inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was_full, bool& pop) {
+// One cycle in which no load goes on.
+inline void Model::step_sequencer(bool has_beat, bool packer_was_full, bool& pop) {
     const int stream = config.stream_words;
     const bool settled = settle == SETTLE;
     const int hops = config.hop_stages;
@@ -90,7 +91,6 @@ inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was
             start_load();
             break;
         case LOADING:
-            if (load_done) state = LOADED;
             break;
         case LOADED:
             wait();
@@ -141,7 +141,7 @@ inline void Model::step_sequencer(bool has_beat, bool load_done, bool packer_was
             break;
     }
     settle = next_settle;
-    // how the clusters' state reaches the sequencer
+    // how the clusters' state reaches the sequencer (unless there is a load: then it is there long before it is needed)
     run_space = true;
     for (Cluster& cluster : clusters) {
         run_space &= cluster.run_spaces >> hops & 1;
@@ -212,6 +212,7 @@ inline void Model::check(bool busy, bool all_idle) {
 
 inline void Model::start_load() {
     state = LOADING;
+    loaded_at = NEVER;
     Load load{};
     load.kind = static_cast<LoadKind>((header[0] & 0xff) - LOAD_A);
     load.bank = static_cast<int>(bits(header[0], 8, 1));
