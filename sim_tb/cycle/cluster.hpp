@@ -23,6 +23,7 @@ struct Cluster {
     std::span<Lane> lanes;
     Front* front = nullptr;             // of the lanes, its first one is number `first` there
     int first = 0;
+    Lanes lanes_mask = 0;               // there
     Shared shared;
     SerialFetch fetch;
     Post post;
@@ -89,6 +90,7 @@ struct Cluster {
         lanes = its_lanes;
         front = &its_front;
         first = its_first;
+        lanes_mask = ((Lanes{1} << lanes.size()) - 1) << first;
         began = now;
         for (size_t lane = 0; lane < lanes.size(); ++lane) lanes[lane].create(c, t, static_cast<int>(lane), shared, now);
         ring_shift = log2_of(c.rings);
@@ -134,8 +136,8 @@ struct Cluster {
                leaving.empty() && !waiting_a[0] && !waiting_a[1] && !copying[0] && !copying[1];
     }
 
-    void set_outer(Time now, bool load) {
-        const Reason next = late(late.outer, load && !was_active ? LOAD : was_active ? DISPATCH : IDLE);
+    [[gnu::noinline]] void set_outer(Time now, Reason reason) {
+        const Reason next = late(late.outer, reason);
         if (next == shared.outer) return;
         for (Lane& lane : lanes) {
             if (lane.reason == OUTER) lane.account(now);
@@ -143,18 +145,25 @@ struct Cluster {
         shared.outer = next;
     }
 
-    // One ring is looked at in every cycle; what follows from that shows three cycles later.
-    void look_at_ring(Time now, int row_words, bool scrubs) {
+    // Which ring is looked at in a cycle, the same one of every cluster, and which one what is found is of.
+    struct Look {
+        unsigned lane, ring, place;
+    };
+    Look look_at(Time now) const {
         const auto scan = static_cast<unsigned>(now - began) & scan_mask;
-        const unsigned place = (scan - 2) & scan_mask;
+        const unsigned shown = (scan + late.on) & scan_mask;
+        return {shown >> ring_shift, shown & ((1u << ring_shift) - 1), (scan - 2) & scan_mask};
+    }
+
+    // One ring is looked at in every cycle; what follows from that shows three cycles later.
+    void look_at_ring(const Look& look, int row_words, bool scrubs) {
+        const unsigned place = look.place;
         const bool has_room = sampled[1] <= low && !scrubs, has_space = sampled[1] <= usable;
         room = (room & ~(1u << place)) | static_cast<uint32_t>(has_room) << place;
         ring_space = (ring_space & ~(1u << place)) | static_cast<uint32_t>(has_space) << place;
         sampled[1] = sampled[0];
-        const unsigned shown = (scan + late.on) & scan_mask;
-        const Lane& lane = lanes[shown >> ring_shift];
-        const unsigned ring = shown & ((1u << ring_shift) - 1);
-        sampled[0] = late(late.sampled, lane.written[ring] - lane.taken[ring]);
+        const Lane& lane = lanes[look.lane];
+        sampled[0] = late(late.sampled, lane.written[look.ring] - lane.taken[look.ring]);
         const auto words = static_cast<uint32_t>(row_words);
         low = std::min(fits, LOW_WATER);
         fits = words >= usable ? 0 : usable - words;
@@ -162,7 +171,7 @@ struct Cluster {
 
     // Whether a cycle like the last ones changes nothing, but for words of the lanes' rings that are not looked at yet.
     bool rests(Time now) const {
-        return !late.on && config->lut_ram && comes_at == NEVER && idle(now) && shared.drain_at == NEVER && !granted &&
+        return !late.on && config->lut_ram && comes_at == NEVER && idle(now) && !shared.drains && shared.drain_at == NEVER && !granted &&
                !requests && post.rests(now) && fetch.rests(items_space, room & ~pending);
     }
     // A cluster at rest for longer than all rings are looked at sleeps until a RUN comes or a load begins or ends.
@@ -176,9 +185,10 @@ struct Cluster {
     }
 
     // One cycle, up to what the fronts of the lanes do.
-    void step(Time now, bool load, bool beat_leaves) {
-        set_outer(now, load);
-        was_active = fetch.active() || working();
+    void step(Time now, bool load, bool beat_leaves, const Look& look) {
+        const Reason outer = was_active ? DISPATCH : load ? LOAD : IDLE;
+        if (outer != shared.outer || late.on) set_outer(now, outer);
+        was_active = fetch.active() || (late.on ? working() : (shared.bank_rows[0] | shared.bank_rows[1] | shared.undrained) != 0);
         const int old_row_words = fetch.row_words;
         bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
         if (late.on) [[unlikely]] {
@@ -188,7 +198,7 @@ struct Cluster {
             scrubs = late(late.scrubs, scrubs);
         }
         // what lanes and their cluster know a cycle late moves on in every cycle, even if nobody does anything
-        if (late.on || shared.drain_at <= now || requests || granted || word_valid || !post.rests(now)) {
+        if (late.on || shared.drains || shared.drain_at <= now || requests || granted || word_valid || !post.rests(now)) {
             step_results(now, beat_leaves);
         }
         const uint32_t offered = room & ~pending;
@@ -205,7 +215,7 @@ struct Cluster {
             asleep = rested > SLEEPS_AFTER;
             loading_at_last = load;
         }
-        look_at_ring(now, old_row_words, scrubs);
+        look_at_ring(look, old_row_words, scrubs);
     }
 
     // Drains, their arbiter, post-processing.
@@ -214,8 +224,8 @@ struct Cluster {
         PostWord drained;
         const bool rows_space = late(late.space, post.space);
         const uint32_t grants = late(late.granted, granted);
-        if (rows_space && (grants & requests)) wake_drains(now, grants);
-        if (shared.drain_at <= now) step_drains(now, rows_space, grants, asking, drained);
+        if (rows_space && (grants & requests)) wake_drains(grants);
+        if (shared.drains || shared.drain_at <= now) step_drains(now, rows_space, grants, asking, drained);
         asking |= requests;
         if (word_valid || !post.rests(now)) post.step(now, word_valid ? &word : nullptr, beat_leaves);
         *beats_wait = (*beats_wait & ~(uint64_t{1} << number)) | static_cast<uint64_t>(leaving.valid(post)) << number;
@@ -274,30 +284,43 @@ struct Cluster {
     }
 
     // Post-processing takes the row of a drain that has waited.
-    void wake_drains(Time now, uint32_t grants) {
-        for (uint32_t bits = grants & requests; bits; bits &= bits - 1) {
-            shared.drains_at[static_cast<size_t>(std::countr_zero(bits))] = now;
-        }
+    void wake_drains(uint32_t grants) {
+        shared.drains |= grants & requests;
         requests &= ~grants;
-        shared.drain_at = now;
     }
 
     // The drains of the lanes: which of them ask for post-processing, and what one of them gives it.
     void step_drains(Time now, bool rows_space, uint32_t grants, uint32_t& asking, PostWord& drained) {
-        shared.drain_at = NEVER;
-        for (size_t n = 0; n < lanes.size(); ++n) {
-            if (shared.drains_at[n] <= now) {
-                Lane& lane = lanes[n];
-                const bool was_active = lane.active;
-                const DrainOut out = step_drain(lane, now, rows_space, grants >> n & 1);
-                const Lanes bit = Lanes{1} << (first + static_cast<int>(n));
-                asking |= static_cast<uint32_t>(out.request) << n;
-                requests |= static_cast<uint32_t>(out.waits) << n;
-                if (out.word.kind != PostKind::NONE) drained = out.word;
+        uint32_t steps = shared.drains;
+        if (shared.drain_at <= now) {
+            shared.drain_at = NEVER;
+            for (size_t n = 0; n < lanes.size(); ++n) {
+                Time& its_time = shared.drains_at[n];
+                if (its_time <= now) {
+                    steps |= 1u << n;
+                    its_time = NEVER;
+                }
+                shared.drain_at = std::min(shared.drain_at, its_time);
+            }
+        }
+        shared.drains = steps;
+        for (; steps; steps &= steps - 1) {
+            const int n = std::countr_zero(steps);
+            Lane& lane = lanes[static_cast<size_t>(n)];
+            const bool was_active = lane.active;
+            const DrainOut out = step_drain(lane, now, rows_space, grants >> n & 1);
+            asking |= static_cast<uint32_t>(out.request) << n;
+            requests |= static_cast<uint32_t>(out.waits) << n;
+            if (out.word.kind != PostKind::NONE) drained = out.word;
+            if (out.releases | (lane.active != was_active)) [[unlikely]] {
+                const Lanes bit = Lanes{1} << (first + n);
                 if (out.releases) front->release(bit, lane.drain_context);
                 if (lane.active != was_active) front->drain(bit, lane.active);
             }
-            shared.drain_at = std::min(shared.drain_at, shared.drains_at[n]);
+            if (lane.drain_again != now + 1) {
+                shared.drains &= ~(1u << n);
+                lane.wake_drain(lane.drain_again);
+            }
         }
     }
 
@@ -305,7 +328,7 @@ struct Cluster {
         const int rings = config->rings;
         uint32_t result = 0;
         for (int ring = 0; ring < rings; ++ring) {
-            Lanes bits = front->started[ring] >> first & ((Lanes{1} << lanes.size()) - 1);
+            Lanes bits = (front->started[ring] & lanes_mask) >> first;
             for (; bits; bits &= bits - 1) {
                 result |= 1u << (std::countr_zero(bits) * rings + ring);
             }
@@ -324,8 +347,7 @@ struct Cluster {
 
     // The rest of a cycle, behind that of the lanes' fronts.
     [[gnu::always_inline]] inline void step_behind(Time now) {
-        const bool any_started = front->any_started >> first & ((Lanes{1} << lanes.size()) - 1);
-        if (any_started || late.on) pending &= ~late(late.started, started());
+        if ((front->any_started & lanes_mask) || late.on) pending &= ~late(late.started, started());
         if (shared.retire_at <= now) retire_rows(now);
         if (shared.drained_lane >= 0) {
             Lane& lane = lanes[static_cast<size_t>(shared.drained_lane)];

@@ -81,10 +81,24 @@ inline PostWord receive(Lane& lane, Time now) {
     return left.final ? left.word : PostWord{};
 }
 
+// The last word of a row is sent; whether its context is free.
+inline bool end_drain(Lane& lane, Time now) {
+    send(lane, now, PostKind::END, false);
+    lane.part = 0;
+    if (lane.config->psum_in_pe) {
+        lane.shared->drained_lane = lane.number;
+        lane.drain_state = Lane::D_IDLE;
+        return false;
+    }
+    lane.ends_sent &= ~(1u << lane.drain_context);
+    lane.drain_state = Lane::D_NEXT;
+    return true;
+}
+
 inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
     using L = Lane;
     const Config& config = *lane.config;
-    Time& again = lane.shared->drains_at[static_cast<size_t>(lane.number)];
+    Time& again = lane.drain_again;
     again = now + 1;
     DrainOut out;
     if (lane.drain_state == L::D_SCRUB) {
@@ -135,48 +149,30 @@ inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
     if (row.final && state >= L::D_REQUEST && state <= L::D_COLUMNS) {
         out.request = state != L::D_COLUMNS || was_busy || config.header_beats() > 2;
     }
-    switch (state) {
-        case L::D_META:
-            lane.drain_state = L::D_ROW;
-            break;
-        case L::D_ROW:
-            lane.drain_state = L::D_REQUEST;
-            break;
-        case L::D_REQUEST:
-            if (!row.final) {
-                lane.drain_state = L::D_MASK;
-            } else if (granted && space) {
-                send(lane, now, PostKind::START, false);
-                lane.drain_state = L::D_MASK;
-            } else if (lane.drain_line_until <= now) {
-                out.waits = true;
-                again = NEVER;
-            }
-            break;
-        case L::D_MASK:
-            offer = !lane.given;
-            mask = config.skip_c ? mask_of_part(lane, lane.part, width) : (1u << width) - 1;
-            given = offer && lane.columns.ready(lane.go);
-            break;
-        case L::D_COLUMNS:
-            if (!was_busy) {
-                send(lane, now, PostKind::END, false);
-                lane.part = 0;
-                if (config.psum_in_pe) {
-                    lane.shared->drained_lane = lane.number;
-                    lane.drain_state = L::D_IDLE;
-                } else {
-                    out.releases = true;
-                    lane.ends_sent &= ~(1u << lane.drain_context);
-                    lane.drain_state = L::D_NEXT;
-                }
-            }
-            break;
-        default:        // D_NEXT
-            lane.drain_state = L::D_IDLE;
-            lane.idle_context = (lane.drain_context + 1) & (config.rings - 1);
-            lane.idle_since = now + 1;
-            break;
+    if (state == L::D_MASK) {
+        offer = !lane.given;
+        mask = config.skip_c ? mask_of_part(lane, lane.part, width) : (1u << width) - 1;
+        given = offer && lane.columns.ready(lane.go);
+    } else if (state == L::D_COLUMNS) {
+        if (!was_busy) out.releases = end_drain(lane, now);
+    } else if (state == L::D_REQUEST) {
+        if (!row.final) {
+            lane.drain_state = L::D_MASK;
+        } else if (granted && space) {
+            send(lane, now, PostKind::START, false);
+            lane.drain_state = L::D_MASK;
+        } else if (lane.drain_line_until <= now) {
+            out.waits = true;
+            again = NEVER;
+        }
+    } else if (state == L::D_META) {
+        lane.drain_state = L::D_ROW;
+    } else if (state == L::D_ROW) {
+        lane.drain_state = L::D_REQUEST;
+    } else {        // D_NEXT
+        lane.drain_state = L::D_IDLE;
+        lane.idle_context = (lane.drain_context + 1) & (config.rings - 1);
+        lane.idle_since = now + 1;
     }
     if (handshake) {
         const int column = lane.columns.index() + lane.columns.inner_meta * width;

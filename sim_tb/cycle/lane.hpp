@@ -43,7 +43,8 @@ struct Shared {
     int undrained = 0;                  // rows whose sums stayed, whose last word has not left
     int drained_lane = -1;              // in this cycle: its drain has ended a row whose sums stayed
     Reason outer = IDLE;
-    Time drain_at = 0;                  // when a drain has to be looked at again, at the earliest
+    uint32_t drains = 0;                // lanes whose drains do something in the next cycle
+    Time drain_at = 0;                  // when another one has to be looked at again, at the earliest
     std::array<Time, MAX_LANES> drains_at{};    // and when which one
     Time retire_at = NEVER;             // no row whose sums stay has left the PEs before
 };
@@ -103,6 +104,7 @@ struct Lane {
     // ---- drain (see drain.hpp)
     enum DrainState : uint8_t { D_SCRUB, D_IDLE, D_META, D_ROW, D_REQUEST, D_MASK, D_COLUMNS, D_NEXT };
     DrainState drain_state = D_SCRUB;
+    Time drain_again = 0;               // its next cycle, when it has been stepped
     bool active = false;                // from ROW to COLUMNS
     int idle_context = 0;               // context looked at in cycle `idle_since`, the next one a cycle later
     Time idle_since = 0;

@@ -226,10 +226,11 @@ struct Model {
 
         totals.token = totals.finished = false;
         bool quiet = true;              // everybody sleeps
+        const Cluster::Look look = clusters[0].look_at(now);
         for (Cluster& cluster : clusters) {
             if (cluster.asleep && cluster.sleeps(loading)) continue;
             quiet = false;
-            cluster.step(now, loading, leaves >> (cluster.number + 1) & 1);
+            cluster.step(now, loading, leaves >> (cluster.number + 1) & 1, look);
         }
         for (Front& front : fronts) {
             if (front.rests(now)) continue;

@@ -101,24 +101,23 @@ struct Delay {
 
 // Bit iterator of rtl/bit_iterator.py: two stages, one nibble at a time.
 struct BitIterator {
-    uint32_t mask = 0, flags = 0;
-    int outer_meta = 0, inner_meta = 0, nibble = 0;
+    uint32_t mask = 0, flags = 0;       // flags: the first bit of each nibble that has any
     uint32_t bits = 0;
+    int outer_meta = 0, inner_meta = 0, nibble = 0;     // nibble: its first bit
     bool outer_valid = false, inner_valid = false;
 
     bool valid() const { return inner_valid; }
-    int index() const { return 4 * nibble + std::countr_zero(bits | 16u); }
-    bool inner_free(bool ready) const { return !inner_valid || (!(bits & (bits - 1)) && ready); }
+    int index() const { return nibble + std::countr_zero(bits | 16u); }
+    bool inner_free(bool ready) const { return !inner_valid || (!(bits & (bits - 1)) & ready); }
     bool ready(bool out_ready) const { return !outer_valid || (!(flags & (flags - 1)) && inner_free(out_ready)); }
-    bool busy() const { return (outer_valid && flags) || inner_valid; }
+    bool busy() const { return (outer_valid & (flags != 0)) | inner_valid; }
 
     void step(bool in_valid, uint32_t in_mask, int in_meta, bool out_ready) {
         const bool inner = inner_free(out_ready), outer = ready(out_ready);
         if (inner) {
-            const int chosen = flags ? std::countr_zero(flags) : 0;
-            inner_valid = outer_valid && flags;
-            bits = mask >> (4 * chosen) & 15;
-            nibble = chosen;
+            nibble = std::countr_zero(flags) & 31;
+            inner_valid = outer_valid & (flags != 0);
+            bits = mask >> nibble & 15;
             inner_meta = outer_meta;
             flags &= flags - 1;
         } else if (out_ready) {
@@ -126,8 +125,8 @@ struct BitIterator {
         }
         if (outer) {
             mask = in_mask;
-            flags = 0;
-            for (int n = 0; n < 8 && in_mask >> (4 * n); ++n) flags |= static_cast<uint32_t>((in_mask >> (4 * n) & 15) != 0) << n;
+            const uint32_t pairs = in_mask | in_mask >> 1;
+            flags = (pairs | pairs >> 2) & 0x11111111;
             outer_valid = in_valid;
             outer_meta = in_meta;
         }
