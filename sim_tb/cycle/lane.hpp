@@ -198,7 +198,7 @@ struct Lane {
         if (pes.counting) {
             const int service = last_slot[token.weights >= static_cast<uint32_t>(config->k_depth)] + 1;
             for (int n = 0; n < config->pes; n += FOUR) {
-                send(static_cast<size_t>(n), same(service) & pes.present(n), same(0));
+                send(static_cast<size_t>(n) / FOUR, same(service) & pes.present(n), same(0));
             }
             totals->multiplies += service * config->pes;
             return;
@@ -209,7 +209,7 @@ struct Lane {
         do {
             const Bits wanted = count_bits(row[n].mask & four_at(own_mask + FOUR * n));
             services += wanted.all;
-            send(FOUR * n, wanted.all, wanted.last);
+            send(n, wanted.all, wanted.last);
         } while (++n < fours);
         totals->multiplies += sum_of(services);
     }

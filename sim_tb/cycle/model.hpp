@@ -182,9 +182,10 @@ struct Model {
 
     // Nothing happens before the load ends: the cycles from the next one on are over at once.
     void pass_time() {
-        if (loaded_at == NEVER) return;
-        if (!frozen && started) since += loaded_at - 1 - now;
-        now = loaded_at - 1;
+        const Time last = std::min(loaded_at, near_at) - 1;
+        if (loaded_at == NEVER || last <= now) return;
+        if (!frozen && started) since += last - now;
+        now = last;
     }
 
     // One cycle.

@@ -12,18 +12,20 @@ constexpr int LOOKUP_LATENCY = 3;   // rtl/pe.py
 constexpr int QUEUE_MARGIN = LOOKUP_LATENCY + 2;
 // cycles in which a token that was sent does not count in the queue
 constexpr uint32_t IN_FLIGHT = LOOKUP_LATENCY + 1;
-constexpr Time ROUND = Time{1} << 28;   // after so many cycles, times of long ago are brought nearer
-constexpr Time LONG = 1 << 16;          // so near, which no time is that matters
+constexpr Time ROUND = Time{1} << 13;   // after so many cycles, times of long ago are brought nearer
+constexpr Time LONG = 1 << 12;          // so near, which no time is that matters
 
-// A token in a PE. Of its times, as of all times of PEs, the low bits are kept: all are less than 2^31 cycles from now.
+// A token in a PE. Of times the low bits are kept: those of tokens are less than 2^15 cycles from now.
 struct Token {
-    uint32_t pushed;    // cycle in which it enters the queue
-    uint32_t popped;    // in which it leaves the queue
-    uint32_t ends;      // in which its last slot is issued
-    // (members of one byte could alias everything, and cost speed)
-    uint16_t service;   // slots that it is issued for
-    uint16_t tail;      // cycles from the move of its last nibble to the iterator's inner stage to `ends`
+    uint16_t pushed;    // cycle in which it enters the queue
+    uint16_t popped;    // in which it leaves the queue
+    uint16_t ends;      // in which its last slot is issued
+    uint16_t rest;      // (members of one byte could alias everything, and cost speed)
+
+    int service() const { return rest & 0xff; }     // slots that it is issued for
+    int tail() const { return rest >> 8; }          // cycles from its last nibble's move to the inner stage to `ends`
 };
+static_assert(sizeof(Token) == 8);
 
 struct Pes {
     int count = 0, most = 0;            // PEs; entries of a queue at which it still has space
@@ -31,12 +33,16 @@ struct Pes {
     bool counting = false;              // no mask of B or C: every slot in turn
     Time to_queue = LOOKUP_LATENCY;     // from a token that leaves the lane to the cycle before the queue can show it
     uint32_t ring_mask = 0;
-    std::vector<Token> tokens;          // a ring a PE
-    // of each PE: tokens that it got, and of the last of them, the move of its last nibble and its last slot
-    std::array<uint32_t, MAX_PES> sent{}, moves{}, ends{};
-    std::array<uint32_t, MAX_PES> issued{};     // number of the token that a drain was in the way of
-    // of each context the last cycle of its row's end, and which token of a PE that is
-    std::array<uint32_t, MAX_PES> done[MAX_RINGS] = {}, end_number[MAX_RINGS] = {};
+    std::vector<Token> tokens;          // a ring a PE, the rings of four PEs word by word
+    // Of each of four PEs:
+    struct alignas(64) Group {
+        uint32_t sent[FOUR];            // tokens that it got
+        uint32_t moves[FOUR], ends[FOUR];       // of the last of them, the move of its last nibble and its last slot
+        uint32_t issued[FOUR];          // number of the token that a drain was in the way of
+        // of each context the last cycle of its row's end, and which token that is
+        uint32_t done[MAX_RINGS][FOUR], end_number[MAX_RINGS][FOUR];
+    };
+    std::array<Group, MAX_PES / FOUR> groups{};
     // cycles in which tokens were sent, by their number, and from when on all queues have space if no later ones count
     static constexpr uint32_t SENDINGS = 8;
     uint32_t sendings = 0;
@@ -53,10 +59,13 @@ struct Pes {
         const unsigned ring = std::bit_ceil(static_cast<unsigned>(c.queue_depth + QUEUE_MARGIN + 1));
         ring_mask = ring - 1;
         const auto never = static_cast<uint32_t>(now + LONG_AGO);
-        tokens.assign(ring * static_cast<size_t>(padded(count)), {never, never, never, 0, 0});
-        moves.fill(never);
-        ends.fill(never);
-        for (auto& times : done) times.fill(never);
+        const auto low = static_cast<uint16_t>(never);
+        tokens.assign(ring * static_cast<size_t>(padded(count)), {low, low, low, 0});
+        for (Group& group : groups) {
+            std::fill(std::begin(group.moves), std::end(group.moves), never);
+            std::fill(std::begin(group.ends), std::end(group.ends), never);
+            for (auto& times : group.done) std::fill(std::begin(times), std::end(times), never);
+        }
         std::fill(std::begin(sent_at), std::end(sent_at), now + LONG_AGO);
         std::fill(std::begin(space_at), std::end(space_at), now + LONG_AGO);
     }
@@ -67,24 +76,30 @@ struct Pes {
     // Which of four PEs there are, from one on.
     Four present(int first) const { return count - first > Four{0, 1, 2, 3}; }
 
-    Token* ring(size_t pe) { return &tokens[pe * (ring_mask + 1)]; }
+    // A PE's ring, of whose tokens every fourth one is its own.
+    Token* ring(size_t pe) { return &tokens[pe / FOUR * FOUR * (ring_mask + 1) + pe % FOUR]; }
 
     // A cycle whose low bits are given, seen from one near it.
     static int32_t relative(uint32_t time, Time now) { return static_cast<int32_t>(time - static_cast<uint32_t>(now)); }
-    static Time near(Time now, uint32_t low) { return now + relative(low, now); }
 
     // Once a ROUND: what was long ago stays so, however few bits are kept.
     void bring_near(Time now) {
         const auto nearer = [now](uint32_t& time) {
             if (relative(time, now) < -LONG) time = static_cast<uint32_t>(now - LONG);
         };
+        const auto nearer_low = [now](uint16_t& time) {
+            if (static_cast<int16_t>(time - now) < -LONG) time = static_cast<uint16_t>(now - LONG);
+        };
         for (Token& token : tokens) {
-            nearer(token.pushed);
-            nearer(token.popped);
-            nearer(token.ends);
+            nearer_low(token.pushed);
+            nearer_low(token.popped);
+            nearer_low(token.ends);
         }
-        for (auto* times : {&moves, &ends}) std::for_each(times->begin(), times->end(), nearer);
-        for (auto& times : done) std::for_each(times.begin(), times.end(), nearer);
+        for (Group& group : groups) {
+            std::for_each(std::begin(group.moves), std::end(group.moves), nearer);
+            std::for_each(std::begin(group.ends), std::end(group.ends), nearer);
+            for (auto& times : group.done) std::for_each(std::begin(times), std::end(times), nearer);
+        }
         for (Time& space : space_at) space = std::max(space, now - LONG);
         for (Time& sent : sent_at) sent = std::max(sent, now - LONG);
     }
@@ -104,43 +119,47 @@ struct Pes {
         Sender(const Sender&) = delete;
         Sender& operator=(const Sender&) = delete;
 
-        // From PE `first` on; to those alone whose `service` is not 0.
-        [[gnu::always_inline]] void operator()(size_t first, Four service, Four tail) {
+        // To those of four PEs whose `service` is not 0.
+        [[gnu::always_inline]] void operator()(size_t number, Four service, Four tail) {
+            Group& group = pes.groups[number];
             const Four zero = same(static_cast<int32_t>(low)), gets = service > 0;
-            const Four old_ends = four_at(&pes.ends[first]), old_moves = four_at(&pes.moves[first]);
+            const Four old_ends = four_at(group.ends), old_moves = four_at(group.moves);
             const int32_t pushed = static_cast<int32_t>(pes.to_queue);
             const Four popped = max(same(pushed + 1), old_moves - zero);
             const Four last = (pes.counting ? popped : max(popped + 1, old_ends - zero)) + service;
-            const Four sent = four_at(&pes.sent[first]), next_sent = sent - gets;
-            put(&pes.ends[first], choose(gets, last + zero, old_ends));
-            put(&pes.moves[first], choose(gets, last - tail + zero, old_moves));
-            put(&pes.sent[first], next_sent);
-            const Four low_popped = popped + zero, low_last = last + zero, both = service | tail << 16;
-            const uint32_t mask = pes.ring_mask, before = static_cast<uint32_t>(pes.most) + 1;
-            Token* tokens = pes.ring(first);
+            const Four sent = four_at(group.sent), next_sent = sent - gets;
+            put(group.ends, choose(gets, last + zero, old_ends));
+            put(group.moves, choose(gets, last - tail + zero, old_moves));
+            put(group.sent, next_sent);
+            const Four low_half = same(0xffff);
+            const Four enters = ((zero + pushed) & low_half) | (popped + zero) << 16;
+            const Four leaves = ((last + zero) & low_half) | service << 16 | tail << 24;
+            const uint32_t mask = pes.ring_mask;
+            const Four to = sent & same(static_cast<int32_t>(mask));
+            const Four from = (next_sent - pes.most - 1) & same(static_cast<int32_t>(mask));
+            Token* const tokens = &pes.tokens[number * FOUR * (mask + 1)];
+            int32_t latest = space;
 #pragma GCC unroll 4
-            for (int n = 0; n < FOUR; ++n, tokens += mask + 1) {
+            for (int n = 0; n < FOUR; ++n) {
                 // what is written for a PE that gets none is behind its last token
-                Token& token = tokens[static_cast<uint32_t>(sent[n]) & mask];
-                token.pushed = low + static_cast<uint32_t>(pushed);
-                token.popped = static_cast<uint32_t>(low_popped[n]);
-                token.ends = static_cast<uint32_t>(low_last[n]);
-                const int32_t its_both = both[n];
-                std::memcpy(&token.service, &its_both, sizeof its_both);
-                const uint32_t leaves = tokens[(static_cast<uint32_t>(next_sent[n]) - before) & mask].popped;
-                space = std::max(space, static_cast<int32_t>(leaves - low) + 2);
+                Token& token = tokens[FOUR * to[n] + n];
+                const int32_t halves[] = {enters[n], leaves[n]};
+                std::memcpy(&token, halves, sizeof token);
+                const auto frees = static_cast<int16_t>(tokens[FOUR * from[n] + n].popped - low);
+                latest = std::max(latest, frees + 2);
             }
+            space = latest;
         }
 
         // The end of a context's row.
         void end(int context) {
-            const auto of = static_cast<size_t>(context);
-            pes.end_number[of] = pes.sent;
             for (int n = 0; n < pes.count; n += FOUR) {
+                Group& group = pes.groups[static_cast<size_t>(n) / FOUR];
+                std::copy(std::begin(group.sent), std::end(group.sent), group.end_number[context]);
                 const Four services = pes.present(n);
-                (*this)(static_cast<size_t>(n), -services, pes.counting ? same(0) : -services);
+                (*this)(static_cast<size_t>(n) / FOUR, -services, pes.counting ? same(0) : -services);
+                std::copy(std::begin(group.ends), std::end(group.ends), group.done[context]);
             }
-            pes.done[of] = pes.ends;
         }
 
     private:
@@ -171,7 +190,7 @@ struct Pes {
         int64_t cycles = 0;
         Four last = same(INT32_MIN);        // how long ago the last slot was
         for (int n = 0; n < count; n += FOUR) {
-            const Four ago = choose(present(n), zero - four_at(&ends[static_cast<size_t>(n)]), same(INT32_MIN));
+            const Four ago = choose(present(n), zero - four_at(groups[static_cast<size_t>(n) / FOUR].ends), same(INT32_MIN));
             cycles += sum_of(min(most_cycles, max(ago, same(1)) - 1));
             last = max(last, ago);
         }
@@ -182,78 +201,82 @@ struct Pes {
     // A drain takes the issue slot of cycle `now`; true: from a token, which is late by a cycle then, and so may be
     // those behind it.
     bool steal(size_t pe, Time now) {
+        Group& group = groups[pe / FOUR];
+        const size_t own = pe % FOUR;
         // times relative to `now`
         const auto low = static_cast<uint32_t>(now);
-        const auto relative = [low](uint32_t time) { return static_cast<int32_t>(time - low); };
-        if (relative(ends[pe]) < 0) return false;
+        const auto relative = [low](uint16_t time) { return static_cast<int16_t>(time - low); };
+        if (Pes::relative(group.ends[own], now) < 0) return false;
         Token* const of_pe = ring(pe);
-        const uint32_t mask = ring_mask, end = sent[pe];
+        const uint32_t mask = ring_mask, end = group.sent[own];
+        const auto token = [of_pe, mask](uint32_t number) -> Token& { return of_pe[FOUR * (number & mask)]; };
         const bool in_turn = counting;
         const auto begin = [in_turn](int32_t popped, int32_t ends_before) {
             return in_turn ? popped : std::max(popped + 1, ends_before);
         };
         // the token whose slots are issued, from that of the last time on, unless it has been overwritten
-        uint32_t number = issued[pe];
+        uint32_t number = group.issued[own];
         if (end - number > mask) {
             number = end - 1;
-            while (relative(of_pe[number & mask].popped) >= 0) --number;
+            while (relative(token(number).popped) >= 0) --number;
         } else {
-            while (number + 1 != end && relative(of_pe[(number + 1) & mask].popped) < 0) ++number;
+            while (number + 1 != end && relative(token(number + 1).popped) < 0) ++number;
         }
-        issued[pe] = number;
-        Token& before = of_pe[(number - 1) & mask];
-        Token& current = of_pe[number & mask];
+        group.issued[own] = number;
+        Token& before = token(number - 1);
+        Token& current = token(number);
         const int32_t popped = relative(current.popped);
         int32_t last = relative(current.ends), last_before = relative(before.ends);
         if (begin(popped, last_before) < 0 && last >= 0) {
-            current.tail = static_cast<uint16_t>(current.tail + (last < current.tail));
+            if (last < current.tail()) current.rest = static_cast<uint16_t>(current.rest + 0x100);
             ++last;
         } else if (last_before >= 0) {
             const int32_t begun = begin(popped, last_before);
-            before.ends = low + static_cast<uint32_t>(++last_before);
+            before.ends = static_cast<uint16_t>(low + static_cast<uint32_t>(++last_before));
             last += begin(popped, last_before) - begun;
         } else {
             return false;
         }
-        current.ends = low + static_cast<uint32_t>(last);
+        current.ends = static_cast<uint16_t>(low + static_cast<uint32_t>(last));
         const uint32_t first = number - 1;
         const bool may_delay = static_cast<int32_t>(end - static_cast<uint32_t>(most) - 1 - number) > 0;
         bool late = false;              // the token before leaves and moves a cycle later
         while (++number != end) {
-            Token& next = of_pe[number & mask];
-            if (late && next.popped != next.pushed + 1) {
+            Token& next = token(number);
+            if (late && next.popped != static_cast<uint16_t>(next.pushed + 1)) {
                 ++next.popped;
                 ++next.ends;
                 continue;
             }
-            const Token& previous = of_pe[(number - 1) & mask];
+            const Token& previous = token(number - 1);
             last_before = relative(previous.ends);
-            const int32_t leaves = std::max(relative(next.pushed) + 1, last_before - previous.tail);
-            last = begin(leaves, last_before) + next.service;
+            const int32_t leaves = std::max(relative(next.pushed) + 1, last_before - previous.tail());
+            last = begin(leaves, last_before) + next.service();
             // nothing changes behind a gap
             if (leaves == relative(next.popped) && last == relative(next.ends)) break;
             late = last == relative(next.ends) + 1;
-            next.popped = low + static_cast<uint32_t>(leaves);
-            next.ends = low + static_cast<uint32_t>(last);
+            next.popped = static_cast<uint16_t>(low + static_cast<uint32_t>(leaves));
+            next.ends = static_cast<uint16_t>(low + static_cast<uint32_t>(last));
         }
         if (number == end) {
-            const Token& newest = of_pe[(end - 1) & mask];
-            ends[pe] = newest.ends;
-            moves[pe] = newest.ends - newest.tail;
+            const Token& newest = token(end - 1);
+            group.ends[own] = low + static_cast<uint32_t>(relative(newest.ends));
+            group.moves[own] = group.ends[own] - static_cast<uint32_t>(newest.tail());
         }
         for (int context = 0; context < contexts; ++context) {
-            const uint32_t its_end = end_number[context][pe];
-            if (its_end - first < end - first) done[context][pe] = of_pe[its_end & mask].ends;
+            const uint32_t its_end = group.end_number[context][own];
+            if (its_end - first < end - first) {
+                group.done[context][own] = low + static_cast<uint32_t>(relative(token(its_end).ends));
+            }
         }
         if (!may_delay) return true;
         // the tokens whose leaving makes space are late as well
         number = end;
         for (uint32_t sending = sendings;; --sending) {
             const Time its_time = sent_at[sending % SENDINGS];
-            while (relative(of_pe[(number - 1) & mask].pushed) > its_time + to_queue - now) --number;
+            while (relative(token(number - 1).pushed) > its_time + to_queue - now) --number;
             Time& space = space_at[sending % SENDINGS];
-            const uint32_t leaves = of_pe[(number - static_cast<uint32_t>(most) - 1) & mask].popped;
-            space = std::max(space, near(now, leaves) + 2);
+            space = std::max(space, now + relative(token(number - static_cast<uint32_t>(most) - 1).popped) + 2);
             if (its_time < now - IN_FLIGHT) break;      // all of it has come
         }
         space_from = first_space(space_from);
@@ -264,7 +287,7 @@ struct Pes {
     Time done_from(int context, Time now) const {
         int32_t last = INT32_MIN;
         for (size_t pe = 0; pe < static_cast<size_t>(count); ++pe) {
-            last = std::max(last, relative(done[static_cast<size_t>(context)][pe], now));
+            last = std::max(last, relative(groups[pe / FOUR].done[context][pe % FOUR], now));
         }
         return now + last + 1;
     }
