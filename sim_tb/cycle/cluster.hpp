@@ -199,7 +199,8 @@ struct Cluster {
         }
         // what lanes and their cluster know a cycle late moves on in every cycle, even if nobody does anything
         if (late.on || shared.drains || shared.drain_at <= now || requests || granted || word_valid || !post.rests(now)) {
-            step_results(now, beat_leaves);
+            if (late.on) [[unlikely]] step_results<true>(now, beat_leaves);
+            else step_results<false>(now, beat_leaves);
         }
         const uint32_t offered = room & ~pending;
         const bool makes = config->lut_ram
@@ -219,19 +220,20 @@ struct Cluster {
     }
 
     // Drains, their arbiter, post-processing.
+    template <bool is_late>
     [[gnu::noinline]] void step_results(Time now, bool beat_leaves) {
         uint32_t asking = 0;
         PostWord drained;
-        const bool rows_space = late(late.space, post.space);
-        const uint32_t grants = late(late.granted, granted);
+        const bool rows_space = Late::pass<is_late>(late.space, post.space);
+        const uint32_t grants = Late::pass<is_late>(late.granted, granted);
         if (rows_space && (grants & requests)) wake_drains(grants);
         if (shared.drains || shared.drain_at <= now) step_drains(now, rows_space, grants, asking, drained);
         asking |= requests;
         if (word_valid || !post.rests(now)) post.step(now, word_valid ? &word : nullptr, beat_leaves);
         *beats_wait = (*beats_wait & ~(uint64_t{1} << number)) | static_cast<uint64_t>(leaving.valid(post)) << number;
-        word = late(late.drained, drained);
+        word = Late::pass<is_late>(late.drained, drained);
         word_valid = word.kind != PostKind::NONE;
-        asking = late(late.asking, asking);
+        asking = Late::pass<is_late>(late.asking, asking);
         if (!(granted & asking)) {
             const uint32_t fair = asking & ~last_granted, choice = fair ? fair : asking;
             granted = choice & (~choice + 1);

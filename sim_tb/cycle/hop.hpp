@@ -50,12 +50,14 @@ struct Late {
     Reason outer = IDLE;
 
     // `value` as it was a cycle before, or as it is.
+    template <bool is_on, typename T>
+    static T pass(T& before, const T& value) {
+        if constexpr (is_on) return std::exchange(before, value);
+        else return value;
+    }
     template <typename T>
     T operator()(T& before, const T& value) const {
-        if (!on) [[likely]] return value;
-        T result = before;
-        before = value;
-        return result;
+        return on ? pass<true>(before, value) : value;
     }
 };
 

@@ -67,6 +67,47 @@ struct Post {
     bool idle() const { return !busy() && empty() && !waits(); }
     bool rests(Time now) const { return now >= rests_from; }
 
+    // A cycle of the packer, with its registers.
+    void pack(int mask) {
+        const bool first = in_beat == 0 && (!taken_post || in_word == 0);
+        const bool flush = (take && held && first) || second;
+        const bool writes = flush || (end && held);
+        const bool shifting = heading != 0, last_head = heading == 1;
+        // memory
+        if (shifting | writes) {
+            const bool ends = shifting ? last_head & !held : end;
+            lasts[static_cast<size_t>(shifting ? begin : after)] = ends;
+        }
+        if (start) {
+            begin = after;
+            after = (after + header_beats) & mask;
+        } else {
+            begin = (begin + shifting) & mask;
+            after = (after + writes) & mask;
+        }
+        heading = end ? header_beats : heading - shifting;
+        if (start) {
+            held = false;
+            in_beat = in_word = 0;
+        } else if (take) {
+            held = true;
+            const bool word_done = !taken_post || in_word == fields - 1;
+            if (taken_post) in_word = in_word + 1 == fields ? 0 : in_word + 1;
+            if (word_done) in_beat = (in_beat + (taken_post ? 1 : raw_words)) & (beat_words - 1);
+        }
+        second = split && take && !taken_post;
+    }
+
+    // A cycle of what reads its memory.
+    void read(int mask, bool leaves) {
+        if (valid && !leaves) return;
+        valid = fetched;
+        last = read_last;
+        read_last = lasts[static_cast<size_t>(tail)];
+        fetched = tail != done;
+        tail = (tail + fetched) & mask;
+    }
+
     // One cycle: `given` enters the queue, `leaves` says that the beat at the output is taken.
     void step(Time now, const PostWord* given, bool leaves) {
         const int mask = depth - 1;
@@ -101,47 +142,14 @@ struct Post {
         line[now & 15] = word;
         const PostWord arrived = line[(now - latency) & 15];
 
-        // packer, with the registers of the cycle
-        const bool first = in_beat == 0 && (!taken_post || in_word == 0);
-        const bool flush = (take && held && first) || second;
-        const bool writes = flush || (end && held);
-        const bool shifting = heading != 0, last_head = heading == 1;
-        // memory
-        if (shifting || writes) {
-            lasts[static_cast<size_t>(shifting ? begin : after)] = shifting ? last_head && !held : end;
-        }
-        const bool moves = !valid || leaves;
-        const int next_level = (after - tail) & mask;
-        const int old_done = done, old_tail = tail;
-        if (last_head) done = after;
-        if (moves) {
-            valid = fetched;
-            last = read_last;
-            read_last = lasts[static_cast<size_t>(old_tail)];
-            fetched = old_tail != old_done;
-            tail = (old_tail + fetched) & mask;
-        }
-        if (start) {
-            begin = after;
-            after = (after + header_beats) & mask;
-        } else {
-            begin = (begin + shifting) & mask;
-            after = (after + writes) & mask;
-        }
-        level = next_level;
+        // packer and memory, with the registers of the cycle
+        level = (after - tail) & mask;
         if (direct) space = level < limit;
-        if (end) heading = header_beats;
-        else if (shifting) --heading;
-        if (start) {
-            held = false;
-            in_beat = in_word = 0;
-        } else if (take) {
-            held = true;
-            const bool word_done = !taken_post || in_word == fields - 1;
-            if (taken_post) in_word = in_word + 1 == fields ? 0 : in_word + 1;
-            if (word_done) in_beat = (in_beat + (taken_post ? 1 : raw_words)) & (beat_words - 1);
-        }
-        second = split && take && !taken_post;
+        const int old_after = after;
+        const bool last_head = heading == 1;
+        if (start || take || end || second || heading) pack(mask);
+        if (valid || fetched || tail != done) read(mask, leaves);
+        if (last_head) done = old_after;
         // zero detection
         start = arrived.kind == PostKind::START;
         take = arrived.kind == PostKind::VALUE && arrived.nonzero;
