@@ -4,6 +4,10 @@
 #include <cstdint>
 #include <cstring>
 
+#ifdef __AVX512VL__
+#include <immintrin.h>
+#endif
+
 namespace maskwork {
 
 using Four = int32_t __attribute__((vector_size(16)));
@@ -29,6 +33,14 @@ inline Four shifted(Four value, int by, int32_t mask) { return (value >> by) & s
 struct Bits {
     Four all, last;
 };
+#if defined(__AVX512VPOPCNTDQ__) && defined(__AVX512VL__) && defined(__AVX512CD__)
+inline Bits count_bits(Four of) {
+    const auto bits = reinterpret_cast<__m128i>(of);
+    const Four last_nibble = (31 - reinterpret_cast<Four>(_mm_lzcnt_epi32(bits))) & same(~3);
+    const __m128i last = _mm_srlv_epi32(bits, reinterpret_cast<__m128i>(last_nibble));
+    return {reinterpret_cast<Four>(_mm_popcnt_epi32(bits)), reinterpret_cast<Four>(_mm_popcnt_epi32(last))};
+}
+#else
 inline Bits count_bits(Four of) {
     const Four pairs = of - shifted(of, 1, 0x55555555);
     const Four nibbles = (pairs & same(0x33333333)) + shifted(pairs, 2, 0x33333333);
@@ -43,5 +55,6 @@ inline Bits count_bits(Four of) {
     }
     return {sum & same(63), last};
 }
+#endif
 
 }  // namespace maskwork

@@ -134,21 +134,21 @@ struct Pes {
             const Four low_half = same(0xffff);
             const Four enters = ((zero + pushed) & low_half) | (popped + zero) << 16;
             const Four leaves = ((last + zero) & low_half) | service << 16 | tail << 24;
-            const uint32_t mask = pes.ring_mask;
-            const Four to = sent & same(static_cast<int32_t>(mask));
-            const Four from = (next_sent - pes.most - 1) & same(static_cast<int32_t>(mask));
-            Token* const tokens = &pes.tokens[number * FOUR * (mask + 1)];
-            int32_t latest = space;
+            const Four mask = same(static_cast<int32_t>(pes.ring_mask));
+            const Four to = (sent & mask) * FOUR, from = ((next_sent - pes.most - 1) & mask) * FOUR;
+            Token* const tokens = &pes.tokens[number * FOUR * (pes.ring_mask + 1)];
+            int32_t latest = space - 2;
 #pragma GCC unroll 4
             for (int n = 0; n < FOUR; ++n) {
                 // what is written for a PE that gets none is behind its last token
-                Token& token = tokens[FOUR * to[n] + n];
-                const int32_t halves[] = {enters[n], leaves[n]};
-                std::memcpy(&token, halves, sizeof token);
-                const auto frees = static_cast<int16_t>(tokens[FOUR * from[n] + n].popped - low);
-                latest = std::max(latest, frees + 2);
+                Token& token = tokens[static_cast<uint32_t>(to[n]) + static_cast<uint32_t>(n)];
+                const int32_t first_half = enters[n], second_half = leaves[n];
+                std::memcpy(&token.pushed, &first_half, sizeof first_half);
+                std::memcpy(&token.ends, &second_half, sizeof second_half);
+                const Token& freeing = tokens[static_cast<uint32_t>(from[n]) + static_cast<uint32_t>(n)];
+                latest = std::max<int32_t>(latest, static_cast<int16_t>(freeing.popped - low));
             }
-            space = latest;
+            space = latest + 2;
         }
 
         // The end of a context's row.
