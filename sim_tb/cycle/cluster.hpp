@@ -62,6 +62,7 @@ struct Cluster {
     uint32_t sampled[2] = {};           // words in the rings looked at one and two cycles ago
     uint32_t scan_mask = 0, usable = 0; // of a ring's words
     uint32_t fits = 0, low = 0;
+    int fitting_words = 0, fitting = 2; // of a row, from which these follow in so many cycles
 
     // arbiter of post-processing
     uint32_t granted = 0, last_granted = 0;
@@ -147,26 +148,34 @@ struct Cluster {
 
     // Which ring is looked at in a cycle, the same one of every cluster, and which one what is found is of.
     struct Look {
-        unsigned lane, ring, place;
+        unsigned lane, ring;
+        uint32_t place;     // as a bit
     };
     Look look_at(Time now) const {
         const auto scan = static_cast<unsigned>(now - began) & scan_mask;
         const unsigned shown = (scan + late.on) & scan_mask;
-        return {shown >> ring_shift, shown & ((1u << ring_shift) - 1), (scan - 2) & scan_mask};
+        return {shown >> ring_shift, shown & ((1u << ring_shift) - 1), 1u << ((scan - 2) & scan_mask)};
     }
 
     // One ring is looked at in every cycle; what follows from that shows three cycles later.
     void look_at_ring(const Look& look, int row_words, bool scrubs) {
-        const unsigned place = look.place;
         const bool has_room = sampled[1] <= low && !scrubs, has_space = sampled[1] <= usable;
-        room = (room & ~(1u << place)) | static_cast<uint32_t>(has_room) << place;
-        ring_space = (ring_space & ~(1u << place)) | static_cast<uint32_t>(has_space) << place;
+        room = (room & ~look.place) | (has_room ? look.place : 0);
+        ring_space = (ring_space & ~look.place) | (has_space ? look.place : 0);
         sampled[1] = sampled[0];
         const Lane& lane = lanes[look.lane];
-        sampled[0] = late(late.sampled, lane.written[look.ring] - lane.taken[look.ring]);
-        const auto words = static_cast<uint32_t>(row_words);
-        low = std::min(fits, LOW_WATER);
-        fits = words >= usable ? 0 : usable - words;
+        sampled[0] = lane.written[look.ring] - lane.taken[look.ring];
+        if (late.on) [[unlikely]] sampled[0] = late(late.sampled, sampled[0]);
+        if (row_words != fitting_words) {
+            fitting_words = row_words;
+            fitting = 2;
+        }
+        if (fitting) {
+            --fitting;
+            const auto words = static_cast<uint32_t>(row_words);
+            low = std::min(fits, LOW_WATER);
+            fits = words >= usable ? 0 : usable - words;
+        }
     }
 
     // Whether a cycle like the last ones changes nothing, but for words of the lanes' rings that are not looked at yet.
@@ -178,6 +187,11 @@ struct Cluster {
     static constexpr int SLEEPS_AFTER = MAX_LANES * MAX_RINGS + 8;
     int rested = 0;
     bool asleep = false, loading_at_last = false;
+    [[gnu::noinline]] void try_to_sleep(Time now, bool load) {
+        rested = rests(now) ? rested + 1 : 0;
+        asleep = rested > SLEEPS_AFTER;
+        loading_at_last = load;
+    }
     bool sleeps(bool load) {
         asleep = comes_at == NEVER && load == loading_at_last && fetch.steady;
         rested = 0;
@@ -185,22 +199,22 @@ struct Cluster {
     }
 
     // One cycle, up to what the fronts of the lanes do.
-    void step(Time now, bool load, bool beat_leaves, const Look& look) {
+    [[gnu::always_inline]] inline void step(Time now, bool load, uint64_t leaves, const Look& look) {
         const Reason outer = was_active ? DISPATCH : load ? LOAD : IDLE;
         if (outer != shared.outer || late.on) set_outer(now, outer);
         was_active = fetch.active() || (late.on ? working() : (shared.bank_rows[0] | shared.bank_rows[1] | shared.undrained) != 0);
         const int old_row_words = fetch.row_words;
         bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
         if (late.on) [[unlikely]] {
-            beat_leaves = leaving.step(post, beat_leaves);
+            leaves = static_cast<uint64_t>(leaving.step(post, leaves >> number & 1)) << number;
             for (int bank = 0; bank < 2; ++bank) late.used[bank] = shared.bank_rows[bank] != 0;
             late.draining = shared.undrained != 0;
             scrubs = late(late.scrubs, scrubs);
         }
         // what lanes and their cluster know a cycle late moves on in every cycle, even if nobody does anything
         if (late.on || shared.drains || shared.drain_at <= now || requests || granted || word_valid || !post.rests(now)) {
-            if (late.on) [[unlikely]] step_results<true>(now, beat_leaves);
-            else step_results<false>(now, beat_leaves);
+            if (late.on) [[unlikely]] step_results<true>(now, leaves >> number & 1);
+            else step_results<false>(now, leaves >> number & 1);
         }
         const uint32_t offered = room & ~pending;
         const bool makes = config->lut_ram
@@ -212,9 +226,8 @@ struct Cluster {
             items_valid = false;
             items_space = true;
             leaves_copier.lanes = 0;
-            rested = !was_active && rests(now) ? rested + 1 : 0;
-            asleep = rested > SLEEPS_AFTER;
-            loading_at_last = load;
+            if (!was_active) try_to_sleep(now, load);
+            else rested = 0;
         }
         look_at_ring(look, old_row_words, scrubs);
     }

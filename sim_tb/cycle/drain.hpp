@@ -95,7 +95,7 @@ inline bool end_drain(Lane& lane, Time now) {
     return true;
 }
 
-inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
+[[gnu::always_inline]] inline DrainOut step_drain(Lane& lane, Time now, bool space, bool granted) {
     using L = Lane;
     const Config& config = *lane.config;
     Time& again = lane.drain_again;

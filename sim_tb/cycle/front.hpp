@@ -84,8 +84,8 @@ struct Front {
         const Lanes bit = Lanes{1} << n;
         lane.ram[static_cast<size_t>(ring) * lane.ring_words + (lane.written[ring] & (lane.ring_words - 1))] = word;
         ++lane.written[ring];
-        assign(not_taken[ring], bit, lane.written[ring] != lane.taken[ring]);
-        if (ring == lane.reading) assign(more_words, bit, lane.at != lane.written[ring]);
+        not_taken[ring] |= bit;
+        more_words |= ring == lane.reading ? bit : 0;
         awake = true;
     }
 

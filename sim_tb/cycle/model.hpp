@@ -231,7 +231,7 @@ struct Model {
         for (Cluster& cluster : clusters) {
             if (cluster.asleep && cluster.sleeps(loading)) continue;
             quiet = false;
-            cluster.step(now, loading, leaves >> (cluster.number + 1) & 1, look);
+            cluster.step(now, loading, leaves >> 1, look);
         }
         for (Front& front : fronts) {
             if (front.rests(now)) continue;

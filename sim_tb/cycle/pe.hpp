@@ -3,6 +3,8 @@
 // drain, which takes issue slots, changes it afterwards. Nothing is done in the cycles between.
 #pragma once
 
+#include <utility>
+
 #include "four.hpp"
 #include "types.hpp"
 
@@ -176,12 +178,14 @@ struct Pes {
 #pragma GCC unroll 4
         for (uint32_t late = IN_FLIGHT - 1; late + 1; --late) {
             const uint32_t sending = (sendings - late) % SENDINGS;
-            time = sent_at[sending] + IN_FLIGHT < time ? std::max(time, space_at[sending]) : time;
+            // (no branch: it would be a matter of luck)
+            const Time come = -static_cast<Time>(sent_at[sending] + IN_FLIGHT < time);
+            time = std::max(time, space_at[sending] & come);
         }
         return time;
     }
     Time have_space(Time now) const {
-        return now >= space_at[sendings % SENDINGS] || now == space_from ? now : first_space(now);
+        return (now >= space_at[sendings % SENDINGS]) | (now == space_from) ? now : first_space(now);
     }
 
     // PE-cycles without a token, from one cycle to another.
@@ -241,16 +245,17 @@ struct Pes {
         const uint32_t first = number - 1;
         const bool may_delay = static_cast<int32_t>(end - static_cast<uint32_t>(most) - 1 - number) > 0;
         bool late = false;              // the token before leaves and moves a cycle later
+        const Token* previous = &current;
         while (++number != end) {
             Token& next = token(number);
+            const Token& at = *std::exchange(previous, &next);
             if (late && next.popped != static_cast<uint16_t>(next.pushed + 1)) {
                 ++next.popped;
                 ++next.ends;
                 continue;
             }
-            const Token& previous = token(number - 1);
-            last_before = relative(previous.ends);
-            const int32_t leaves = std::max(relative(next.pushed) + 1, last_before - previous.tail());
+            last_before = relative(at.ends);
+            const int32_t leaves = std::max(relative(next.pushed) + 1, last_before - at.tail());
             last = begin(leaves, last_before) + next.service();
             // nothing changes behind a gap
             if (leaves == relative(next.popped) && last == relative(next.ends)) break;

@@ -109,7 +109,7 @@ struct Post {
     }
 
     // One cycle: `given` enters the queue, `leaves` says that the beat at the output is taken.
-    void step(Time now, const PostWord* given, bool leaves) {
+    [[gnu::always_inline]] inline void step(Time now, const PostWord* given, bool leaves) {
         const int mask = depth - 1;
         const bool room = level < limit;
         // intake
