@@ -159,9 +159,11 @@ struct Cluster {
 
     // One ring is looked at in every cycle; what follows from that shows three cycles later.
     void look_at_ring(const Look& look, int row_words, bool scrubs) {
-        const bool has_room = sampled[1] <= low && !scrubs, has_space = sampled[1] <= usable;
-        room = (room & ~look.place) | (has_room ? look.place : 0);
-        ring_space = (ring_space & ~look.place) | (has_space ? look.place : 0);
+        // (no branches here and in the like: they would be a matter of luck)
+        const auto has_room = static_cast<uint32_t>((sampled[1] <= low) & !scrubs);
+        const auto has_space = static_cast<uint32_t>(sampled[1] <= usable);
+        room = (room & ~look.place) | (-has_room & look.place);
+        ring_space = (ring_space & ~look.place) | (-has_space & look.place);
         sampled[1] = sampled[0];
         const Lane& lane = lanes[look.lane];
         sampled[0] = lane.written[look.ring] - lane.taken[look.ring];
@@ -267,9 +269,8 @@ struct Cluster {
                 leaves_copier.word = current.word;
             } else {
                 Word& leaving = leaves_copier.word = a_words[current.bank][static_cast<size_t>(address)];
-                if (leaving.kind == Kind::HEAD) {
-                    leaving.number = static_cast<uint16_t>((current.k + leaving.number * CHUNK) & (config->k_depth - 1));
-                }
+                const auto k = static_cast<uint16_t>((current.k + leaving.number * CHUNK) & (config->k_depth - 1));
+                leaving.number = leaving.kind == Kind::HEAD ? k : leaving.number;
                 copying[current.bank] -= ends;
             }
             copied_until = now + 3 + late.on;

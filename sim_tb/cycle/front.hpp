@@ -85,7 +85,7 @@ struct Front {
         lane.ram[static_cast<size_t>(ring) * lane.ring_words + (lane.written[ring] & (lane.ring_words - 1))] = word;
         ++lane.written[ring];
         not_taken[ring] |= bit;
-        more_words |= ring == lane.reading ? bit : 0;
+        more_words |= -static_cast<Lanes>(ring == lane.reading) & bit;
         awake = true;
     }
 
@@ -133,6 +133,7 @@ private:
             if (token.end && stays_in_pe) released[token.context] |= bit;
             sent |= bit;
             lane.fire(now, token);
+            lane.fetch_next();
             const Time again = lane.pes.space_from;
             const Lanes later = again > now + 1 ? bit : 0;
             waits |= later;
@@ -168,7 +169,6 @@ private:
             do {
                 const uint32_t element = static_cast<uint32_t>(std::countr_zero(bits));
                 const uint32_t number = first_row + ((k + element) & row_mask);
-                __builtin_prefetch(&lane.weights[number * lane.fours]);
                 lane.tokens[lane.tokens_end++ % TOKEN_RING] = {number, static_cast<uint8_t>(lane.reading), false,
                                                                (nonzero >> element & 1) != 0};
             } while (bits &= bits - 1);

@@ -74,7 +74,7 @@ struct Lane {
 
     // ---- expander: its tokens, those of a chunk from the chunk's first cycle on
     unsigned tokens_head = 0, tokens_end = 0;
-    ExpanderToken tokens[TOKEN_RING];
+    ExpanderToken tokens[TOKEN_RING] = {};
 
     // ---- PEs
     Reason reason = OUTER;
@@ -167,6 +167,12 @@ struct Lane {
         accounted = now + LOOKUP_LATENCY + 1;
         if (token.end) fire_end(now, token.context);
         else fire_value(now, token);
+    }
+
+    // What the next token needs comes near, as it was used long ago.
+    void fetch_next() const {
+        __builtin_prefetch(weights.data() + tokens[tokens_head % TOKEN_RING].weights * fours);
+        pes.fetch_next();
     }
 
     void fire_end(Time now, int context) {

@@ -93,8 +93,7 @@ struct LoadA {
     bool inside() const { return begun && !load.dense; }
     bool empty() const { return state == HEAD && !held && !waits() && !begun; }
     int need() const {
-        if (state != VALUES) return 0;
-        return more < config->fetch_width ? more + 1 : config->fetch_width;
+        return state == VALUES ? std::min(more + 1, config->fetch_width) : 0;
     }
 
     Asked step(bool free, bool given, const uint32_t* beat, bool valid, bool& done) {

@@ -170,7 +170,7 @@ struct Model {
         entry += push - pop;
         offered += push;
         counted_beats_in += pop && !frozen;
-        if (push || pop) moved_at = cycle;
+        moved_at = push | pop ? cycle : moved_at;
     }
 
     // Nothing outside of it changes what a load does, nor uses what it writes: all of it may be done at its start.

@@ -84,6 +84,13 @@ struct Pes {
     // A cycle whose low bits are given, seen from one near it.
     static int32_t relative(uint32_t time, Time now) { return static_cast<int32_t>(time - static_cast<uint32_t>(now)); }
 
+    // Where the next token is written, and that which makes space for it.
+    void fetch_next() const {
+        const uint32_t number = groups[0].sent[0];
+        __builtin_prefetch(&tokens[FOUR * (number & ring_mask)]);
+        __builtin_prefetch(&tokens[FOUR * ((number - static_cast<uint32_t>(most)) & ring_mask)]);
+    }
+
     // Once a ROUND: what was long ago stays so, however few bits are kept.
     void bring_near(Time now) {
         const auto nearer = [now](uint32_t& time) {

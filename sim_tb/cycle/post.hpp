@@ -69,9 +69,8 @@ struct Post {
 
     // A cycle of the packer, with its registers.
     void pack(int mask) {
-        const bool first = in_beat == 0 && (!taken_post || in_word == 0);
-        const bool flush = (take && held && first) || second;
-        const bool writes = flush || (end && held);
+        const bool first = (in_beat == 0) & (!taken_post | (in_word == 0));
+        const bool writes = (take & held & first) | second | (end & held);
         const bool shifting = heading != 0, last_head = heading == 1;
         // memory
         if (shifting | writes) {
@@ -129,8 +128,8 @@ struct Post {
         if (ended) {
             row_open = false;
             draining = latency + 3;
-        } else if (draining) {
-            --draining;
+        } else {
+            draining -= draining != 0;
         }
         space = queue_level <= queue_limit;
         queue_valid = queue_level > takes;
