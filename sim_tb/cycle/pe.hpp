@@ -124,6 +124,8 @@ struct Pes {
         ~Sender() {
             pes.space_at[pes.sendings % SENDINGS] = now + space;
             pes.space_from = pes.first_space(now + 1);
+            const Four two = min(first_ends, Four{first_ends[2], first_ends[3]});
+            pes.idle_from = now + std::min(two[0], two[1]) + 1;
         }
         Sender(const Sender&) = delete;
         Sender& operator=(const Sender&) = delete;
@@ -137,7 +139,9 @@ struct Pes {
             const Four popped = max(same(pushed + 1), old_moves - zero);
             const Four last = (pes.counting ? popped : max(popped + 1, old_ends - zero)) + service;
             const Four sent = four_at(group.sent), next_sent = sent - gets;
-            put(group.ends, choose(gets, last + zero, old_ends));
+            const Four next_ends = choose(gets, last + zero, old_ends);
+            put(group.ends, next_ends);
+            first_ends = min(first_ends, choose(pes.present(static_cast<int>(number) * FOUR), next_ends - zero, same(INT32_MAX)));
             put(group.moves, choose(gets, last - tail + zero, old_moves));
             put(group.sent, next_sent);
             const Four low_half = same(0xffff);
@@ -176,6 +180,7 @@ struct Pes {
         const Time now;
         const uint32_t low;
         int32_t space;          // from now
+        Four first_ends = same(INT32_MAX);
     };
 
     // The first cycle from `from` on in which all queues have space. They may be without it again once more tokens come.
