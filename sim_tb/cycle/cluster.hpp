@@ -84,7 +84,8 @@ struct Cluster {
     Leaving leaving;
     Run coming{};
 
-    void create(const Config& c, Totals& t, int n, std::span<Lane> its_lanes, Front& its_front, int its_first, Time now) {
+    void create(const Config& c, Totals& t, int n, std::span<Lane> its_lanes, Front& its_front, int its_first,
+                Time now) {
         config = &c;
         totals = &t;
         number = n;
@@ -180,10 +181,10 @@ struct Cluster {
         }
     }
 
-    // Whether a cycle like the last ones changes nothing, but for words of the lanes' rings that are not looked at yet.
+    // Whether a cycle like the last ones changes nothing, but for rings that have not been looked at since.
     bool rests(Time now) const {
-        return !late.on && config->lut_ram && comes_at == NEVER && idle(now) && !shared.drains && shared.drain_at == NEVER && !granted &&
-               !requests && post.rests(now) && fetch.rests(items_space, room & ~pending);
+        return !late.on && config->lut_ram && comes_at == NEVER && idle(now) && !shared.drains &&
+               shared.drain_at == NEVER && !granted && !requests && post.rests(now) && fetch.rests(items_space, room & ~pending);
     }
     // A cluster at rest for longer than all rings are looked at sleeps until a RUN comes or a load begins or ends.
     static constexpr int SLEEPS_AFTER = MAX_LANES * MAX_RINGS + 8;
@@ -204,7 +205,8 @@ struct Cluster {
     [[gnu::always_inline]] inline void step(Time now, bool load, uint64_t leaves, const Look& look) {
         const Reason outer = was_active ? DISPATCH : load ? LOAD : IDLE;
         if (outer != shared.outer || late.on) set_outer(now, outer);
-        was_active = fetch.active() || (late.on ? working() : (shared.bank_rows[0] | shared.bank_rows[1] | shared.undrained) != 0);
+        was_active = fetch.active() ||
+                     (late.on ? working() : (shared.bank_rows[0] | shared.bank_rows[1] | shared.undrained) != 0);
         const int old_row_words = fetch.row_words;
         bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
         if (late.on) [[unlikely]] {

@@ -57,9 +57,7 @@ struct Fetch {
 
     // lane choice: bit n of these is ring n % rings of lane n / rings
     uint32_t able = 0, lane_free = 0, pick = 0;
-    struct Place {
-        uint8_t lanes = 0, ring = 0, slot = 0;
-    };
+    struct Place { uint8_t lanes = 0, ring = 0, slot = 0; };
     std::vector<Place> table;
     Place kept{}, read_data{};
     Place place{};

@@ -198,7 +198,9 @@ struct Lane {
         const Weights* const row = &weights[token.weights * fours];
         if (token.nonzero && !results) {
             uint32_t* of_context = touched[token.context];
-            for (size_t n = 0; n < fours; ++n) put(of_context + FOUR * n, four_at(of_context + FOUR * n) | row[n].nonzero);
+            for (size_t n = 0; n < fours; ++n, of_context += FOUR) {
+                put(of_context, four_at(of_context) | row[n].nonzero);
+            }
         }
         Pes::Sender send(pes, now);
         if (pes.counting) {

@@ -141,7 +141,8 @@ struct Pes {
             const Four sent = four_at(group.sent), next_sent = sent - gets;
             const Four next_ends = choose(gets, last + zero, old_ends);
             put(group.ends, next_ends);
-            first_ends = min(first_ends, choose(pes.present(static_cast<int>(number) * FOUR), next_ends - zero, same(INT32_MAX)));
+            const Four present = pes.present(static_cast<int>(number) * FOUR);
+            first_ends = min(first_ends, choose(present, next_ends - zero, same(INT32_MAX)));
             put(group.moves, choose(gets, last - tail + zero, old_moves));
             put(group.sent, next_sent);
             const Four low_half = same(0xffff);
@@ -183,7 +184,7 @@ struct Pes {
         Four first_ends = same(INT32_MAX);
     };
 
-    // The first cycle from `from` on in which all queues have space. They may be without it again once more tokens come.
+    // The first cycle from `from` on in which all queues have space, which they may lose once more tokens come.
     Time first_space(Time from) const {
         // tokens that have not come yet do not count
         Time time = std::max(from, space_at[(sendings - IN_FLIGHT) % SENDINGS]);
@@ -206,7 +207,8 @@ struct Pes {
         int64_t cycles = 0;
         Four last = same(INT32_MIN);        // how long ago the last slot was
         for (int n = 0; n < count; n += FOUR) {
-            const Four ago = choose(present(n), zero - four_at(groups[static_cast<size_t>(n) / FOUR].ends), same(INT32_MIN));
+            const Group& group = groups[static_cast<size_t>(n) / FOUR];
+            const Four ago = choose(present(n), zero - four_at(group.ends), same(INT32_MIN));
             cycles += sum_of(min(most_cycles, max(ago, same(1)) - 1));
             last = max(last, ago);
         }

@@ -109,7 +109,9 @@ struct BitIterator {
     bool valid() const { return inner_valid; }
     int index() const { return nibble + std::countr_zero(bits | 16u); }
     bool inner_free(bool ready) const { return (inner_valid ^ 1) | (((bits & (bits - 1)) == 0) & ready); }
-    bool ready(bool out_ready) const { return (outer_valid ^ 1) | (((flags & (flags - 1)) == 0) & inner_free(out_ready)); }
+    bool ready(bool out_ready) const {
+        return (outer_valid ^ 1) | (((flags & (flags - 1)) == 0) & inner_free(out_ready));
+    }
     bool busy() const { return (outer_valid & (flags != 0)) | inner_valid; }
 
     void step(bool in_valid, uint32_t in_mask, int in_meta, bool out_ready) {
