@@ -94,7 +94,9 @@ struct Cluster {
         first = its_first;
         lanes_mask = ((Lanes{1} << lanes.size()) - 1) << first;
         began = now;
-        for (size_t lane = 0; lane < lanes.size(); ++lane) lanes[lane].create(c, t, static_cast<int>(lane), shared, now);
+        for (size_t lane = 0; lane < lanes.size(); ++lane) {
+            lanes[lane].create(c, t, static_cast<int>(lane), shared, now);
+        }
         ring_shift = log2_of(c.rings);
         const int rings = c.lanes_per_cluster << ring_shift;
         scan_mask = static_cast<uint32_t>(rings - 1);
@@ -184,7 +186,8 @@ struct Cluster {
     // Whether a cycle like the last ones changes nothing, but for rings that have not been looked at since.
     bool rests(Time now) const {
         return !late.on && config->lut_ram && comes_at == NEVER && idle(now) && !shared.drains &&
-               shared.drain_at == NEVER && !granted && !requests && post.rests(now) && fetch.rests(items_space, room & ~pending);
+               shared.drain_at == NEVER && !granted && !requests && post.rests(now) &&
+               fetch.rests(items_space, room & ~pending);
     }
     // A cluster at rest for longer than all rings are looked at sleeps until a RUN comes or a load begins or ends.
     static constexpr int SLEEPS_AFTER = MAX_LANES * MAX_RINGS + 8;
@@ -216,7 +219,8 @@ struct Cluster {
             scrubs = late(late.scrubs, scrubs);
         }
         // what lanes and their cluster know a cycle late moves on in every cycle, even if nobody does anything
-        if (late.on || shared.drains || shared.drain_at <= now || requests || granted || word_valid || !post.rests(now)) {
+        if (late.on || shared.drains || shared.drain_at <= now || requests || granted || word_valid ||
+            !post.rests(now)) {
             if (late.on) [[unlikely]] step_results<true>(now, leaves >> number & 1);
             else step_results<false>(now, leaves >> number & 1);
         }
@@ -226,6 +230,7 @@ struct Cluster {
             : fetch.step_serial(items_space, offered, directory, c_masks, made);
         if (makes || held || items_level) {
             step_copier(now, makes);
+            rested = 0;
         } else {
             items_valid = false;
             items_space = true;
