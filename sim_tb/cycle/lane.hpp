@@ -152,9 +152,9 @@ struct Lane {
         accounted = std::max(accounted, until);
     }
 
-    // See Pes; what is charged looks back no further than to the last time.
+    // See Pes; what is charged does not look back so far.
     void bring_near(Time now) {
-        account(now);
+        if (now - accounted > FAR / 2) account(now);
         pes.bring_near(now);
     }
 

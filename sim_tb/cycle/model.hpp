@@ -219,7 +219,7 @@ struct Model {
             last_out = now;
             ++result.beats_out;
             synced = leaving_synced;
-            moved_at = now;
+            moved_at = std::max(moved_at, now);
             if (!frozen) ++counted_beats_out;
         }
         leaving = leaves != 0;

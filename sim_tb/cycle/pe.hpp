@@ -16,6 +16,7 @@ constexpr int QUEUE_MARGIN = LOOKUP_LATENCY + 2;
 constexpr uint32_t IN_FLIGHT = LOOKUP_LATENCY + 1;
 constexpr Time ROUND = Time{1} << 13;   // after so many cycles, times of long ago are brought nearer
 constexpr Time LONG = 1 << 12;          // so near, which no time is that matters
+constexpr Time FAR = 1 << 30;           // the same of times of 32 bits, which are half as far away then
 
 // A token in a PE. Of times the low bits are kept: those of tokens are less than 2^15 cycles from now.
 struct Token {
@@ -94,7 +95,7 @@ struct Pes {
     // Once a ROUND: what was long ago stays so, however few bits are kept.
     void bring_near(Time now) {
         const auto nearer = [now](uint32_t& time) {
-            if (relative(time, now) < -LONG) time = static_cast<uint32_t>(now - LONG);
+            if (relative(time, now) < -FAR) time = static_cast<uint32_t>(now - FAR / 2 - 1);
         };
         const auto nearer_low = [now](uint16_t& time) {
             if (static_cast<int16_t>(time - now) < -LONG) time = static_cast<uint16_t>(now - LONG);
