@@ -90,8 +90,13 @@ class Accelerator(wiring.Component):
         wiring.connect(m, collector.o, leave.i)
         wiring.connect(m, leave.o, wiring.flipped(self.o))
         wiring.connect(m, sequencer.payload, loader.i)
+        load = sequencer.load
+        if config.hop_stages:
+            # the loader is a long wire away; a load's fields are there more than a cycle before its start
+            load = Signal.like(load, reset_less=True)
+            m.d.sync += load.eq(sequencer.load)
         m.d.comb += [
-            loader.load.eq(sequencer.load),
+            loader.load.eq(load),
             loader.start.eq(sequencer.load_start),
             loader.ended.eq(sequencer.load_ended),
             sequencer.load_done.eq(loader.done),

@@ -59,6 +59,8 @@ class LoadB(wiring.Component):
         pending, begins = Signal(), Signal()
         slot = Signal(range(config.slots // config.load_slots))
         enable = Signal(pes)
+        # for each PE: enabled PEs before it. From a register: what picks its value is behind it
+        before = [Signal(range(pe + 1), name=f"before{pe}", reset_less=True) for pe in range(pes)]
         needs = Signal(range(pes + 1))
         k = Signal(config.k_width)
 
@@ -107,6 +109,7 @@ class LoadB(wiring.Component):
                 begins.eq(inner_first),
                 slot.eq(Cat(place, nibble)),
                 enable.eq(chosen),
+                *(before[pe].eq(sum_bits(chosen[:pe])) for pe in range(1, pes)),
                 needs.eq(Mux(inner, sum_bits(chosen), 0)),
                 k.eq(k + (inner & inner_first)),
             ]
@@ -117,8 +120,7 @@ class LoadB(wiring.Component):
             self.write.slot.eq(slot),
         ]
         for pe in range(pes):
-            before = sum_bits(enable[:pe]) if pe else Const(0, 1)
-            value = Array([self.values[n][: config.b_width] for n in range(pe + 1)])[before]
+            value = Array([self.values[n][: config.b_width] for n in range(pe + 1)])[before[pe]]
             m.d.comb += self.write.values[pe].eq(Mux(enable[pe], value, 0))
         if masks:
             m.d.comb += self.write.mask.eq(mask)

@@ -65,7 +65,7 @@ def unpacked(layout: data.Layout, bits: int) -> dict[str, int]:
 
 
 async def start(dut: Any, **inputs: int) -> None:
-    """Start the clock (10 ns), set inputs (0 for all others), and reset. Returns after a falling edge."""
+    """Start the clock (10 ns), set the inputs named, and reset. Returns after a falling edge."""
     cocotb.start_soon(Clock(dut.clk, 10, unit="ns").start())
     for name, value in inputs.items():
         getattr(dut, name).value = value
