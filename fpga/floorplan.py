@@ -150,10 +150,13 @@ def place_blocks(netlist: dict[str, Any], device: Device) -> int:
         found = _places(rams[cluster], columns, device)
         sites |= found
         wanted |= _wanted(multipliers[cluster], rams[cluster], found)
-    # what is in no cluster, the link to the host above all, is drawn into the middle, where it is near all of them
+    # what is in no cluster, the link to the host above all, is drawn into the middle, where it is near all of them, and
+    # is near each other
     free = {(x, y) for y in device.rows for x in device.columns} - set(sites.values())
-    for name in lone[: len(free)]:
-        sites[name] = min(free, key=lambda site: (_distance(site, device.middle), site))
+    lone = lone[: len(free)]
+    for n, name in enumerate(lone):
+        amid = _mean([sites[other] for other in lone[:n]]) or device.middle
+        sites[name] = min(free, key=lambda site: (_distance(site, amid), site))
         free.remove(sites[name])
     fixed = {name: device.bel(*site) for name, site in sites.items()}
     if len(wanted) <= len(device.multiplier_sites):

@@ -54,7 +54,7 @@ class ABuffer(wiring.Component):
         directory_write, directory_read = directory.write_port(), directory.read_port()
         filled = Array([Signal(range(config.a_depth + 1), name=f"filled{bank}") for bank in range(2)])
         begin = Signal(range(config.a_depth + 1))
-        ended, over = Signal(), Signal()  # a segment's last word was written a cycle ago; what came did not fit
+        ended = Signal()  # a segment's last word was written a cycle ago
         bank = self.write.bank
         used = Signal(range(config.a_depth + 1))
         count = Signal(range(config.a_segments + 1))
@@ -67,24 +67,24 @@ class ABuffer(wiring.Component):
             directory_write.en.eq(ended & ~count[-1]),
             directory_read.addr.eq(self.directory_address),
             *(self.segments[n].eq(segments[n]) for n in range(2)),
-            self.full.eq(over | (ended & count[-1])),
         ]
         m.d.sync += [self.directory.eq(directory_read.data), ended.eq(self.selected & self.write.end)]
         write_enable = self.write.we & self.selected & ~used[-1]
         self._add_words(m, write_enable, Cat(used[: clog2(config.a_depth)], bank))
         with m.If(self.selected & self.write.start):
-            m.d.sync += [over.eq(0), begin.eq(used)]
+            m.d.sync += [self.full.eq(0), begin.eq(used)]
             with m.If(~self.write.append):
                 m.d.sync += [filled[bank].eq(0), segments[bank].eq(0), begin.eq(0)]
         with m.Else():
             with m.If(self.selected & self.write.we):
                 m.d.sync += filled[bank].eq(Mux(used[-1], used, used + 1))
                 with m.If(used[-1]):
-                    m.d.sync += over.eq(1)
+                    m.d.sync += self.full.eq(1)
             with m.If(ended):
                 m.d.sync += [begin.eq(used), segments[bank].eq(Mux(count[-1], count, count + 1))]
-                with m.If(count[-1]):
-                    m.d.sync += over.eq(1)
+            # told from a register, for it has far to go: the segment that ends now will find no place
+            with m.If(self.selected & self.write.end & (count[-1] | (ended & count[:-1].all()))):
+                m.d.sync += self.full.eq(1)
         return m
 
     def _add_words(self, m, write_enable, write_address):
