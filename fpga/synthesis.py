@@ -79,7 +79,7 @@ opt_clean -purge
 write_json {{top}}.json"""
 
 _FEW_CONTROL_SETS = """synth_ecp5 -top {top} -nowidelut -run begin:map_ffs
-dfflegalize -mince 4 -minsrst 8 -cell $_DFF_?_ 01 -cell $_DFF_?P?_ r -cell $_SDFF_?P?_ r \\
+dfflegalize -mince 8 -minsrst 8 -cell $_DFF_?_ 01 -cell $_DFF_?P?_ r -cell $_SDFF_?P?_ r \\
     -cell $_DFFE_??_ 01 -cell $_DFFE_?P??_ r -cell $_SDFFE_?P??_ r
 opt_merge
 synth_ecp5 -top {top} -nowidelut -run map_ffs:"""

@@ -265,7 +265,9 @@ class Cluster(wiring.Component):
         direct = not config.post and len(lanes) == 1 and config.acc_width <= 32 and header_beats(config) <= DRAIN_GAP
         # a word may be chosen in the lane while `space` is on its way
         slack = DRAIN_LATENCY + 6 + 2 * lane_stages(config)
-        submodule(m, "post", post := PostProcess(config, slack if direct else None), platform)
+        # nothing comes here for many cycles after a reset, which has far to go to all of a cluster
+        reset = late_reset(m, "results", config.hop_stages, platform)
+        submodule(m, "post", post := PostProcess(config, slack if direct else None), platform, reset)
         word_shape = RowWord(config)
         word, out = Signal(word_shape, reset_less=True), Signal(word_shape)
         valid = Signal()
@@ -274,7 +276,7 @@ class Cluster(wiring.Component):
             m.d.comb += [post.i.valid.eq(valid), out.eq(word)]
         else:
             rows = Queue(word_shape, 16 << lane_stages(config), slack, not config.lut_ram)
-            submodule(m, "rows", rows, platform)
+            submodule(m, "rows", rows, platform, reset)
             waits, space = rows.o.valid, rows.space
             m.d.comb += [
                 rows.i.valid.eq(valid),

@@ -88,10 +88,10 @@ class FrameTransmitter(wiring.Component):
         identity = register("identity")
         write = self.i.valid & self.i.ready
         byte_read, last_read = self._memories(m, write, head[:8], Cat(address[:8], identity), position)
-        m.d.comb += [
-            self.i.ready.eq((head[:8] != oldest[:8]) | (head[8] == oldest[8])),
-            address.eq(fresh + index),
-        ]
+        m.d.comb += address.eq(fresh + index)
+        # from a register, for the accelerator is a long wire away
+        held = (head - oldest)[:9]
+        m.d.sync += self.i.ready.eq(~held[8] & ~(held[:8].all() & write))
         with m.If(write):
             m.d.sync += head.eq(head + 1)
         # ---- what is to be answered
