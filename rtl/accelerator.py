@@ -82,7 +82,10 @@ class Accelerator(wiring.Component):
         clusters = []
         for n in range(config.clusters):
             reset = late_reset(m, f"cluster{n}", config.hop_stages, platform, array_reset)
-            clusters.append(submodule(m, f"cluster{n}", Cluster(config), platform, reset))
+            clusters.append(cluster := submodule(m, f"cluster{n}", Cluster(config), platform, reset))
+            if config.hop_stages:
+                hop_reset = late_reset(m, f"cluster{n}_hops", config.hop_stages, platform, array_reset)
+                m.d.comb += cluster.hop_reset.eq(hop_reset)
         wiring.connect(m, wiring.flipped(self.i), entry.i)
         wiring.connect(m, entry.o, sequencer.i)
         wiring.connect(m, sequencer.o, packer.i)

@@ -51,6 +51,8 @@ class Cluster(wiring.Component):
         loading: a load is in progress (for the counters).
         counts: PEs by what they did.
         token, finished: a nonzero entered a lane, a row left one (for compute_cycles).
+        hop_reset: with ``hop_stages``, the reset once more, from a register of its own: for the registers on the way,
+            which are far from the rest.
     """
 
     def __init__(self, config: Config):
@@ -86,6 +88,7 @@ class Cluster(wiring.Component):
                 "counts": Out(counts_layout(pes), init={"idle": pes}),  # pyright: ignore[reportCallIssue]
                 "token": Out(1),
                 "finished": Out(1),
+                **({"hop_reset": In(1)} if config.hop_stages else {}),
             }
         )
 
@@ -97,7 +100,8 @@ class Cluster(wiring.Component):
         m = Module()
         config = self._config
         plain = ("a_write", "b_write", "c_write", "p", "limits", "run_word")
-        near = near_side(m, self, config.hop_stages, platform, ("number",), plain)
+        hop_reset = self.hop_reset if config.hop_stages else None
+        near = near_side(m, self, config.hop_stages, platform, ("number", "hop_reset"), plain, hop_reset)
         lanes = [
             submodule(m, f"lane{n}", Lane(config), platform, late_reset(m, f"lane{n}", lane_stages(config), platform))
             for n in range(config.lanes_per_cluster)

@@ -67,6 +67,7 @@ def near_side(
     platform,
     direct: tuple[str, ...] = (),
     plain: tuple[str, ...] = (),
+    reset: Value | None = None,
 ) -> Any:
     """Ports of ``component`` for its own use, with ``stages`` registers between them and the real ones.
 
@@ -81,6 +82,7 @@ def near_side(
         platform: what its ``elaborate`` was given.
         direct: ports that stay as they are.
         plain: ports that are data: their registers (but one called ``valid``) need no reset, which has far to go.
+        reset: of the registers; the module's own: None.
     """
     near = SimpleNamespace()
     ports = component.signature.members
@@ -117,7 +119,7 @@ def near_side(
             continue
         sources, targets = Cat(source for source, _ in pairs), Cat(target for _, target in pairs)
         init = _init([target for _, target in pairs])
-        submodule(m, f"{name}_hop", hop := Hop(len(targets), stages, init, kept), platform)
+        submodule(m, f"{name}_hop", hop := Hop(len(targets), stages, init, kept), platform, reset)
         m.d.comb += [hop.i.eq(sources), targets.eq(hop.o)]
     if not is_stream(ports["o"]):
         return near
@@ -126,7 +128,7 @@ def near_side(
     near.o = wiring.flipped(near.o)
     for stage in range(stages):
         buffer = SkidBuffer(component.o.payload.shape())  # pyright: ignore[reportAttributeAccessIssue]
-        submodule(m, f"leave{stage}", buffer, platform)
+        submodule(m, f"leave{stage}", buffer, platform, reset)
         wiring.connect(m, stream, buffer.i)
         stream = buffer.o
         waiting.append(buffer.o.valid)

@@ -1,7 +1,6 @@
 """Places of block RAMs and multipliers on ECP5."""
 
 import itertools
-import itertools
 import json
 import random
 import re
