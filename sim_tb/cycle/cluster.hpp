@@ -1,10 +1,8 @@
 // A cluster: lanes, their feeding, and what they share (rtl/cluster.py, copier.py, banks.py).
 #pragma once
 
-#include <span>
-
 #include "fetch_serial.hpp"
-#include "hop.hpp"
+#include "results.hpp"
 
 namespace maskwork {
 
@@ -16,23 +14,13 @@ struct Busy {
     bool a[2], b[2], c[2], p[2];
 };
 
-struct Cluster {
-    const Config* config;
+struct Cluster : Results {
     Totals* totals;
-    int number = 0;
-    std::span<Lane> lanes;
-    Front* front = nullptr;             // of the lanes, its first one is number `first` there
-    int first = 0;
-    Lanes lanes_mask = 0;               // there
-    Shared shared;
     SerialFetch fetch;
-    Post post;
 
-    // activation buffer, its directory, C masks
-    std::vector<Word> a_words[2];
-    std::vector<Segment> directory[2];
+    // activation buffer, C masks
+    Banks activations{std::make_shared<Activations>(), std::make_shared<Activations>()};
     std::vector<uint32_t> c_masks[2];
-    int32_t segment_begin = 0;
 
     // items on their way to the copier
     Item items[ITEM_QUEUE];
@@ -64,24 +52,15 @@ struct Cluster {
     uint32_t fits = 0, low = 0;
     int fitting_words = 0, fitting = 2; // of a row, from which these follow in so many cycles
 
-    // arbiter of post-processing
-    uint32_t granted = 0, last_granted = 0;
-    uint32_t requests = 0;              // lanes whose drains do nothing but ask
-    PostWord word;
-    bool word_valid = false;
-
     // banks
     int waiting_a[2] = {}, waiting_b[2] = {}, waiting_c[2] = {};
     bool was_active = false;
-    uint64_t* beats_wait = nullptr;     // of all clusters: a beat waits at the collector
     uint32_t pending = 0;               // rings: a row was announced and has not started
     bool loading = false;
     uint32_t run_spaces = ~0u;          // registers between the RUN FIFO and the sequencer; bit n: n + 1 steps ago
 
     // registers between the rest and the cluster
     Time comes_at = NEVER;
-    Late late;
-    Leaving leaving;
     Run coming{};
 
     void create(const Config& c, Totals& t, int n, std::span<Lane> its_lanes, Front& its_front, int its_first,
@@ -110,6 +89,7 @@ struct Cluster {
 
     void accept(const Run& run) {
         fetch.accept(run);
+        calm = false;
         ++waiting_a[run.fields[A_BANK]];
         ++waiting_b[run.fields[B_BANK]];
         if (run.fields[USE_C]) ++waiting_c[run.fields[C_BANK]];
@@ -161,7 +141,7 @@ struct Cluster {
     }
 
     // One ring is looked at in every cycle; what follows from that shows three cycles later.
-    void look_at_ring(const Look& look, int row_words, bool scrubs) {
+    void look_at_ring(const Look& look, bool scrubs) {
         // (no branches here and in the like: they would be a matter of luck)
         const auto has_room = static_cast<uint32_t>((sampled[1] <= low) & !scrubs);
         const auto has_space = static_cast<uint32_t>(sampled[1] <= usable);
@@ -170,7 +150,10 @@ struct Cluster {
         sampled[1] = sampled[0];
         const Lane& lane = lanes[look.lane];
         sampled[0] = lane.written[look.ring] - lane.taken[look.ring];
-        if (late.on) [[unlikely]] sampled[0] = late(late.sampled, sampled[0]);
+    }
+
+    // What a row needs follows from its words some cycles later.
+    void fit(int row_words) {
         if (row_words != fitting_words) {
             fitting_words = row_words;
             fitting = 2;
@@ -204,14 +187,14 @@ struct Cluster {
         return asleep;
     }
 
-    // One cycle, up to what the fronts of the lanes do.
-    [[gnu::always_inline]] inline void step(Time now, bool load, uint64_t leaves, const Look& look) {
+    // One cycle, up to what the fronts of the lanes do; whether there is anything behind that.
+    [[gnu::always_inline]] inline bool step(Time now, bool load, uint64_t leaves, const Look& look) {
         const Reason outer = was_active ? DISPATCH : load ? LOAD : IDLE;
         if (outer != shared.outer || late.on) set_outer(now, outer);
         was_active = fetch.active() ||
                      (late.on ? working() : (shared.bank_rows[0] | shared.bank_rows[1] | shared.undrained) != 0);
         const int old_row_words = fetch.row_words;
-        bool scrubs = lanes[0].drain_state == Lane::D_SCRUB;
+        bool scrubs = lanes[0].columns.state == D_SCRUB;
         if (late.on) [[unlikely]] {
             leaves = static_cast<uint64_t>(leaving.step(post, leaves >> number & 1)) << number;
             for (int bank = 0; bank < 2; ++bank) late.used[bank] = shared.bank_rows[bank] != 0;
@@ -219,48 +202,40 @@ struct Cluster {
             scrubs = late(late.scrubs, scrubs);
         }
         // what lanes and their cluster know a cycle late moves on in every cycle, even if nobody does anything
-        if (late.on || shared.drains || shared.drain_at <= now || requests || granted || word_valid ||
-            !post.rests(now)) {
-            if (late.on) [[unlikely]] step_results<true>(now, leaves >> number & 1);
-            else step_results<false>(now, leaves >> number & 1);
-        }
+        const bool beat_leaves = leaves >> number & 1;
+        bool rows_alone = false;
+        if (late.on) [[unlikely]] step_results<true>(now, beat_leaves);
+        else if (anything(now)) step_results<false>(now, beat_leaves);
+        else if (!post.reads()) rows_alone = true;
+        else if (!post.valid | beat_leaves) read(beat_leaves);
         const uint32_t offered = room & ~pending;
-        const bool makes = config->lut_ram
-            ? !fetch.rests(items_space, offered) && fetch.step(items_space, offered, directory, c_masks, made)
-            : fetch.step_serial(items_space, offered, directory, c_masks, made);
+        const bool rests = config->lut_ram && fetch.rests(items_space, offered);
+        const bool makes = !config->lut_ram ? fetch.step_serial(items_space, offered, activations, c_masks, made)
+                                            : !rests && fetch.step(items_space, offered, activations, c_masks, made);
         if (makes || held || items_level) {
             step_copier(now, makes);
+            rows_alone = false;
             rested = 0;
         } else {
+            rows_alone &= items_space & rests & (copied_until < now);
             items_valid = false;
             items_space = true;
             leaves_copier.lanes = 0;
             if (!was_active) try_to_sleep(now, load);
             else rested = 0;
         }
-        look_at_ring(look, old_row_words, scrubs);
+        look_at_ring(look, scrubs);
+        if (late.on) [[unlikely]] sampled[0] = late(late.sampled, sampled[0]);
+        fit(old_row_words);
+        calm = rows_alone & was_active & !late.on & !fitting;
+        calm_load = load;
+        return late.on | (copied_until >= now) | (fetch.coming != 0) | fetch.taken | (shared.drained_lane >= 0);
     }
 
-    // Drains, their arbiter, post-processing.
-    template <bool is_late>
-    [[gnu::noinline]] void step_results(Time now, bool beat_leaves) {
-        uint32_t asking = 0;
-        PostWord drained;
-        const bool rows_space = Late::pass<is_late>(late.space, post.space);
-        const uint32_t grants = Late::pass<is_late>(late.granted, granted);
-        if (rows_space && (grants & requests)) wake_drains(grants);
-        if (shared.drains || shared.drain_at <= now) step_drains(now, rows_space, grants, asking, drained);
-        asking |= requests;
-        if (word_valid || !post.rests(now)) post.step(now, word_valid ? &word : nullptr, beat_leaves);
-        *beats_wait = (*beats_wait & ~(uint64_t{1} << number)) | static_cast<uint64_t>(leaving.valid(post)) << number;
-        word = Late::pass<is_late>(late.drained, drained);
-        word_valid = word.kind != PostKind::NONE;
-        asking = Late::pass<is_late>(late.asking, asking);
-        if (!(granted & asking)) {
-            const uint32_t fair = asking & ~last_granted, choice = fair ? fair : asking;
-            granted = choice & (~choice + 1);
-            if (choice) last_granted = granted | (granted - 1);
-        }
+    // Rows in the lanes go on by themselves, and nothing changes here but the rings.
+    bool calm = false, calm_load = false;
+    bool stays_calm(Time now, bool load) const {
+        return calm && (shared.drain_at > now) & (load == calm_load) & ((room & ~pending) == fetch.last_room);
     }
 
     // The copier, and the queue before it, which an item enters if fetch has made one.
@@ -275,7 +250,8 @@ struct Cluster {
             if (current.raw) {
                 leaves_copier.word = current.word;
             } else {
-                Word& leaving = leaves_copier.word = a_words[current.bank][static_cast<size_t>(address)];
+                const auto& words = activations[current.bank]->words;
+                Word& leaving = leaves_copier.word = {words[static_cast<size_t>(address)], nullptr};
                 const auto k = static_cast<uint16_t>((current.k + leaving.number * CHUNK) & (config->k_depth - 1));
                 leaving.number = leaving.kind == Kind::HEAD ? k : leaving.number;
                 copying[current.bank] -= ends;
@@ -306,47 +282,6 @@ struct Cluster {
         if (makes) items[(items_head + static_cast<unsigned>(items_level++)) % ITEM_QUEUE] = made;
     }
 
-    // Post-processing takes the row of a drain that has waited.
-    void wake_drains(uint32_t grants) {
-        shared.drains |= grants & requests;
-        requests &= ~grants;
-    }
-
-    // The drains of the lanes: which of them ask for post-processing, and what one of them gives it.
-    void step_drains(Time now, bool rows_space, uint32_t grants, uint32_t& asking, PostWord& drained) {
-        uint32_t steps = shared.drains;
-        if (shared.drain_at <= now) {
-            shared.drain_at = NEVER;
-            for (size_t n = 0; n < lanes.size(); ++n) {
-                Time& its_time = shared.drains_at[n];
-                if (its_time <= now) {
-                    steps |= 1u << n;
-                    its_time = NEVER;
-                }
-                shared.drain_at = std::min(shared.drain_at, its_time);
-            }
-        }
-        shared.drains = steps;
-        for (; steps; steps &= steps - 1) {
-            const int n = std::countr_zero(steps);
-            Lane& lane = lanes[static_cast<size_t>(n)];
-            const bool was_active = lane.active;
-            const DrainOut out = step_drain(lane, now, rows_space, grants >> n & 1);
-            asking |= static_cast<uint32_t>(out.request) << n;
-            requests |= static_cast<uint32_t>(out.waits) << n;
-            if (out.word.kind != PostKind::NONE) drained = out.word;
-            if (out.releases | (lane.active != was_active)) [[unlikely]] {
-                const Lanes bit = Lanes{1} << (first + n);
-                if (out.releases) front->release(bit, lane.drain_context);
-                if (lane.active != was_active) front->drain(bit, lane.active);
-            }
-            if (lane.drain_again != now + 1) {
-                shared.drains &= ~(1u << n);
-                lane.wake_drain(lane.drain_again);
-            }
-        }
-    }
-
     [[gnu::noinline]] uint32_t started() const {
         const int rings = config->rings;
         uint32_t result = 0;
@@ -368,10 +303,18 @@ struct Cluster {
         }
     }
 
+    // Rows that have started in the lanes, and those whose sums stay that may leave them.
+    void rows_move_on(Time now) {
+        if (!late.on && (front->any_started & lanes_mask)) pending &= ~started();
+        if (shared.retire_at <= now) {
+            retire_rows(now);
+            calm = false;
+        }
+    }
+
     // The rest of a cycle, behind that of the lanes' fronts.
     [[gnu::always_inline]] inline void step_behind(Time now) {
-        if ((front->any_started & lanes_mask) || late.on) pending &= ~late(late.started, started());
-        if (shared.retire_at <= now) retire_rows(now);
+        if (late.on) [[unlikely]] pending &= ~late(late.started, started());
         if (shared.drained_lane >= 0) {
             Lane& lane = lanes[static_cast<size_t>(shared.drained_lane)];
             lane.owed[lane.drain_row.slot] = 0;

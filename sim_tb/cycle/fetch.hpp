@@ -17,10 +17,6 @@ struct Item {
     Word word{};
 };
 
-struct Segment {
-    int32_t start, words;
-};
-
 // A RUN that was accepted.
 struct Run {
     int64_t fields[RUN_FIELDS];
@@ -87,11 +83,14 @@ struct Fetch {
     int64_t field(RunField name) const { return run.fields[name]; }
     bool active() const { return state != F_IDLE || run_ready || word_number; }
 
-    // Cycles without a change; inputs of the last one. After SETTLED + 3 of them, the same inputs change nothing.
+    // Cycles without a change; inputs of the last one. After SETTLED + 1 of them all stages of the choice have followed,
+    // and the same inputs change nothing.
     int steady = 0;
     uint32_t last_room = 0;
     bool last_space = true;
-    bool rests(bool space, uint32_t room) const { return steady > SETTLED + 3 && room == last_room && space == last_space; }
+    bool rests(bool space, uint32_t room) const {
+        return steady > SETTLED + 1 && room == last_room && space == last_space;
+    }
 
     void accept(const Run& accepted) {
         steady = 0;
@@ -230,9 +229,8 @@ struct Fetch {
         tap_y = wrap16(tap_y + field(y));
     }
 
-    // One cycle. `directory` and `masks` are those of both banks; answers whether an item enters the queue (`out`).
-    bool step(bool space, uint32_t room, const std::vector<Segment>* directory, const std::vector<uint32_t>* masks,
-              Item& out) {
+    // One cycle. `masks` are those of both banks; answers whether an item enters the queue (`out`).
+    bool step(bool space, uint32_t room, const Banks& banks, const std::vector<uint32_t>* masks, Item& out) {
         coming = 0;
         taken = sent = false;
         pushes = false;
@@ -308,7 +306,7 @@ struct Fetch {
                 break;
             case F_TAPS:
                 if (space) {
-                    push(tap_item(directory));
+                    push(tap_item(banks));
                     if (t0) {
                         --t0;
                         step_tap(T0_SEG, T0_K, T0_X, T0_Y);
@@ -382,8 +380,8 @@ struct Fetch {
     }
 
     // A tap outside, or of a segment that is not loaded, has -1 words; an empty segment 0.
-    Item tap_item(const std::vector<Segment>* directory) const {
-        const auto& segments = directory[field(A_BANK)];
+    Item tap_item(const Banks& banks) const {
+        const auto& segments = banks[static_cast<size_t>(field(A_BANK))]->directory;
         Item item;
         item.words = -1;
         if (tap_x >= 0 && tap_x < field(X_LIMIT) && tap_y >= 0 && tap_y < field(Y_LIMIT) && tap_seg >= 0 &&

@@ -54,8 +54,7 @@ struct SerialFetch : Fetch {
     }
 
     // See Fetch::step.
-    bool step_serial(bool space, uint32_t room, const std::vector<Segment>* directory,
-                     const std::vector<uint32_t>* masks, Item& out) {
+    bool step_serial(bool space, uint32_t room, const Banks& banks, const std::vector<uint32_t>* masks, Item& out) {
         coming = 0;
         taken = sent = false;
         bool leaves = false, next_row = false, takes_word = false;
@@ -135,7 +134,7 @@ struct SerialFetch : Fetch {
                 break;
             case S_VALUE:
                 // the tap itself, before its state moves on
-                if (taps && part == 0) made = tap_item(directory);
+                if (taps && part == 0) made = tap_item(banks);
                 at = taps && part >= 2 ? S_LIMIT : S_DELTA;
                 break;
             case S_LIMIT:

@@ -11,6 +11,7 @@ constexpr int REASONS = 6;
 
 constexpr int TOKEN_RING = 32;      // tokens queued and staged, and those of a chunk
 constexpr int DRAIN_LATENCY = 9;    // rtl/drain.py
+constexpr int STEAL_LATENCY = 2;    // rtl/drain.py: from a column to the issue slot that it takes
 
 using Lanes = uint64_t;             // a bit a lane of a Front
 
@@ -35,10 +36,45 @@ struct Totals {
     int64_t multiplies = 0, stolen = 0;
     int64_t tokens = 0;
     bool token = false, finished = false;       // in this cycle: a nonzero entered the PEs, a row left a lane
+    Time retire_at = NEVER;             // no Shared::retire_at is before
+};
+
+enum DrainState : uint8_t { D_SCRUB, D_IDLE, D_META, D_ROW, D_REQUEST, D_MASK, D_COLUMNS, D_NEXT };
+
+// The columns of a row that a drain comes to (see drain.hpp).
+struct Columns {
+    DrainState state = D_SCRUB;
+    bool given = false;
+    int part = 0;                       // of the row's mask
+    BitIterator iterator;
+};
+
+// What a drain does ahead of time from the first column of a row on, which depends on the row's mask alone.
+struct Plan {
+    bool known = false;
+    uint32_t mask[MASK_WORDS];
+    Columns end;
+    Time cycles, first;                 // how many, and up to the first column
+    std::array<uint64_t, MAX_PES> taken;
+    uint64_t values;
+};
+
+// Values of a row by the cycles in which they leave a drain's pipeline, from the first one on, a bit a cycle.
+struct Values {
+    bool post = false;
+    Time first = 0;
+    uint64_t present = 0, nonzero = 0;
+
+    bool at(Time time) const { return time >= first && time < first + Stolen::SIZE && (present >> (time - first) & 1); }
+    PostWord word_at(Time time) const {
+        if (!at(time)) return {};
+        return {PostKind::VALUE, (nonzero >> (time - first) & 1) != 0, post};
+    }
 };
 
 // What the lanes of a cluster share.
 struct Shared {
+    Plan plan;                          // of the last row whose columns followed each other from column 0 on
     int bank_rows[2] = {};              // rows in the lanes, by bank of the weights
     int undrained = 0;                  // rows whose sums stayed, whose last word has not left
     int drained_lane = -1;              // in this cycle: its drain has ended a row whose sums stayed
@@ -91,6 +127,7 @@ struct Lane {
     int number = 0;                     // in its cluster
     Row* context_row[MAX_RINGS] = {};
     uint32_t column_mask[MAX_RINGS][MAX_PES] = {};
+    uint32_t row_mask[MAX_RINGS][MASK_WORDS] = {};      // that column_mask is of
     uint32_t touched[MAX_RINGS][MAX_PES] = {};
     std::vector<std::array<uint32_t, MAX_PES>> kept;    // touched, of partial sums
     uint32_t ends_sent = 0;             // contexts whose END token has left for the PEs, and drains the row
@@ -102,21 +139,25 @@ struct Lane {
     std::vector<uint8_t> owed;          // slots that hold results
 
     // ---- drain (see drain.hpp)
-    enum DrainState : uint8_t { D_SCRUB, D_IDLE, D_META, D_ROW, D_REQUEST, D_MASK, D_COLUMNS, D_NEXT };
-    DrainState drain_state = D_SCRUB;
     Time drain_again = 0;               // its next cycle, when it has been stepped
     bool active = false;                // from ROW to COLUMNS
     int idle_context = 0;               // context looked at in cycle `idle_since`, the next one a cycle later
     Time idle_since = 0;
-    int drain_context = 0, scrub_count = 0, part = 0;
+    int drain_context = 0, scrub_count = 0;
     int part_width = 0, parts = 0;      // of a row's mask, as the iterator takes it
-    bool go = false, given = false;
-    BitIterator columns;
+    bool go = false;
+    Columns columns;
     Row drain_row{};
     std::array<uint32_t, MAX_PES> drain_touched{};
+    // cycles of it that are over ahead of time (see drain.hpp): from one to another, and its state before
+    struct Ahead {
+        Time from = 0, until = 0;
+        Columns columns;
+        bool interrupted = false;
+        Values values;
+    } ahead;
     DrainWord drain_line[16];           // on their way, by the cycle in which they leave
     Time drain_line_until = LONG_AGO;
-    int8_t steals[4] = {-1, -1, -1, -1};        // by cycle: the PE that loses its issue slot
 
     void create(const Config& c, Totals& t, int n, Shared& s, Time now) {
         shared = &s;
@@ -125,7 +166,7 @@ struct Lane {
         number = n;
         ring_words = static_cast<unsigned>(c.fifo_depth / c.rings);
         ram.resize(static_cast<size_t>(c.fifo_depth));
-        pes.create(c, now);
+        pes.create(c, now, t.stolen);
         fours = static_cast<size_t>(Pes::padded(c.pes) / FOUR);
         part_width = std::min(16, c.columns());
         parts = c.columns() / part_width;
@@ -133,6 +174,7 @@ struct Lane {
         owed.assign(kept.size(), 0);
         finished_rows.resize(kept.size());
         const Four present = same(c.skip_b ? 0 : -1);
+        for (auto& masks : column_mask) std::fill(std::begin(masks), std::end(masks), c.skip_c ? 0 : ~0u);
         weights.assign(static_cast<size_t>(2 * c.k_depth) * fours, {present, Four{}});
     }
 
@@ -186,13 +228,12 @@ struct Lane {
         }
         stays[context] = &row;
         if (row.final) owed[row.slot] = 1;
-        retire_at = std::min(retire_at, now + 1);
-        shared->retire_at = std::min(shared->retire_at, retire_at);
+        retire_from(now + 1);
         auto& sums = kept[row.slot];
         for (size_t n = 0; n < count; ++n) sums[n] = touched[context][n] | (row.first ? 0 : sums[n]);
     }
 
-    void fire_value(Time now, const ExpanderToken& token) {
+    [[gnu::always_inline]] inline void fire_value(Time now, const ExpanderToken& token) {
         totals->token = true;
         ++totals->tokens;
         const Weights* const row = &weights[token.weights * fours];
@@ -220,6 +261,13 @@ struct Lane {
             send(n, wanted.all, wanted.last);
         } while (++n < fours);
         totals->multiplies += sum_of(services);
+    }
+
+    // Rows may retire from a cycle on.
+    void retire_from(Time time) {
+        retire_at = std::min(retire_at, time);
+        shared->retire_at = std::min(shared->retire_at, time);
+        totals->retire_at = std::min(totals->retire_at, time);
     }
 
     // Rows whose END has been issued by all PEs before `now` and whose sums stay; whether there was one.
@@ -251,14 +299,17 @@ struct Lane {
 
     void start_row(Row* row) {
         context_row[reading] = row;
+        std::fill(std::begin(touched[reading]), std::end(touched[reading]), 0);
+        uint32_t(&known)[MASK_WORDS] = row_mask[reading];
+        if (!config->skip_c || std::equal(known, known + config->mask_words(), row->mask)) return;
+        std::copy(row->mask, row->mask + config->mask_words(), known);
         for (int n = 0; n < config->pes; ++n) {
             uint32_t mask = 0;
             for (int slot = 0; slot < config->slots; ++slot) {
                 const int column = slot * config->pes + n;
                 mask |= (row->mask[column >> 5] >> (column & 31) & 1) << slot;
             }
-            column_mask[reading][n] = config->skip_c ? mask : ~0u;
-            touched[reading][n] = 0;
+            column_mask[reading][n] = mask;
         }
     }
 };

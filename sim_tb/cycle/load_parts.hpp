@@ -44,13 +44,11 @@ struct DenseRows {
     }
 };
 
-inline bool single(uint32_t bits) { return !(bits & (bits - 1)); }
-
 struct LoadA {
     const Config* config = nullptr;
     Load load{};
     DenseRows dense;
-    std::vector<Cluster*> targets;
+    std::vector<Activations*> targets;
     int beats = 0;
     // bitmaps that wait, a beat each
     std::vector<uint32_t> queue;
@@ -72,7 +70,7 @@ struct LoadA {
 
     void start(const Load& next, const std::vector<Cluster*>& clusters, const uint32_t* payload) {
         load = next;
-        targets = clusters;
+        choose_targets(clusters);
         dense.start(*config, load, payload);
         written = read = 0;
         come = segments = load.count - 1;
@@ -81,12 +79,29 @@ struct LoadA {
         taking = true;
         begun = held = false;
         state = HEAD;
-        if (!load.append) {
-            for (Cluster* cluster : targets) {
-                cluster->a_words[load.bank].clear();
-                cluster->directory[load.bank].clear();
+    }
+
+    // What is loaded into several clusters is written once, unless they hold something else before.
+    void choose_targets(const std::vector<Cluster*>& clusters) {
+        targets.clear();
+        const auto number = static_cast<size_t>(load.bank);
+        const auto bank = [number](Cluster* cluster) -> auto& { return cluster->activations[number]; };
+        if (clusters.empty()) return;
+        const auto& first = bank(clusters[0]);
+        const bool same = std::ranges::all_of(clusters, [&](Cluster* cluster) { return bank(cluster) == first; });
+        if (load.append && !(same && first.use_count() == static_cast<long>(clusters.size()))) {
+            for (Cluster* cluster : clusters) {
+                bank(cluster) = std::make_shared<Activations>(*bank(cluster));
+                targets.push_back(bank(cluster).get());
             }
+            return;
         }
+        if (!load.append) {
+            const auto fresh = std::make_shared<Activations>();
+            fresh->words.reserve(static_cast<size_t>(config->a_depth));
+            for (Cluster* cluster : clusters) bank(cluster) = fresh;
+        }
+        targets.push_back(bank(clusters[0]).get());
     }
 
     bool waits() const { return written != read; }
@@ -96,7 +111,7 @@ struct LoadA {
         return state == VALUES ? std::min(more + 1, config->fetch_width) : 0;
     }
 
-    Asked step(bool free, bool given, const uint32_t* beat, bool valid, bool& done) {
+    [[gnu::always_inline]] inline Asked step(bool free, bool given, const uint32_t* beat, bool valid, bool& done) {
         Asked asked;
         const bool put = taking && written - read != static_cast<unsigned>(beats) && (begun || free);
         asked.want = put && !load.dense;
@@ -118,7 +133,7 @@ struct LoadA {
                 break;
             case VALUES:
                 if (given) {
-                    write({Kind::VALUE, 0, 0, 0, 0, nullptr});
+                    write({Kind::VALUE, 0, 0, 0, 0});
                     if (more < config->fetch_width) {
                         // a last chunk without values, if it waits, ends the segment as well
                         taken = !ends && held && !bits;
@@ -172,16 +187,15 @@ struct LoadA {
         return asked;
     }
 
-    void write(const Word& word) {
-        for (Cluster* cluster : targets) {
-            auto& words = cluster->a_words[load.bank];
-            if (words.size() == static_cast<size_t>(config->a_depth)) throw BankOverflow("a_depth");
-            words.push_back(word);
+    [[gnu::always_inline]] inline void write(const Stored& word) {
+        for (Activations* target : targets) {
+            if (target->words.size() == static_cast<size_t>(config->a_depth)) throw BankOverflow("a_depth");
+            target->words.push_back(word);
         }
     }
 
     void write_head() {
-        Word head{Kind::HEAD, static_cast<uint8_t>(std::popcount(bits) - 1), bits, bits, static_cast<uint16_t>(at), nullptr};
+        Stored head{Kind::HEAD, static_cast<uint8_t>(std::popcount(bits) - 1), bits, bits, static_cast<uint16_t>(at)};
         if (load.dense) {
             for (int n = 0; n < CHUNK; ++n) {
                 if (bits >> n & 1 && !dense.nonzero(segment, at * CHUNK + n)) head.nonzero &= static_cast<uint16_t>(~(1u << n));
@@ -192,11 +206,11 @@ struct LoadA {
 
     void end_segment() {
         ++segment;
-        for (Cluster* cluster : targets) {
-            auto& all = cluster->directory[load.bank];
+        for (Activations* target : targets) {
+            auto& all = target->directory;
             if (all.size() == static_cast<size_t>(config->a_segments)) throw BankOverflow("a_segments");
             const int32_t from = all.empty() ? 0 : all.back().start + all.back().words;
-            all.push_back({from, static_cast<int32_t>(cluster->a_words[load.bank].size()) - from});
+            all.push_back({from, static_cast<int32_t>(target->words.size()) - from});
         }
     }
 };

@@ -5,15 +5,9 @@
 
 namespace maskwork {
 
-struct Loader {
-    const Config* config = nullptr;
-    std::vector<Cluster>* clusters = nullptr;
-    Load load{};
-    LoadA a;
-    LoadB b;
-    bool busy = false, done = false, ended = false;
-
-    // gearbox: values held, values announced that are not in it, and whether these go beyond the next beat
+// The gearbox, which makes of beats as many values as a part takes.
+struct Gearbox {
+    // values held, values announced that are not in it, and whether these go beyond the next beat
     int most = 0, count = 0, announce = 0, whole = 0;
     int64_t left = 0;
     bool more = false, hold = false;
@@ -22,6 +16,60 @@ struct Loader {
     bool follows = false;          // a dense row follows the one whose values come
     int beat_bits_set = 0;
 
+    void start(int values_of_beat) {
+        count = 0;
+        left = 0;
+        more = hold = staged = counted = some = follows = false;
+        whole = values_of_beat;
+    }
+
+    // One cycle of a part that takes bitmaps and values; whether the beat is wanted.
+    template <typename Part>
+    [[gnu::always_inline]] inline bool step(const Config& config, Part& part, const uint32_t* beat, bool valid,
+                                            bool& part_done) {
+        const bool dense = part.load.dense;
+        const int need = part.need() | (unused ? most : 0);
+        unused = part.empty();
+        const bool gear_want = count <= most + need && !hold, given = count >= need;
+        const bool moves = staged && gear_want, last = moves && !more;
+        const bool was_inside = part.inside();
+        const Asked asked = part.step(dense ? !follows : !some || last, given, beat, valid, part_done);
+        const bool another = follows || asked.announce, row = another && (!some || last);
+        const bool values_wanted = some && (!staged || (moves && (more || another))) && !was_inside;
+        const bool takes_bitmap = asked.want && valid;
+        // gearbox
+        const int fresh = moves ? (more ? whole : static_cast<int>(left)) : 0;
+        if (row) left = part.load.length;
+        else if (hold) left += announce;
+        else if (moves) left = more ? left - fresh : 0;
+        more = left > whole;
+        count += fresh - (given ? need : 0);
+        // the register before it
+        hold = counted;
+        follows = another && !row;
+        announce = beat_bits_set;
+        if (!staged || moves) {
+            beat_bits_set = 0;
+            if (takes_bitmap && beat) {
+                for (int n = 0; n < config.stream_words; ++n) beat_bits_set += std::popcount(beat[n]);
+            }
+        }
+        some = (some && !last) || (takes_bitmap && beat_bits_set) || row;
+        staged = (values_wanted && valid) || (staged && !moves);
+        counted = takes_bitmap;
+        return asked.want || values_wanted;
+    }
+};
+
+struct Loader {
+    const Config* config = nullptr;
+    std::vector<Cluster>* clusters = nullptr;
+    Load load{};
+    LoadA a;
+    LoadB b;
+    Gearbox gearbox;
+    bool busy = false, done = false, ended = false;
+
     enum State : uint8_t { NOTHING, C_WORDS, P_BIAS, P_SCALE, P_LANES };
     State state = NOTHING;
     int rows = 0, word = 0, column = 0, lane = 0;
@@ -29,7 +77,7 @@ struct Loader {
     void create(const Config& c, std::vector<Cluster>& all) {
         config = &c;
         clusters = &all;
-        most = std::max(c.fetch_width, c.pes * c.load_slots);
+        gearbox.most = std::max(c.fetch_width, c.pes * c.load_slots);
         a.create(c);
         b.create(c);
     }
@@ -39,10 +87,8 @@ struct Loader {
         load = next;
         busy = true;
         ended = packet_ended;
-        count = 0;
-        left = 0;
-        more = hold = staged = counted = some = follows = false;
-        whole = config->per_word(load.kind == LoadKind::B ? config->b_width : config->a_width) * config->stream_words;
+        const int width = load.kind == LoadKind::B ? config->b_width : config->a_width;
+        gearbox.start(config->per_word(width) * config->stream_words);
         word = column = lane = 0;
         rows = load.count - 1;
         targets.clear();
@@ -69,8 +115,8 @@ struct Loader {
         if (!busy) return false;
         const bool valid = beat != nullptr || ended;
         bool want, part_done = false;
-        if (load.kind == LoadKind::A) want = step_values(a, beat, valid, part_done);
-        else if (load.kind == LoadKind::B) want = step_values(b, beat, valid, part_done);
+        if (load.kind == LoadKind::A) want = gearbox.step(*config, a, beat, valid, part_done);
+        else if (load.kind == LoadKind::B) want = gearbox.step(*config, b, beat, valid, part_done);
         else want = step_words(beat, valid, part_done);
         const bool takes = want && beat && !ended;
         if (takes && last) ended = true;
@@ -79,41 +125,6 @@ struct Loader {
             done = true;
         }
         return takes;
-    }
-
-    // One cycle of a part that takes bitmaps and values; whether the beat is wanted.
-    template <typename Part>
-    bool step_values(Part& part, const uint32_t* beat, bool valid, bool& part_done) {
-        const int need = part.need() | (unused ? most : 0);
-        unused = part.empty();
-        const bool gear_want = count <= most + need && !hold, given = count >= need;
-        const bool moves = staged && gear_want, last = moves && !more;
-        const bool was_inside = part.inside();
-        const Asked asked = part.step(load.dense ? !follows : !some || last, given, beat, valid, part_done);
-        const bool another = follows || asked.announce, row = another && (!some || last);
-        const bool values_wanted = some && (!staged || (moves && (more || another))) && !was_inside;
-        const bool takes_bitmap = asked.want && valid;
-        // gearbox
-        const int fresh = moves ? (more ? whole : static_cast<int>(left)) : 0;
-        if (row) left = load.length;
-        else if (hold) left += announce;
-        else if (moves) left = more ? left - fresh : 0;
-        more = left > whole;
-        count += fresh - (given ? need : 0);
-        // the register before it
-        hold = counted;
-        follows = another && !row;
-        announce = beat_bits_set;
-        if (!staged || moves) {
-            beat_bits_set = 0;
-            if (takes_bitmap && beat) {
-                for (int n = 0; n < config->stream_words; ++n) beat_bits_set += std::popcount(beat[n]);
-            }
-        }
-        some = (some && !last) || (takes_bitmap && beat_bits_set) || row;
-        staged = (values_wanted && valid) || (staged && !moves);
-        counted = takes_bitmap;
-        return asked.want || values_wanted;
     }
 
     bool step_words(const uint32_t* beat, bool valid, bool& part_done) {

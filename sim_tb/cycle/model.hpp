@@ -176,8 +176,41 @@ struct Model {
     // Nothing outside of it changes what a load does, nor uses what it writes: all of it may be done at its start.
     void load_ahead() {
         Time cycle = now;
+        if (loader.load.kind == LoadKind::A) cycle = load_most(loader.a);
         while (!step_loader(cycle) && cycle <= last_cycle) ++cycle;
         loaded_at = cycle;
+    }
+
+    // All cycles but the last, in copies of what changes: it need not be kept in memory from one cycle to the next.
+    template <typename Part>
+    [[gnu::noinline]] Time load_most(Part& loaders) {
+        Part part = std::move(loaders);
+        Gearbox gearbox = loader.gearbox;
+        int held = entry;
+        int64_t come = offered, taken = 0;
+        bool done = false, ended = loader.ended;
+        Time cycle = now;
+        for (; !done && cycle <= last_cycle; ++cycle) {
+            const int64_t beat = come - held;
+            const bool has_beat = held > 0, push = come < beats && held < 2;
+            const bool wants = gearbox.step(config, part, has_beat ? words + beat * config.stream_words : nullptr,
+                                            has_beat || ended, done);
+            const bool pop = wants && has_beat && !ended;
+            if (pop) ended = lasts[beat] != 0;
+            held += push - pop;
+            come += push;
+            taken += pop;
+            if (push | pop) moved_at = cycle;
+        }
+        loaders = std::move(part);
+        loader.gearbox = gearbox;
+        loader.busy = !done;
+        loader.done = done;
+        loader.ended = ended;
+        entry = held;
+        offered = come;
+        if (!frozen) counted_beats_in += taken;
+        return cycle;
     }
 
     // Nothing happens before the load ends: the cycles from the next one on are over at once.
@@ -227,20 +260,26 @@ struct Model {
 
         totals.token = totals.finished = false;
         bool quiet = true;              // everybody sleeps
+        uint32_t behind = 0;            // clusters with something to do behind the fronts
         const Cluster::Look look = clusters[0].look_at(now);
         for (Cluster& cluster : clusters) {
             if (cluster.asleep && cluster.sleeps(loading)) continue;
             quiet = false;
-            cluster.step(now, loading, leaves >> 1, look);
+            if (cluster.stays_calm(now, loading)) {
+                cluster.look_at_ring(look, false);
+                continue;
+            }
+            behind |= static_cast<uint32_t>(cluster.step(now, loading, leaves >> 1, look)) << cluster.number;
         }
+        bool all_behind = totals.retire_at <= now;
         for (Front& front : fronts) {
             if (front.rests(now)) continue;
             quiet = false;
             front.step(now);
+            all_behind |= front.any_started != 0;
         }
-        for (Cluster& cluster : clusters) {
-            if (!cluster.asleep) cluster.step_behind(now);
-        }
+        if (all_behind) rows_move_on();
+        for (; behind; behind &= behind - 1) clusters[static_cast<size_t>(std::countr_zero(behind))].step_behind(now);
         if (!frozen) count_compute();
 
         const bool had_packer = packer_full;
@@ -265,6 +304,16 @@ struct Model {
             counting = stopping = false;
         }
         ++now;
+    }
+
+    // Rows have started in lanes, or may leave them.
+    void rows_move_on() {
+        for (Cluster& cluster : clusters) {
+            if (!cluster.asleep) cluster.rows_move_on(now);
+        }
+        if (totals.retire_at > now) return;
+        totals.retire_at = NEVER;
+        for (const Cluster& cluster : clusters) totals.retire_at = std::min(totals.retire_at, cluster.shared.retire_at);
     }
 
     void count_compute() {

@@ -1,12 +1,13 @@
 // The PEs of a lane, between their token queues and their bit iterators. When a token leaves its queue and when its
 // slots are issued follows from the tokens before it at the time at which it is sent, so it is reckoned then; only a
-// drain, which takes issue slots, changes it afterwards. Nothing is done in the cycles between.
+// drain, which takes issue slots, changes it afterwards, at once for all slots that it is known to take. Nothing is
+// done in the cycles between.
 #pragma once
 
 #include <utility>
 
 #include "four.hpp"
-#include "types.hpp"
+#include "stolen.hpp"
 
 namespace maskwork {
 
@@ -26,7 +27,7 @@ struct Token {
     uint16_t rest;      // (members of one byte could alias everything, and cost speed)
 
     int service() const { return rest & 0xff; }     // slots that it is issued for
-    int tail() const { return rest >> 8; }          // cycles from its last nibble's move to the inner stage to `ends`
+    int tail() const { return rest >> 8; }          // of them, those of its last nibble, in the iterator's inner stage
 };
 static_assert(sizeof(Token) == 8);
 
@@ -41,7 +42,6 @@ struct Pes {
     struct alignas(64) Group {
         uint32_t sent[FOUR];            // tokens that it got
         uint32_t moves[FOUR], ends[FOUR];       // of the last of them, the move of its last nibble and its last slot
-        uint32_t issued[FOUR];          // number of the token that a drain was in the way of
         // of each context the last cycle of its row's end, and which token that is
         uint32_t done[MAX_RINGS][FOUR], end_number[MAX_RINGS][FOUR];
     };
@@ -52,8 +52,11 @@ struct Pes {
     Time sent_at[SENDINGS], space_at[SENDINGS];
     Time space_from = 0;                // first cycle after the last sending in which all queues have space
     Time idle_from = 0;                 // no PE is out of tokens before
+    Stolen stolen;
+    int64_t* lost = nullptr;            // of all lanes: slots that were taken from tokens
 
-    void create(const Config& c, Time now) {
+    void create(const Config& c, Time now, int64_t& all_lost) {
+        lost = &all_lost;
         count = c.pes;
         contexts = c.rings;
         most = c.queue_depth - QUEUE_MARGIN;
@@ -138,13 +141,19 @@ struct Pes {
             const Four old_ends = four_at(group.ends), old_moves = four_at(group.moves);
             const int32_t pushed = static_cast<int32_t>(pes.to_queue);
             const Four popped = max(same(pushed + 1), old_moves - zero);
-            const Four last = (pes.counting ? popped : max(popped + 1, old_ends - zero)) + service;
+            const Four begin = pes.counting ? popped : max(popped + 1, old_ends - zero);
+            Four moves = begin + (service - tail), last = begin + service;
+            if (pes.stolen.until > now) [[unlikely]] {
+                const Late late = put_off(pes, now, number, begin, service, tail);
+                moves = late.moves;
+                last = late.last;
+            }
             const Four sent = four_at(group.sent), next_sent = sent - gets;
             const Four next_ends = choose(gets, last + zero, old_ends);
             put(group.ends, next_ends);
             const Four present = pes.present(static_cast<int>(number) * FOUR);
             first_ends = min(first_ends, choose(present, next_ends - zero, same(INT32_MAX)));
-            put(group.moves, choose(gets, last - tail + zero, old_moves));
+            put(group.moves, choose(gets, moves + zero, old_moves));
             put(group.sent, next_sent);
             const Four low_half = same(0xffff);
             const Four enters = ((zero + pushed) & low_half) | (popped + zero) << 16;
@@ -178,6 +187,21 @@ struct Pes {
         }
 
     private:
+        struct Late {
+            Four moves, last;
+        };
+        // What is known to be taken from the tokens ends them later.
+        [[gnu::noinline]] static Late put_off(Pes& pes, Time now, size_t number, Four begin, Four service, Four tail) {
+            Late late{};
+            for (int n = 0; n < FOUR; ++n) {
+                const StolenOf taken = pes.stolen_of(number * FOUR + static_cast<size_t>(n), now);
+                late.moves[n] = taken.after(begin[n], service[n] - tail[n]);
+                late.last[n] = taken.after(late.moves[n], tail[n]);
+                *pes.lost += late.last[n] - begin[n] - service[n];
+            }
+            return late;
+        }
+
         Pes& pes;
         const Time now;
         const uint32_t low;
@@ -217,9 +241,48 @@ struct Pes {
         return cycles;
     }
 
-    // A drain takes the issue slot of cycle `now`; true: from a token, which is late by a cycle then, and so may be
-    // those behind it.
-    bool steal(size_t pe, Time now) {
+    // What is taken from a PE, in times from `now` on.
+    StolenOf stolen_of(size_t pe, Time now) const {
+        return {stolen.of_pe[pe], static_cast<int32_t>(stolen.from - now)};
+    }
+
+    // A drain takes the issue slot of a PE in a cycle to come.
+    void steal(size_t pe, Time time, Time now) {
+        stolen.begin(now + 1, time);
+        stolen.until = time + 1;
+        const StolenOf before = stolen_of(pe, now + 1);
+        stolen.of_pe[pe] |= uint64_t{1} << (time - stolen.from);
+        if (reckon(pe, before, now + 1)) reckon_space(now);
+    }
+
+    // Or those of all PEs that `taken` says, up to cycle `until`; `stolen` has begun with room for them.
+    void steal(const std::array<uint64_t, MAX_PES>& taken, Time until, Time now) {
+        stolen.until = std::min(until, stolen.from + Stolen::SIZE);
+        bool late = false;
+        for (size_t pe = 0; pe < static_cast<size_t>(count); ++pe) {
+            const StolenOf before = stolen_of(pe, now + 1);
+            stolen.of_pe[pe] |= taken[pe];
+            late |= reckon(pe, before, now + 1);
+        }
+        if (late) reckon_space(now);
+    }
+
+    // Cycles from `time` on are not taken after all.
+    void give_back(Time time, Time now) {
+        if (stolen.until <= time) return;
+        stolen.until = time;
+        for (size_t pe = 0; pe < static_cast<size_t>(count); ++pe) {
+            const StolenOf before = stolen_of(pe, now + 1);
+            stolen.of_pe[pe] &= bits_below(time - stolen.from);
+            reckon(pe, before, now + 1);
+        }
+        reckon_space(now);
+        idle_from = std::min(idle_from, now);
+    }
+
+    // What was taken from a PE `before` is another in cycles from `now` on: its tokens end earlier or later. Whether
+    // that may put off those that come.
+    bool reckon(size_t pe, const StolenOf& before, Time now) {
         Group& group = groups[pe / FOUR];
         const size_t own = pe % FOUR;
         // times relative to `now`
@@ -233,55 +296,46 @@ struct Pes {
         const auto begin = [in_turn](int32_t popped, int32_t ends_before) {
             return in_turn ? popped : std::max(popped + 1, ends_before);
         };
-        // the token whose slots are issued, from that of the last time on, unless it has been overwritten
-        uint32_t number = group.issued[own];
-        if (end - number > mask) {
-            number = end - 1;
-            while (relative(token(number).popped) >= 0) --number;
-        } else {
-            while (number + 1 != end && relative(token(number + 1).popped) < 0) ++number;
-        }
-        group.issued[own] = number;
-        Token& before = token(number - 1);
-        Token& current = token(number);
-        const int32_t popped = relative(current.popped);
-        int32_t last = relative(current.ends), last_before = relative(before.ends);
-        if (begin(popped, last_before) < 0 && last >= 0) {
-            if (last < current.tail()) current.rest = static_cast<uint16_t>(current.rest + 0x100);
-            ++last;
-        } else if (last_before >= 0) {
-            const int32_t begun = begin(popped, last_before);
-            before.ends = static_cast<uint16_t>(low + static_cast<uint32_t>(++last_before));
-            last += begin(popped, last_before) - begun;
-        } else {
-            return false;
-        }
-        current.ends = static_cast<uint16_t>(low + static_cast<uint32_t>(last));
+        const StolenOf taken = stolen_of(pe, now);
+        // the token that left the queue last, and the one before it, whose slots it waits for
+        uint32_t number = end - 1;
+        while (relative(token(number).popped) >= 0) --number;
         const uint32_t first = number - 1;
-        const bool may_delay = static_cast<int32_t>(end - static_cast<uint32_t>(most) - 1 - number) > 0;
-        bool late = false;              // the token before leaves and moves a cycle later
-        const Token* previous = &current;
+        int32_t old_ends = relative(token(first).ends), ends = old_ends;
+        if (old_ends >= 0) {
+            ends = taken.after(-1, old_ends + 1 - before.within(-1, old_ends));
+            token(first).ends = static_cast<uint16_t>(low + static_cast<uint32_t>(ends));
+            *lost += ends - old_ends;
+        }
+        Token& current = token(number);
+        int32_t old_begin = std::max(-1, begin(relative(current.popped), old_ends)), old_last = relative(current.ends);
+        int32_t begins = -1, moves = -1, slots = current.service();
+        if (old_begin >= 0) begins = begin(relative(current.popped), ends);
+        else slots = std::max(0, old_last + 1 - before.within(-1, old_last));
+        const auto issue = [&](Token& next) {
+            const int32_t tail = std::min(slots, next.tail());
+            moves = taken.after(begins, slots - tail);
+            ends = taken.after(moves, tail);
+            next.ends = static_cast<uint16_t>(low + static_cast<uint32_t>(ends));
+            *lost += ends - begins - (old_last - old_begin);
+            old_ends = old_last;
+        };
+        if (old_last >= 0) issue(current);
         while (++number != end) {
             Token& next = token(number);
-            const Token& at = *std::exchange(previous, &next);
-            if (late && next.popped != static_cast<uint16_t>(next.pushed + 1)) {
-                ++next.popped;
-                ++next.ends;
-                continue;
-            }
-            last_before = relative(at.ends);
-            const int32_t leaves = std::max(relative(next.pushed) + 1, last_before - at.tail());
-            last = begin(leaves, last_before) + next.service();
-            // nothing changes behind a gap
-            if (leaves == relative(next.popped) && last == relative(next.ends)) break;
-            late = last == relative(next.ends) + 1;
+            const int32_t leaves = std::max(relative(next.pushed) + 1, moves), old_leaves = relative(next.popped);
+            old_begin = begin(old_leaves, old_ends);
+            old_last = relative(next.ends);
+            begins = begin(leaves, ends);
+            slots = next.service();
             next.popped = static_cast<uint16_t>(low + static_cast<uint32_t>(leaves));
-            next.ends = static_cast<uint16_t>(low + static_cast<uint32_t>(last));
+            issue(next);
+            // nothing changes behind a gap
+            if (leaves == old_leaves && ends == old_last && taken.same_from(ends + 1, before)) break;
         }
         if (number == end) {
-            const Token& newest = token(end - 1);
-            group.ends[own] = low + static_cast<uint32_t>(relative(newest.ends));
-            group.moves[own] = group.ends[own] - static_cast<uint32_t>(newest.tail());
+            group.ends[own] = low + static_cast<uint32_t>(ends);
+            if (moves >= 0) group.moves[own] = low + static_cast<uint32_t>(moves);
         }
         for (int context = 0; context < contexts; ++context) {
             const uint32_t its_end = group.end_number[context][own];
@@ -289,18 +343,35 @@ struct Pes {
                 group.done[context][own] = low + static_cast<uint32_t>(relative(token(its_end).ends));
             }
         }
-        if (!may_delay) return true;
-        // the tokens whose leaving makes space are late as well
-        number = end;
-        for (uint32_t sending = sendings;; --sending) {
-            const Time its_time = sent_at[sending % SENDINGS];
-            while (relative(token(number - 1).pushed) > its_time + to_queue - now) --number;
-            Time& space = space_at[sending % SENDINGS];
-            space = std::max(space, now + relative(token(number - static_cast<uint32_t>(most) - 1).popped) + 2);
-            if (its_time < now - IN_FLIGHT) break;      // all of it has come
+        return static_cast<int32_t>(end - static_cast<uint32_t>(most) - 2 - first) > 0;
+    }
+
+    // From when on all queues have space, anew, as far as it matters: of tokens that have not come, and of the last
+    // ones before.
+    void reckon_space(Time now) {
+        std::array<uint32_t, MAX_PES> number;
+        for (size_t pe = 0; pe < static_cast<size_t>(count); ++pe) number[pe] = groups[pe / FOUR].sent[pe % FOUR];
+        Time space = NEVER;
+        for (uint32_t late = 0; late <= IN_FLIGHT; ++late) {
+            const uint32_t sending = (sendings - late) % SENDINGS;
+            const auto last_push = static_cast<int32_t>(sent_at[sending] + to_queue - now);
+            // those before one that has come do not matter any more
+            if (late && sent_at[(sending + 1) % SENDINGS] < now - IN_FLIGHT) {
+                space_at[sending] = std::min(space_at[sending], space);
+                continue;
+            }
+            int32_t latest = INT32_MIN;
+            for (size_t pe = 0; pe < static_cast<size_t>(count); ++pe) {
+                const Token* const of_pe = ring(pe);
+                const auto token = [&](uint32_t n) { return of_pe[FOUR * (n & ring_mask)]; };
+                const auto relative = [now](uint16_t time) { return static_cast<int16_t>(time - now); };
+                while (relative(token(number[pe] - 1).pushed) > last_push) --number[pe];
+                const uint32_t freeing = number[pe] - static_cast<uint32_t>(most) - 1;
+                latest = std::max<int32_t>(latest, relative(token(freeing).popped));
+            }
+            space_at[sending] = space = now + latest + 2;
         }
-        space_from = first_space(space_from);
-        return true;
+        space_from = first_space(now);
     }
 
     // Cycle from which on all PEs have issued a context's end.

@@ -29,7 +29,8 @@ struct Post {
     int pause = 0, draining = 0;
     PostWord line[16];              // on the way through the arithmetic, by cycle
     Time quiet_from = 0;            // nothing is on the way from this cycle on
-    Time rests_from = 0;            // nothing happens from this cycle on without a word
+    int settles = 0;                // so many cycles after a word enters, all of it has been written
+    Time rests_from = 0;            // nothing is written from this cycle on without a word
 
     // compressor
     bool start = false, take = false, end = false, taken_post = false;
@@ -50,13 +51,14 @@ struct Post {
         fields = c.post ? c.per_word(c.a_width) : 1;
         beat_words = words;
         raw_words = wide && !split ? 2 : 1;
-        const int row = header_beats + (c.columns() * (wide ? 64 : 32) + c.beat_bits() - 1) / c.beat_bits();
+        settles = latency + header_beats + 8;
+        const int row_beats = header_beats + (c.columns() * (wide ? 64 : 32) + c.beat_bits() - 1) / c.beat_bits();
         block = !c.lut_ram;
         direct = !c.post && c.lanes_per_cluster == 1 && !wide && header_beats <= DRAIN_GAP;
         const int rows_margin = ROWS_MARGIN + 2 * c.lane_hops();
         queue_limit = (ROWS_QUEUE << c.lane_hops()) - rows_margin;
         const int margin = (direct ? rows_margin : latency + 2) + header_beats + 6;
-        depth = 1 << std::bit_width(static_cast<unsigned>(2 * row + margin - 1));
+        depth = 1 << std::bit_width(static_cast<unsigned>(2 * row_beats + margin - 1));
         limit = depth - margin;
         lasts.assign(static_cast<size_t>(depth), 0);
     }
@@ -65,7 +67,7 @@ struct Post {
     bool empty() const { return after == tail && !fetched && !valid; }
     bool waits() const { return block ? queue_valid : queue_level > 0; }
     bool idle() const { return !busy() && empty() && !waits(); }
-    bool rests(Time now) const { return now >= rests_from; }
+    bool rests(Time now) const { return now >= rests_from && !reads(); }
 
     // A cycle of the packer, with its registers.
     void pack(int mask) {
@@ -97,14 +99,16 @@ struct Post {
         second = split && take && !taken_post;
     }
 
+    bool reads() const { return valid || fetched || tail != done; }
+
     // A cycle of what reads its memory.
-    void read(int mask, bool leaves) {
+    void read(bool leaves) {
         if (valid && !leaves) return;
         valid = fetched;
         last = read_last;
         read_last = lasts[static_cast<size_t>(tail)];
         fetched = tail != done;
-        tail = (tail + fetched) & mask;
+        tail = (tail + fetched) & (depth - 1);
     }
 
     // One cycle: `given` enters the queue, `leaves` says that the beat at the output is taken.
@@ -118,7 +122,7 @@ struct Post {
             if (given) word = *given;
         } else if (takes) {
             word = queue[queue_head++ % (2 * ROWS_QUEUE)];
-            quiet_from = now + 20;
+            quiet_from = now + settles;
         }
         const bool ended = word.kind == PostKind::END;
         const bool halt = ended || (word.kind == PostKind::VALUE && split && !word.post);
@@ -135,7 +139,7 @@ struct Post {
         queue_valid = queue_level > takes;
         if (given) {
             queue[(queue_head + static_cast<unsigned>(queue_level - takes)) % (2 * ROWS_QUEUE)] = *given;
-            quiet_from = now + 20;
+            quiet_from = now + settles;
         }
         if (!direct) queue_level += (given != nullptr) - takes;
         line[now & 15] = word;
@@ -147,14 +151,14 @@ struct Post {
         const int old_after = after;
         const bool last_head = heading == 1;
         if (start || take || end || second || heading) pack(mask);
-        if (valid || fetched || tail != done) read(mask, leaves);
+        if (reads()) read(leaves);
         if (last_head) done = old_after;
         // zero detection
         start = arrived.kind == PostKind::START;
         take = arrived.kind == PostKind::VALUE && arrived.nonzero;
         end = arrived.kind == PostKind::END;
         if (arrived.kind == PostKind::START || arrived.kind == PostKind::VALUE) taken_post = arrived.post;
-        rests_from = idle() ? quiet_from : NEVER;
+        rests_from = busy() || waits() ? NEVER : quiet_from;
     }
 };
 

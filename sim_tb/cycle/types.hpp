@@ -68,6 +68,7 @@ struct Config {
 };
 
 inline int clog2(int count) { return std::max<int>(1, std::bit_width(static_cast<unsigned>(count - 1))); }
+inline bool single(uint32_t bits) { return !(bits & (bits - 1)); }      // at most one
 inline int log2_of(int power) { return std::bit_width(static_cast<unsigned>(power)) - 1; }
 
 // A row of C on its way through a cluster.
@@ -80,13 +81,28 @@ struct Row {
 
 enum class Kind : uint8_t { HEAD, VALUE, START, HEADER, END };
 
-// A word of a lane's FIFO or of the activation buffer. Values are not kept: `nonzero` says which of a chunk are not 0.
-struct Word {
+// A word of the activation buffer. Values are not kept: `nonzero` says which of a chunk are not 0.
+struct Stored {
     Kind kind;
     uint8_t more;       // elements of the chunk after the first
     uint16_t bitmap;
     uint16_t nonzero;
-    uint16_t number;    // in the activation buffer: of the chunk; in the FIFO: k of the chunk's element 0
+    uint16_t number;    // of the chunk; in a lane's FIFO: k of the chunk's element 0
+};
+
+struct Segment {
+    int32_t start, words;
+};
+
+// A bank of the activation buffer, with its directory; of all clusters that were loaded together.
+struct Activations {
+    std::vector<Stored> words;
+    std::vector<Segment> directory;
+};
+using Banks = std::array<std::shared_ptr<Activations>, 2>;
+
+// A word of a lane's FIFO.
+struct Word : Stored {
     Row* row;           // of START
 };
 
