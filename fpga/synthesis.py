@@ -92,7 +92,7 @@ COMMANDS = {
 }
 """Yosys' commands for each family. On ECP5 lanes and clusters are synthesised once each and put together afterwards:
 that takes an eighth of the time for 96 PEs, and 2 to 3 % more LUTs. For a board, which may become full, clock enables
-and resets that hardly any flip-flop shares become logic, for next to no LUTs: an ECP5's logic block has two resets and
+and resets that hardly any flip-flop shares become logic, for 2 % of the LUTs: an ECP5's logic block has two resets and
 few clock enables for its eight flip-flops, and the placer more choice the fewer there are. On iCE40 without -dsp: what
 Yosys 0.70 then makes of the requantisation's products is wrong in simulation, and it forgets the registers of the
 blocks that `fpga/ice40.py` puts in; those are all the multipliers that are worth a block."""
