@@ -34,7 +34,7 @@ def round_robin(m: Module, requests: Value, grant: Value, name: str) -> Value:
         m.d.comb += choice.eq(candidates & (~candidates + 1))
     else:
         m.d.comb += choice.eq(Array([_first(requests, first) for first in range(count)])[turn])
-    with m.If(grant & requests.any()):
+    with m.If(grant):
         for n in range(count):
             with m.If(choice[n]):
                 m.d.sync += turn.eq((n + 1) % count)

@@ -300,11 +300,8 @@ class Cluster(wiring.Component):
         with m.If(free):
             m.d.sync += granted.eq(choice)
         m.d.sync += valid.eq(Cat(lane.o.valid for lane in lanes).any())
-        # the next lane may have the grant already, but no two give a word at once
-        given = [lane.o.word.as_value() for lane in lanes]
-        if len(lanes) > 1:
-            given = [bits & lane.o.valid.replicate(word_shape.size) for bits, lane in zip(given, lanes, strict=True)]
-        m.d.sync += word.as_value().eq(reduce(or_, given))
+        # the next lane may have the grant already, but no two give a word at once; without one a lane gives zeros
+        m.d.sync += word.as_value().eq(reduce(or_, (lane.o.word.as_value() for lane in lanes)))
         for number, lane in enumerate(lanes):
             m.d.comb += [lane.grant.eq(granted[number]), lane.space.eq(space)]
         draining = Cat(lane.draining for lane in lanes).any()

@@ -25,20 +25,24 @@ class Hop(wiring.Component):
         init: reset value of the registers. A Hop of 1 bit with ``init`` = 1 and ``i`` = 0 is its parent's reset a cycle
             later.
         reset_less: no reset reaches the registers: for data that a flag elsewhere says the worth of.
+        clears: a member ``clear`` makes the first register 0 instead of ``i``, in flip-flops without a LUT.
     """
 
-    def __init__(self, shape, stages: int, init: int = 0, reset_less: bool = False):
-        self._shape, self._stages, self._init, self._reset_less = shape, stages, init, reset_less
+    def __init__(self, shape, stages: int, init: int = 0, reset_less: bool = False, clears: bool = False):
+        self._shape, self._stages, self._init = shape, stages, init
+        self._reset_less, self._clears = reset_less, clears
         o = Out(shape, init=init) if init else Out(shape)  # pyright: ignore[reportCallIssue]
-        super().__init__({"i": In(shape), "o": o})
+        super().__init__({"i": In(shape), "o": o, **({"clear": In(1)} if clears else {})})
 
     def hierarchy_key(self):
         """Identity of the emitted module."""
-        return ("Hop", repr(self._shape), self._stages, self._init, self._reset_less)
+        return ("Hop", repr(self._shape), self._stages, self._init, self._reset_less, self._clears)
 
     def elaborate(self, platform):
         m = Module()
         value = Value.cast(self.i)
+        if self._clears:
+            value = Mux(self.clear, 0, value)
         for stage in range(self._stages - (not self._reset_less)):
             after = Signal(len(value), name=f"stage{stage}", init=self._init, reset_less=self._reset_less)
             m.d.sync += after.eq(value)
@@ -68,6 +72,7 @@ def near_side(
     direct: tuple[str, ...] = (),
     plain: tuple[str, ...] = (),
     reset: Value | None = None,
+    cleared: str = "",
 ) -> Any:
     """Ports of ``component`` for its own use, with ``stages`` registers between them and the real ones.
 
@@ -83,6 +88,8 @@ def near_side(
         direct: ports that stay as they are.
         plain: ports that are data: their registers (but one called ``valid``) need no reset, which has far to go.
         reset: of the registers; the module's own: None.
+        cleared: port of data that leaves, one of ``plain``, whose other parts are to be 0 while its ``valid`` is low:
+            who takes the words of several such ports needs an OR alone.
     """
     near = SimpleNamespace()
     ports = component.signature.members
@@ -93,10 +100,14 @@ def near_side(
             shape = member.signature if member.flow == Out else member.signature.flip()
             setattr(near, name, wiring.flipped(port) if not stages else shape.create(path=(f"near_{name}",)))
         else:
-            setattr(near, name, port if not stages else _like(port, f"near_{name}"))
+            setattr(near, name, port if not stages and name != cleared else _like(port, f"near_{name}"))
+    clear = ~getattr(near, cleared).valid if cleared else None
     if not stages:
+        if cleared:
+            given = Value.cast(getattr(near, cleared))
+            m.d.comb += Value.cast(getattr(component, cleared)).eq(Mux(clear, 0, given))
         return near
-    comes, goes, data_comes, data_goes = [], [], [], []  # from where to where
+    comes, goes, data_comes, data_goes, cleared_goes = [], [], [], [], []  # from where to where
     for name, member in ports.items():
         port, inner = getattr(component, name), getattr(near, name)
         if name in direct:
@@ -111,15 +122,20 @@ def near_side(
             if member.flow == In:
                 (data_comes if kept else comes).append((Value.cast(outside), Value.cast(inside)))
             else:
-                (data_goes if kept else goes).append((Value.cast(inside), Value.cast(outside)))
+                leaves = goes if not kept else cleared_goes if name == cleared else data_goes
+                leaves.append((Value.cast(inside), Value.cast(outside)))
     for name, pairs, kept in (
         ("come", comes, False), ("go", goes, False), ("data_come", data_comes, True), ("data_go", data_goes, True),
+        ("cleared_go", cleared_goes, True),
     ):  # fmt: skip
         if not pairs:
             continue
         sources, targets = Cat(source for source, _ in pairs), Cat(target for _, target in pairs)
         init = _init([target for _, target in pairs])
-        submodule(m, f"{name}_hop", hop := Hop(len(targets), stages, init, kept), platform, reset)
+        hop = Hop(len(targets), stages, init, kept, clears=pairs is cleared_goes)
+        submodule(m, f"{name}_hop", hop, platform, reset)
+        if pairs is cleared_goes:
+            m.d.comb += hop.clear.eq(clear)  # pyright: ignore[reportAttributeAccessIssue]
         m.d.comb += [hop.i.eq(sources), targets.eq(hop.o)]
     if not is_stream(ports["o"]):
         return near

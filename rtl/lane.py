@@ -33,7 +33,8 @@ class Lane(wiring.Component):
         write: weights; ``lanes`` was already resolved into ``selected``.
         apart: these are not for the neighbour with which the lane shares its weights (``weight_lanes``).
         weight_address, weights: see :class:`~maskwork.rtl.pe.PE`, for each PE.
-        o, request, grant, space: to post-processing (see :mod:`maskwork.rtl.drain`).
+        o, request, grant, space: to post-processing (see :mod:`maskwork.rtl.drain`); where there are several lanes, ``o``
+            is all 0 while it is not valid.
         lane: number of the lane.
         loading, running: what the rest of the accelerator does, for the counters.
         counts: PEs by what they did 3 cycles ago.
@@ -90,7 +91,9 @@ class Lane(wiring.Component):
         config = self._config
         # weights have registers of their own in the memories
         direct = ("lane", "write", "selected", "apart", "weight_address", "weights")
-        near = near_side(m, self, lane_stages(config), platform, direct, ("ring", "word", "level", "o"))
+        plain = ("ring", "word", "level", "o")
+        cleared = "o" if config.lanes_per_cluster > 1 else ""
+        near = near_side(m, self, lane_stages(config), platform, direct, plain, cleared=cleared)
         submodule(m, "fifo", fifo := LaneFifo(config), platform)
         submodule(m, "expander", expander := Expander(config), platform)
         submodule(m, "drain", drain := Drain(config), platform)

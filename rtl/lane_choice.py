@@ -42,7 +42,10 @@ def choose_lane(
     slot_width = max(1, (config.psum_rows - 1).bit_length())
     # a ring has partial-sum slots of its own, so that they are used again in the order in which rows drain
     own_slots = config.psum_rows // rings
-    used = [Signal(range(own_slots + 1), name=f"used{n}") for n in range(lanes * rings)]
+    used = [Signal(range(own_slots + 1), name=f"used{n}", reset_less=True) for n in range(lanes * rings)]
+    # `used` is cleared a cycle after a RUN was taken, and after a reset, from a register: it is in many places
+    clears = Signal(init=1)
+    m.d.sync += clears.eq(fetch.taken)
     # with sums in the PEs slots are taken in turn, also from RUN to RUN: rows are drained from theirs meanwhile
     next_slot = used
     if config.psum_in_pe:
@@ -112,7 +115,7 @@ def choose_lane(
     ]
     coming = Cat(fetch.coming[n * rings : (n + 1) * rings].any() for n in range(lanes))
     still = had & ~Mux(wanted, 0, last)
-    with m.If(fetch.taken):
+    with m.If(clears):
         m.d.sync += [had.eq(0), *(count.eq(0) for count in used)]
     with m.Elif(keeps & ~run["share"]):
         m.d.sync += [used[n].eq(used[n] + fetch.coming[n]) for n in range(lanes * rings)]

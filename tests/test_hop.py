@@ -66,6 +66,23 @@ def test_a_hop_of_data_is_not_reset():
     assert seen == [0, 0, 0, 1, 2, 3, 4, 5]
 
 
+def test_a_hop_clears():
+    """Words that are not valid are 0 behind the hop."""
+    m, rng, seen = Module(), random.Random(3), []
+    m.submodules.hop = hop = Hop(4, 2, reset_less=True, clears=True)
+    given = [(rng.getrandbits(4), rng.getrandbits(1)) for _ in range(40)]
+
+    async def body(ctx):
+        for value, clear in given:
+            ctx.set(hop.i, value)
+            ctx.set(hop.clear, clear)
+            seen.append(ctx.get(hop.o))
+            await ctx.tick()
+
+    simulate(m, body)
+    assert seen == [0, 0] + [0 if clear else value for value, clear in given[:-2]]
+
+
 def test_lanes_are_one_register_away_at_most():
     assert [lane_stages(Config(hop_stages=n)) for n in range(3)] == [0, 1, 1]
 
