@@ -34,7 +34,8 @@ def round_robin(m: Module, requests: Value, grant: Value, name: str) -> Value:
         m.d.comb += choice.eq(candidates & (~candidates + 1))
     else:
         m.d.comb += choice.eq(Array([_first(requests, first) for first in range(count)])[turn])
-    with m.If(grant):
+    # without requests nothing is chosen, and the turn stays: no need to ask, but between two it makes less logic
+    with m.If(grant & (requests.any() if count == 2 else 1)):
         for n in range(count):
             with m.If(choice[n]):
                 m.d.sync += turn.eq((n + 1) % count)
