@@ -54,18 +54,24 @@ def _expect(got: NDArray[Any], expected: NDArray[Any], what: str) -> None:
 # ---------------------------------------------------------------------- simulation speed
 
 
-def simulation_speed(config: Config, cycles: int, simulator: str = "verilator", target: str = "rtl") -> dict[str, Any]:
+def simulation_speed(
+    config: Config, cycles: int, simulator: str = "verilator", target: str = "rtl", runs: int = 5
+) -> dict[str, Any]:
     """Cycles and effectual multiplies per second of the simulated netlist, in one long masked product.
+
+    A machine that does something else makes a run slower, never faster: the fastest run counts, here and there.
 
     Args:
         config: the accelerator.
         cycles: about how many to simulate.
         simulator: "verilator" or "icarus".
         target: "rtl", or "cycle": the cycle model too, which must give the same cycles. Its result then has "rtl" and
-            "cycle", each with its own figures, and "ratio", of the model's speed to the netlist's.
+            "cycle", each with its own figures, and of the model's speed to the netlist's "ratio", of the fastest runs,
+            and "ratios", of the netlist's runs and the fastest of the model's three right behind each.
+        runs: how often to simulate all of it; "seconds_of_runs" has them all.
 
     Raises:
-        MaskworkValueError: for a number of cycles or a target that is none.
+        MaskworkValueError: for a number of cycles or runs, or a target, that is none.
         DeviceError: if a result is not NumPy's, or the model's cycles are not the netlist's.
         MaskworkError: if the simulator is missing or fails.
     """
@@ -74,6 +80,8 @@ def simulation_speed(config: Config, cycles: int, simulator: str = "verilator", 
 
     if not 1000 <= cycles <= 1_000_000_000:
         raise MaskworkValueError(f"--cycles must be from 1000 to 1000000000, not {cycles}")
+    if not 1 <= runs <= 1000:
+        raise MaskworkValueError(f"--runs must be from 1 to 1000, not {runs}")
     if target not in ("rtl", "cycle"):
         raise MaskworkValueError(f"--target must be rtl or cycle to measure speed, not {target!r}")
     inner, columns, densities = 256, config.tile_columns, (0.4, 0.3)
@@ -86,51 +94,70 @@ def simulation_speed(config: Config, cycles: int, simulator: str = "verilator", 
     program = lower_matmul(config, rows, inner, columns)
     bound = bind(program, {"a": a, "b": b})
     effectual = macs(a, b)["macs_effectual"]
+    model = _Model(bound) if target == "cycle" else None
     start = time.perf_counter()
     device = RtlDevice(config, simulator=simulator)
+    times: list[float] = []
     try:
         built = time.perf_counter()
-        words, last = device.execute(bound.words, bound.last)
-        seconds = time.perf_counter() - built
-        done = device.last_run
-        assert done is not None  # an RtlDevice has one after each run
-        _expect(execute_again(program, words, last), masked_matmul(a, b), "speed")
+        for _ in range(runs):
+            begun = time.perf_counter()
+            words, last = device.execute(bound.words, bound.last)
+            times.append(time.perf_counter() - begun)
+            done = device.last_run
+            assert done is not None  # an RtlDevice has one after each run
+            _expect(execute_again(program, words, last), masked_matmul(a, b), "speed")
+            if model is not None:
+                model.run(done.cycles)
     finally:
         device.close()
     head = {"preset": config.name, "pes": config.pes}
-    rtl = {"simulator": simulator, **_rates(done.cycles, effectual, seconds), "build_seconds": built - start}
-    if target == "rtl":
+    rtl = {"simulator": simulator, **_rates(done.cycles, effectual, times), "build_seconds": built - start}
+    if model is None:
         return {**head, **rtl}
-    model = _model_speed(bound, done.cycles, effectual)
-    return {**head, "rtl": rtl, "cycle": model, "ratio": model["cycles_per_second"] / rtl["cycles_per_second"]}
-
-
-def _rates(cycles: int, effectual: int, seconds: float) -> dict[str, Any]:
+    cycle = {**_rates(done.cycles, effectual, model.times), "golden_seconds": model.golden}
     return {
-        "cycles": cycles, "macs_effectual": effectual, "seconds": seconds, "cycles_per_second": cycles / seconds,
-        "macs_per_second": effectual / seconds,
+        **head, "rtl": rtl, "cycle": cycle, "ratio": cycle["cycles_per_second"] / rtl["cycles_per_second"],
+        "ratios": [ours / its for ours, its in zip(times, model.times, strict=True)],
     }  # fmt: skip
 
 
-def _model_speed(bound: Bound, cycles: int, effectual: int) -> dict[str, Any]:
-    """Speed of the cycle model, the better of two runs, and the seconds that its outputs take, of the golden model."""
-    from maskwork.sim_tb.cycle import simulate
-    from maskwork.sim_tb.cycle.engine import result_bitmaps
-    from maskwork.sim_tb.device import GoldenDevice
+def _rates(cycles: int, effectual: int, times: list[float]) -> dict[str, Any]:
+    seconds = min(times)
+    return {
+        "cycles": cycles, "macs_effectual": effectual, "seconds": seconds, "cycles_per_second": cycles / seconds,
+        "macs_per_second": effectual / seconds, "seconds_of_runs": times,
+    }  # fmt: skip
 
-    config = bound.config
-    start = time.perf_counter()
-    bitmaps = result_bitmaps(config, *GoldenDevice(config).execute(bound.words, bound.last))
-    golden = time.perf_counter() - start
-    simulate(config, *command_words(config, Op.ECHO))  # builds or loads it
-    times = []
-    for _ in range(2):
+
+class _Model:
+    """The cycle model, timed: ``times`` has the best of three runs each, ``golden`` the seconds that its outputs take,
+    of the golden model.
+    """
+
+    def __init__(self, bound: Bound):
+        from maskwork.sim_tb.cycle import simulate
+        from maskwork.sim_tb.cycle.engine import result_bitmaps
+        from maskwork.sim_tb.device import GoldenDevice
+
+        config = bound.config
         start = time.perf_counter()
-        counters = simulate(config, bound.words, bound.last, bitmaps)
-        times.append(time.perf_counter() - start)
-        if counters["total_cycles"] != cycles:
-            raise DeviceError(f"speed: the cycle model counts {counters['total_cycles']} cycles, the netlist {cycles}")
-    return {**_rates(cycles, effectual, min(times)), "golden_seconds": golden}
+        bitmaps = result_bitmaps(config, *GoldenDevice(config).execute(bound.words, bound.last))
+        self.golden = time.perf_counter() - start
+        simulate(config, *command_words(config, Op.ECHO))  # builds or loads it
+        self._simulate = lambda: simulate(config, bound.words, bound.last, bitmaps)
+        self.times: list[float] = []
+
+    def run(self, cycles: int) -> None:
+        """Three runs, the fastest of which is noted. Raises DeviceError unless they count ``cycles``."""
+        times = []
+        for _ in range(3):
+            start = time.perf_counter()
+            counted = self._simulate()["total_cycles"]
+            times.append(time.perf_counter() - start)
+            if counted != cycles:
+                raise DeviceError(f"speed: the cycle model counts {counted} cycles, the netlist {cycles}")
+        self.times.append(min(times))
 
 
 def execute_again(program: Program, words: NDArray[np.uint32], last: NDArray[np.bool_]) -> NDArray[Any]:

@@ -222,6 +222,7 @@ def test_bad_matmul(folder, capsys, case):
         (("disasm", "a.npy"), r"a\.npy: not a program file"),
         (("disasm", "program.mwp"), r"program\.mwp: not a program file"),
         (("speed", "--cycles", "3"), r"--cycles must be from 1000"),
+        (("speed", "--runs", "0"), r"--runs must be from 1 to 1000"),
         (("speed", "--target", "golden"), r"--target must be rtl or cycle to measure speed, not 'golden'"),
         (("utilization", "--skips", "x"), r"skip must hold"),
         (("utilization", "--skips", "abc", "--rows", "64", "--inner", "1040"), r"k \+ rows must be at most k_depth"),
@@ -354,8 +355,10 @@ def test_speed_and_utilization(capsys):
     assert run("speed", "--preset", "tiny", "--cycles", "20000", "--json") == 0
     result = json.loads(capsys.readouterr().out)
     assert result["cycles"] > 5000 and result["cycles_per_second"] == result["cycles"] / result["seconds"]
-    assert run("speed", "--preset", "tiny", "--cycles", "20000", "--target", "cycle", "--json") == 0
+    assert result["seconds"] == min(result["seconds_of_runs"]) and len(result["seconds_of_runs"]) == 5
+    assert run("speed", "--preset", "tiny", "--cycles", "20000", "--runs", "3", "--target", "cycle", "--json") == 0
     result = json.loads(capsys.readouterr().out)
+    assert len(result["ratios"]) == len(result["rtl"]["seconds_of_runs"]) == len(result["cycle"]["seconds_of_runs"]) == 3
     assert result["rtl"]["cycles"] == result["cycle"]["cycles"]
     assert result["cycle"]["macs_per_second"] == result["cycle"]["macs_effectual"] / result["cycle"]["seconds"]
     assert result["ratio"] == result["cycle"]["cycles_per_second"] / result["rtl"]["cycles_per_second"] > 1
