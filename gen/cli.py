@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import signal
 import sys
 from typing import Any
 
@@ -41,8 +42,17 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry of the console script."""
-    sys.exit(common.run_command(cli))
+    """Entry of the console script. SIGTERM ends a command as Ctrl-C does, with its tools and unfinished outputs."""
+    ended: list[int] = []
+
+    def end(number: int, _frame: object) -> None:
+        signal.signal(number, signal.SIG_IGN)
+        ended.append(number)
+        raise KeyboardInterrupt
+
+    signal.signal(signal.SIGTERM, end)
+    status = common.run_command(cli)
+    sys.exit(128 + ended[0] if ended and status == common.INTERRUPTED else status)
 
 
 @cli.command(
@@ -287,9 +297,9 @@ def speed(config: Config, cycles: int, runs: int, target: str, simulator: str, a
     if target == "cycle":
         click.echo(f"{result['preset']} ({config.pes} PEs) {_speed_line('the cycle model', result['cycle'])}")
         click.echo(
-            f"  {result['ratio']:.1f} times as fast, the fastest of {runs} runs of each ({min(result['ratios']):.1f} to "
-            f"{max(result['ratios']):.1f} run by run), for counters alone; outputs are the golden model's, which takes "
-            f"{result['cycle']['golden_seconds']:.2f} s for them"
+            f"  {result['ratio']:.1f} times as fast by the fastest of {runs} runs of each "
+            f"({min(result['ratios']):.1f} to {max(result['ratios']):.1f} run by run), for counters alone; outputs are "
+            f"the golden model's, which takes {result['cycle']['golden_seconds']:.2f} s for them"
         )
 
 

@@ -35,7 +35,7 @@ def run_command(command: click.Command, args: list[str] | None = None) -> int:
 
     Returns:
         The exit status: 0 for success, 2 for bad input (one line on standard error), 1 when a tool, simulator or
-        device failed (one line too), 130 after SIGINT.
+        device failed (one line too), 130 after SIGINT (143 of the process after SIGTERM).
     """
     try:
         status = command.main(args=args, prog_name="maskwork", standalone_mode=False)

@@ -33,8 +33,8 @@ class Lane(wiring.Component):
         write: weights; ``lanes`` was already resolved into ``selected``.
         apart: these are not for the neighbour with which the lane shares its weights (``weight_lanes``).
         weight_address, weights: see :class:`~maskwork.rtl.pe.PE`, for each PE.
-        o, request, grant, space: to post-processing (see :mod:`maskwork.rtl.drain`); where there are several lanes, ``o``
-            is all 0 while it is not valid.
+        o, request, grant, space: to post-processing (see :mod:`maskwork.rtl.drain`); where there are several lanes,
+            ``o`` is all 0 while it is not valid.
         lane: number of the lane.
         loading, running: what the rest of the accelerator does, for the counters.
         counts: PEs by what they did 3 cycles ago.

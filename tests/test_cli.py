@@ -3,10 +3,8 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 
 import maskwork as mw
 import numpy as np
@@ -264,36 +262,6 @@ def test_outputs_that_are_no_files(folder):
     assert not os.path.isfile(os.devnull)
 
 
-# ---------------------------------------------------------------------- the process itself
-
-MAIN = [sys.executable, "-c", "from maskwork.gen.cli import main; main()"]
-
-
-def test_exit_statuses_of_the_process(folder):
-    good = subprocess.run([*MAIN, "matmul", *AB, "--target", "golden"], capture_output=True, text=True)
-    assert good.returncode == 0 and not good.stderr
-    bad = subprocess.run([*MAIN, "matmul", *AB, "--preset", "x"], capture_output=True, text=True)
-    assert bad.returncode == 2 and not bad.stdout and bad.stderr.count("\n") == 1
-
-
-def test_interrupt(folder):
-    os.mkfifo("pipe.npy")  # opening it waits for a writer that never comes
-    before = sorted(os.listdir())
-    process = subprocess.Popen(
-        [*MAIN, "matmul", "--a", "pipe.npy", "--b", "b.npy", "-o", "c.npy"], stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
-    )  # fmt: skip
-    deadline = time.monotonic() + 30
-    while sorted(os.listdir()) == before and time.monotonic() < deadline:
-        time.sleep(0.02)
-    assert any(name.startswith(".c.npy.") for name in os.listdir())
-    time.sleep(0.5)
-    process.send_signal(signal.SIGINT)
-    _, errors = process.communicate(timeout=30)
-    assert process.returncode == 130 and "Traceback" not in errors
-    assert sorted(os.listdir()) == before
-
-
 def test_help_is_quick_and_shows_examples(capsys):
     for name in cli.commands:
         assert run(name, "--help") == 0
@@ -358,7 +326,8 @@ def test_speed_and_utilization(capsys):
     assert result["seconds"] == min(result["seconds_of_runs"]) and len(result["seconds_of_runs"]) == 5
     assert run("speed", "--preset", "tiny", "--cycles", "20000", "--runs", "3", "--target", "cycle", "--json") == 0
     result = json.loads(capsys.readouterr().out)
-    assert len(result["ratios"]) == len(result["rtl"]["seconds_of_runs"]) == len(result["cycle"]["seconds_of_runs"]) == 3
+    assert len(result["ratios"]) == 3 == len(result["rtl"]["seconds_of_runs"])
+    assert len(result["cycle"]["seconds_of_runs"]) == 3
     assert result["rtl"]["cycles"] == result["cycle"]["cycles"]
     assert result["cycle"]["macs_per_second"] == result["cycle"]["macs_effectual"] / result["cycle"]["seconds"]
     assert result["ratio"] == result["cycle"]["cycles_per_second"] / result["rtl"]["cycles_per_second"] > 1
