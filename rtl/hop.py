@@ -101,7 +101,7 @@ def near_side(
             setattr(near, name, wiring.flipped(port) if not stages else shape.create(path=(f"near_{name}",)))
         else:
             setattr(near, name, port if not stages and name != cleared else _like(port, f"near_{name}"))
-    clear = ~getattr(near, cleared).valid if cleared else None
+    clear = ~getattr(near, cleared).valid if cleared else Const(0)
     if not stages:
         if cleared:
             given = Value.cast(getattr(near, cleared))
