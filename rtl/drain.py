@@ -266,6 +266,9 @@ class Drain(wiring.Component):
         read, write = sums.read_port(), sums.write_port()
         slot_bits = (config.psum_rows - 1).bit_length()
         kept = Signal(signed(config.acc_width), reset_less=True)
+        # plain registers become the block RAM's own where it has some; there the adder's LUTs have an input to spare
+        plain = config.lut_ram
+        first = metas[stage_which[-2 if plain else -3]].first
         m.d.comb += [
             # read two cycles before the addition: memory, then register
             read.addr.eq(Cat(stage_columns[-4], metas[stage_which[-4]].slot[:slot_bits])),
@@ -274,6 +277,6 @@ class Drain(wiring.Component):
             write.en.eq(stage_valid[-1] & ~metas[stage_which[-1]].final),
         ]
         m.d.sync += [
-            kept.eq(Mux(metas[stage_which[-3]].first, 0, read.data)),
-            total.eq(lane_sum + kept),
+            kept.eq(read.data if plain else Mux(first, 0, read.data)),
+            total.eq(lane_sum + (Mux(first, 0, kept) if plain else kept)),
         ]

@@ -57,6 +57,7 @@ class LoadA(wiring.Component):
         ends = Signal()  # with that chunk, its segment
         word_bits = (config.fetch_width - 1).bit_length()
         last_word = Signal()
+        need = Signal.like(self.need)  # in this cycle
         fewer, first_more = Signal.like(more), Signal.like(more)
 
         def step_of(more):
@@ -89,7 +90,9 @@ class LoadA(wiring.Component):
             first_more.eq(elements - 1),
             self.write.bank.eq(load.bank),
             self.write.append.eq(load.append),
+            self.need.eq(need),
         ]
+        m.d.sync += need.eq(self.need)
         with m.If(~held | taken):
             m.d.sync += [
                 bits.eq(following),
@@ -151,10 +154,10 @@ class LoadA(wiring.Component):
                     self.write.word.eq(head.as_value()),
                     self.empty.eq(~held & ~waits & ~begun),
                 ]
-                m.d.sync += [more.eq(first_more), ends.eq(is_last), self.need.eq(0)]
+                m.d.comb += self.need.eq(0)
+                m.d.sync += [more.eq(first_more), ends.eq(is_last)]
                 with m.If(held & ~vacant):
-                    m.d.comb += self.write.we.eq(1)
-                    m.d.sync += self.need.eq(step_of(first_more))
+                    m.d.comb += [self.write.we.eq(1), self.need.eq(step_of(first_more))]
                     m.next = "VALUES"
                 with m.Elif(held):
                     m.d.comb += segment_ends.eq(1)
@@ -163,12 +166,15 @@ class LoadA(wiring.Component):
             with m.State("VALUES"):
                 m.d.comb += self.write.word.eq(values)
                 with m.If(self.given):
-                    m.d.comb += self.write.we.eq(1)
-                    m.d.sync += [more.eq(fewer), self.need.eq(step_of(fewer))]
+                    m.d.comb += [self.write.we.eq(1), self.need.eq(step_of(fewer))]
+                    m.d.sync += more.eq(fewer)
                     with m.If(last_word):
                         # the segment ends with them, or with a last chunk without values, if that waits already
-                        m.d.comb += [taken.eq(~ends & held & vacant), segment_ends.eq(ends | (held & vacant))]
-                        m.d.sync += self.need.eq(0)
+                        m.d.comb += [
+                            taken.eq(~ends & held & vacant),
+                            segment_ends.eq(ends | (held & vacant)),
+                            self.need.eq(0),
+                        ]
                         m.next = "HEAD"
                         with m.If((segments == 0) & segment_ends):
                             m.next = "IDLE"

@@ -61,14 +61,14 @@ class LoadB(wiring.Component):
         enable = Signal(pes)
         # for each PE: enabled PEs before it. From a register: what picks its value is behind it
         before = [Signal(range(pe + 1), name=f"before{pe}", reset_less=True) for pe in range(pes)]
-        needs = Signal(range(pes + 1))
+        need = Signal(range(pes + 1))  # in this cycle
         k = Signal(config.k_width)
 
         outer_free, inner_free, pending_free, given = Signal(), Signal(), Signal(), Signal()
         which, place = Signal(range(max(2, nibbles))), Signal(2)
         fours, chosen = Signal(4 * pes), Signal(pes)
         m.d.comb += [
-            self.need.eq(needs),
+            self.need.eq(Mux(~pending_free, need, Mux(inner, sum_bits(chosen), 0))),
             given.eq(pending & self.given),
             pending_free.eq(~pending | given),
             inner_free.eq(~inner | (single(bits) & pending_free)),
@@ -78,6 +78,7 @@ class LoadB(wiring.Component):
             place.eq(lowest(bits)),
             chosen.eq(four.word_select(place, pes)),
         ]
+        m.d.sync += need.eq(self.need)
         with m.If(outer_free):
             m.d.sync += [
                 mask.eq(taken),
@@ -110,7 +111,6 @@ class LoadB(wiring.Component):
                 slot.eq(Cat(place, nibble)),
                 enable.eq(chosen),
                 *(before[pe].eq(sum_bits(chosen[:pe])) for pe in range(1, pes)),
-                needs.eq(Mux(inner, sum_bits(chosen), 0)),
                 k.eq(k + (inner & inner_first)),
             ]
 

@@ -65,7 +65,7 @@ def bitmap_members(config: Config, gearbox):
     ``free``: the values of the row before are all in the gearbox, or leave for it now: the next row's first beat may
     be taken. ``inside``: the beats to come belong to a bitmap that was begun. ``room``: a dense row may be announced,
     though the values of the one before are still coming. ``announce``: it is. ``empty``: what was announced was used.
-    ``given``, ``values``, ``need``: the gearbox.
+    ``given``, ``values``: the gearbox; ``need``: of it, in the next cycle.
     """
     return {
         **part_members(config),
