@@ -6,7 +6,7 @@ MOST = 8
 """Requests for which the choice is made for every turn: its size grows with their square."""
 
 
-def round_robin(m: Module, requests: Value, grant: Value, name: str) -> Value:
+def round_robin(m: Module, requests: Value, grant: Value, name: str, granted: Value | None = None) -> Value:
     """The one of ``requests`` whose turn is next, or nothing; combinational.
 
     Whoever was granted last comes last. For each of the possible turns the choice is a function of the requests alone;
@@ -18,6 +18,8 @@ def round_robin(m: Module, requests: Value, grant: Value, name: str) -> Value:
         requests: a bit each.
         grant: the choice is taken in this cycle, if there is one.
         name: of the register of the turn.
+        granted: register of whom was granted, if ``grant`` is low in the cycle after a choice was taken: then the turn
+            follows it, and nothing of that is behind the requests.
 
     Returns:
         One bit of the requests, or 0.
@@ -35,9 +37,10 @@ def round_robin(m: Module, requests: Value, grant: Value, name: str) -> Value:
     else:
         m.d.comb += choice.eq(Array([_first(requests, first) for first in range(count)])[turn])
     # without requests nothing is chosen, and the turn stays: no need to ask, but between two it makes less logic
-    with m.If(grant & (requests.any() if count == 2 else 1)):
+    taken = grant & (requests.any() if count == 2 else 1) if granted is None else Const(1)
+    with m.If(taken):
         for n in range(count):
-            with m.If(choice[n]):
+            with m.If((choice if granted is None else granted)[n]):
                 m.d.sync += turn.eq((n + 1) % count)
     return choice
 

@@ -296,7 +296,8 @@ class Cluster(wiring.Component):
         requests = Cat(lane.request for lane in lanes)
         granted, free = Signal(len(lanes)), Signal()
         m.d.comb += free.eq((granted & requests) == 0)
-        choice = round_robin(m, requests, free, "turn")
+        # a lane goes on asking for many cycles after it was granted
+        choice = round_robin(m, requests, free, "turn", granted)
         with m.If(free):
             m.d.sync += granted.eq(choice)
         m.d.sync += valid.eq(Cat(lane.o.valid for lane in lanes).any())

@@ -311,24 +311,29 @@ def test_collector(sources, pace):
         assert turns[: 12 * sources] == list(range(sources)) * 12
 
 
+@pytest.mark.parametrize("late", [False, True])
 @pytest.mark.parametrize("count", [1, 2, 3, 4, 8, 9, 33])
-def test_round_robin(count):
-    """Whoever has its turn next, by the rule that whoever was granted last comes last."""
+def test_round_robin(count, late):
+    """Whoever has its turn next, by the rule that whoever was granted last comes last; with ``granted`` too, if nobody
+    is granted right behind another.
+    """
     m, rng = Module(), random.Random(count)
-    requests, grant, choice, clocked = Signal(count), Signal(), Signal(count), Signal()
-    m.d.comb += choice.eq(round_robin(m, requests, grant, "turn"))
-    m.d.sync += clocked.eq(1)
+    requests, grant, choice, granted = Signal(count), Signal(), Signal(count), Signal(count)
+    m.d.comb += choice.eq(round_robin(m, requests, grant, "turn", *([granted] if late else [])))
+    with m.If(grant):
+        m.d.sync += granted.eq(choice)
 
     async def bench(ctx):
-        turn = 0
+        turn, taken = 0, False
         for _ in range(2000):
             wanted = rng.getrandbits(count) if rng.random() < 0.9 else 0
-            taken = rng.random() < 0.6
+            taken = rng.random() < 0.6 and not (late and taken)
             ctx.set(requests, wanted)
             ctx.set(grant, taken)
             order = [(turn + n) % count for n in range(count)]
             first = next((n for n in order if wanted >> n & 1), None)
-            assert ctx.get(choice) == (0 if first is None else 1 << first)
+            if taken or not late:
+                assert ctx.get(choice) == (0 if first is None else 1 << first)
             if taken and first is not None:
                 turn = (first + 1) % count
             await ctx.tick()
