@@ -266,7 +266,7 @@ class Drain(wiring.Component):
         read, write = sums.read_port(), sums.write_port()
         slot_bits = (config.psum_rows - 1).bit_length()
         kept = Signal(signed(config.acc_width), reset_less=True)
-        # plain registers become the block RAM's own where it has some; there the adder's LUTs have an input to spare
+        # plain registers become the block RAM's own where it has some: a shorter way, for a LUT a bit before the adder
         plain = config.lut_ram
         first = metas[stage_which[-2 if plain else -3]].first
         m.d.comb += [
