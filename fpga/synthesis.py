@@ -84,18 +84,33 @@ dfflegalize -mince 8 -minsrst 8 -cell $_DFF_?_ 01 -cell $_DFF_?P?_ r -cell $_SDF
 opt_merge
 synth_ecp5 -top {top} -nowidelut -run map_ffs:"""
 
+_GOWIN = """synth_gowin %s -nowidelut -top {top} -run begin:map_ffs
+opt_clean
+dfflegalize -mince 8 -minsrst 8 -cell $_DFF_?_ 0 -cell $_DFFE_?P_ 0 -cell $_SDFF_?P?_ r -cell $_SDFFE_?P?P_ r \\
+    -cell $_DFF_?P?_ r -cell $_DFFE_?P?P_ r -cell $_DLATCH_?_ x -cell $_DLATCH_?P?_ x
+opt_merge
+synth_gowin %s -nowidelut -top {top} -run map_ffs: -json {top}.json"""
+
+_QUEUES_IN_LUT_RAM = """hierarchy -top {top}
+proc
+setattr -set ram_style "distributed" *_queue*/m:memory
+"""
+
 COMMANDS = {
     "ecp5": _ECP5.format(synth="synth_ecp5 -top {top} -nowidelut"),
     "ecp5 board": _ECP5.format(synth=_FEW_CONTROL_SETS),
     "ice40": "synth_ice40 -device u -spram -dffe_min_ce_use 4 -top {top} -json {top}.json",
-    "gowin": "synth_gowin -top {top} -json {top}.json",
+    "gowin": _GOWIN.replace("%s ", ""),
+    "gowin block": _QUEUES_IN_LUT_RAM + _GOWIN.replace("%s", "-nolutram"),
 }
 """Yosys' commands for each family. On ECP5 lanes and clusters are synthesised once each and put together afterwards:
 that takes an eighth of the time for 96 PEs, and 2 to 3 % more LUTs. For a board, which may become full, clock enables
 and resets that hardly any flip-flop shares become logic, for 2 % of the LUTs: an ECP5's logic block has two resets and
 few clock enables for its eight flip-flops, and the placer more choice the fewer there are. On iCE40 without -dsp: what
 Yosys 0.70 then makes of the requantisation's products is wrong in simulation, and it forgets the registers of the
-blocks that `fpga/ice40.py` puts in; those are all the multipliers that are worth a block."""
+blocks that `fpga/ice40.py` puts in; those are all the multipliers that are worth a block. On Gowin few control sets,
+too, and no multiplexers of LUTs that must lie side by side. A LUT RAM of 16 x 4 bits takes eight LUTs and six
+flip-flops there, so that "gowin block", for configurations without ``lut_ram``, leaves LUT RAM to the queues alone."""
 
 _HIDE = "rename -hide w:*\\[*\\]\n"
 """Elements of Amaranth's arrays are wires called ``name[0]``, which `abc9_ops -reintegrate` of Yosys 0.70 takes for
@@ -106,9 +121,14 @@ KEPT = ("*_lane *_cluster *_hop *_hop_? *_hop_??", "*_lane *_hop *_hop_? *_hop_?
 `abc9_ops -reintegrate` does on an assertion for an accelerator with a single cluster."""
 
 
-def recipe(family: str) -> str:
-    """Key of ``COMMANDS`` for a board's whole design."""
-    return "ecp5 board" if family == "ecp5" else family
+def recipe(family: str, lut_ram: bool = True) -> str:
+    """Key of ``COMMANDS`` for a board's whole design.
+
+    Args:
+        family: "ecp5", "ice40" or "gowin".
+        lut_ram: the configuration's.
+    """
+    return {"ecp5": "ecp5 board", "gowin": "gowin" if lut_ram else "gowin block"}.get(family, family)
 
 
 def synthesise_text(text: str, name: str, folder: Path, family: str = "ecp5", commands: str | None = None) -> Cost:

@@ -58,9 +58,10 @@ _preset(
     name="icebreaker-link", pes_per_lane=1, psum_rows=8, fifo_depth=128, **_UP5K,
 )  # fmt: skip
 _preset(
-    "2 PEs for a Tang Nano 9K (GW1NR-9C)",
+    "2 PEs for a Tang Nano 9K (GW1NR-9C): 8-bit operands, no counters",
     name="tang-nano-9k", lanes=1, lanes_per_cluster=1, pes_per_lane=2, slots=8, queue_depth=8, k_depth=64,
-    a_depth=512, a_segments=64, c_rows=64, psum_rows=16, fifo_depth=128, run_depth=2,
+    a_depth=512, a_segments=64, c_rows=64, psum_rows=16, fifo_depth=128, run_depth=2, fetch_width=2, a_width=8,
+    b_width=8, acc_width=24, lut_ram=False, counters=False,
 )  # fmt: skip
 _preset(
     "small with 16-bit operands, 48-bit sums and stochastic rounding, for training",

@@ -39,7 +39,7 @@ CONFIGS: dict[str, tuple[Config, int]] = {
     "sim-64": (preset("sim-64"), 4),
     "ecp5-25f": (preset("ecp5-25f"), 12),
     "icebreaker-link": (preset("icebreaker-link").replace(counters=True), 6),
-    "tang-nano-9k": (preset("tang-nano-9k"), 6),
+    "tang-nano-9k": (preset("tang-nano-9k").replace(counters=True), 6),
     "small-int16": (preset("small-int16"), 6),
     "sim-64-int16": (preset("sim-64-int16"), 3),
     **{name: (config, 12 if name == "b-4-2" else 10) for name, config in VARIANTS.items()},

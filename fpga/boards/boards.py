@@ -170,7 +170,7 @@ BOARDS: dict[str, Board] = {
             name="tang-nano-9k", title="Tang Nano 9K", device="GW1NR-LV9QN88PC6/I5", package="QN88P", speed="C6/I5",
             family="gowin", nextpnr=("--device", "GW1NR-LV9QN88PC6/I5", "--vopt", "family=GW1N-9C"),
             platform="amaranth_boards.tang_nano_9k:TangNano9kPlatform", programmer=("--board", "tangnano9k"),
-            preset="tang-nano-9k", clock_mhz=27, baud=1_000_000, totals=GW1NR_9C,
+            preset="tang-nano-9k", clock_mhz=54, baud=1_000_000, totals=GW1NR_9C,
         ),
     )
 }  # fmt: skip

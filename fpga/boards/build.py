@@ -23,6 +23,7 @@ from maskwork.fpga.boards.tools import (
     Tools,
     bitstream,
     check_placer,
+    check_places,
     nextpnr_options,
     pack_options,
     place_and_route,
@@ -151,7 +152,8 @@ class _Run:
         text, _ = emit(self.design(self.config, clock_hz, self.baud, board.name), top.SYSTEM)
         text += top.verilog(self.pins, pll)
         constraints = top.constraints(board, self.pins, clock_hz / MEGA)
-        key = content_key("board netlist 2", text, COMMANDS[recipe(board.family)], self.tools.yosys.version)
+        commands = recipe(board.family, self.config.lut_ram)
+        key = content_key("board netlist 2", text, COMMANDS[commands], self.tools.yosys.version)
         self.progress(f"synthesising {what}")
         built = False
 
@@ -159,10 +161,11 @@ class _Run:
             nonlocal built
             built = True
             start = time.monotonic()
-            cost = synthesise_text(text, top.TOP, folder, board.family, recipe(board.family))
+            cost = synthesise_text(text, top.TOP, folder, board.family, commands)
             _write(folder / "cost.json", {**dataclasses.asdict(cost), "seconds": round(time.monotonic() - start, 1)})
 
         netlist = self.cache.entry(key, synthesis)
+        check_places(board, netlist / f"{top.TOP}.json")
         cost = _read(netlist / "cost.json")
         tried: dict[int, dict[str, Any]] = {}
         images: dict[int, bytes] = {}

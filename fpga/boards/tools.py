@@ -9,6 +9,7 @@ import subprocess
 from pathlib import Path
 from typing import Any
 
+from maskwork.fpga import gowin
 from maskwork.fpga.boards.boards import Board
 from maskwork.fpga.boards.top import CONSTRAINT_FILE, TOP
 from maskwork.fpga.synthesis import ECP5_OPTIONS, ECP5_STATIC_OPTIONS, Tool, find_tool, find_yosys
@@ -111,7 +112,8 @@ def nextpnr_options(board: Board, mhz: float, seed: int, placer: str = PLACERS[0
         # legal places are rare in a full device: the placer's default gives up early
         options += ["--pcf", file, "--asc", "routed.txt", "--placer-heap-cell-placement-timeout", "2"]
     else:
-        options += ["--vopt", f"cst={file}"]
+        # a cell for which there is no legal place is given up after 10,000 attempts, not millions
+        options += ["--vopt", f"cst={file}", "--placer-heap-cell-placement-timeout", "100000"]
     return options
 
 
@@ -156,7 +158,7 @@ def does_not_fit(board: Board, log: str) -> str | None:
     """What nextpnr's log says of cells that the device does not have, as one line; ``None`` if it is not that."""
     used = {cell: (int(count), int(available)) for cell, count, available in _USED.findall(log)}
     over = {cell: counts for cell, counts in used.items() if counts[0] > counts[1]}
-    crowded = "utilisation limit" in log
+    crowded = "utilisation limit" in log or "check constraints and utilisation" in log
     if not over and not crowded:
         return None
     if over:
@@ -172,6 +174,28 @@ def does_not_fit(board: Board, log: str) -> str | None:
     if kinds - _REDUCE.keys():
         advice.append(_REDUCE_LOGIC)
     return f"{board.name}: the design does not fit: {needs}; reduce {'; '.join(advice)}"
+
+
+def check_places(board: Board, path: Path) -> None:
+    """Refuse a netlist for a Gowin device that it has too few places for LUTs for: nextpnr would not say so.
+
+    Args:
+        board: the board; of another family nothing is checked, for nextpnr does that.
+        path: Yosys' JSON.
+
+    Raises:
+        MaskworkError: if it does not fit; says by how much, and what to reduce.
+    """
+    if board.family != "gowin":
+        return
+    need = gowin.places(json.loads(path.read_text(encoding="utf-8"))["modules"][TOP]["cells"])
+    if need.total > board.totals["luts"]:
+        advice = _REDUCE_LOGIC + (", or lut_ram=false" if need.lut_rams else "")
+        raise MaskworkError(
+            f"{board.name}: the design does not fit: needs {need.total} of {board.totals['luts']} places for LUTs "
+            f"({need.luts} LUTs, {need.carries} carry cells, {need.lut_rams} of LUT RAMs, {need.ffs} flip-flops that "
+            f"no LUT of their own feeds); reduce {advice}"
+        )
 
 
 def bitstream(tools: Tools, board: Board, folder: Path) -> bytes:
