@@ -28,7 +28,7 @@ class Gearbox(wiring.Component):
         more: of the values to expect, some come after this beat.
         values: the oldest ``most`` values.
         count: values held.
-        need: how many of them leave (at most ``most``), if so many are there: with ``given``.
+        need: how many of them leave in the next cycle (at most ``most``), if so many are there then: with ``given``.
         clear: forget everything.
     """
 
@@ -89,26 +89,29 @@ class Gearbox(wiring.Component):
         )
         fresh = Signal(range(self.per_beat + 1))
         put = Signal()
-        rest = Signal(signed(len(self.count) + 1))  # what stays, if what is needed leaves; below 0, nothing leaves
+        need = Signal.like(self.need)  # in this cycle
+        # what stays, if what is needed leaves; below 0, nothing leaves. From a register: much hangs on it
+        rest = Signal(signed(len(self.count) + 1))
+        held = Signal.like(self.count)  # in the next cycle
         m.d.comb += [
             # there is room for a beat if only `most` values stay; if there are more, what is needed leaves for certain
             self.want.eq((rest <= self.most) & ~self.hold),
-            rest.eq(self.count - self.need),
             self.given.eq(rest >= 0),
             put.eq(self.want & self.beat_valid),
             fresh.eq(Mux(put, Mux(self.more, whole, left), 0)),
             base.eq(Mux(self.given, rest, self.count)),
+            held.eq(base + fresh),
             *(self.values[n].eq(slots[n]) for n in range(self.most)),
         ]
         zero = Const(0, self.width)
         for n, slot in enumerate(slots):
             # chosen before it is known whether there are as many
-            left_over = Array([slots[n + t] if n + t < len(slots) else zero for t in range(self.most + 1)])[self.need]
+            left_over = Array([slots[n + t] if n + t < len(slots) else zero for t in range(self.most + 1)])[need]
             moved = Mux(self.given, left_over, slot)
             # the beat's first value goes to slot `base`, which is at most `most`
             placed = Array([incoming[n - at] if 0 <= n - at < len(incoming) else zero for at in range(self.most + 1)])
             m.d.sync += slot.eq(Mux(base <= n, placed[base[: max(1, self.most.bit_length())]], moved))
-        m.d.sync += self.count.eq(base + fresh)
+        m.d.sync += [self.count.eq(held), need.eq(self.need), rest.eq(held - self.need)]
         with m.If(self.hold):
             m.d.comb += following.eq(left + self.announce)
             m.d.sync += [left.eq(following), self.more.eq(following > whole)]
@@ -117,5 +120,5 @@ class Gearbox(wiring.Component):
         with m.If(self.row):
             m.d.sync += [left.eq(self.announce), self.more.eq(self.announce > whole)]
         with m.If(self.clear):
-            m.d.sync += [self.count.eq(0), left.eq(0), self.more.eq(0)]
+            m.d.sync += [self.count.eq(0), rest.eq(-self.need), left.eq(0), self.more.eq(0)]
         return m

@@ -9,6 +9,9 @@ from maskwork.rtl.gearbox import Gearbox, sum_bits
 from maskwork.rtl.layouts import b_write_layout
 from maskwork.rtl.load_common import beats_for, bitmap_members
 
+COUNTED_AHEAD = 4
+"""Values of a cycle from which on their number is reckoned a cycle early: with fewer it is as quickly known."""
+
 
 class LoadB(wiring.Component):
     """For each row: bitmap beats (unless dense), a cycle for each slot in which any PE has a value (for all slots if
@@ -39,6 +42,7 @@ class LoadB(wiring.Component):
         # what a cycle writes: some slots of all PEs, called a slot below, for it is like one of so many more PEs
         pes, columns = config.pes_per_lane * config.load_slots, config.tile_columns
         beats = max(1, -(-columns // config.beat_bits))
+        ahead = pes >= COUNTED_AHEAD
         masks, nibbles = "b" in config.skip, config.slots // config.load_slots // 4
         rows = Signal.like(load.count)
         beat_number = Signal(range(max(2, beats)))
@@ -62,13 +66,15 @@ class LoadB(wiring.Component):
         # for each PE: enabled PEs before it. From a register: what picks its value is behind it
         before = [Signal(range(pe + 1), name=f"before{pe}", reset_less=True) for pe in range(pes)]
         need = Signal(range(pes + 1))  # in this cycle
+        # values of each of the four slots
+        sums = [Signal(range(pes + 1), name=f"sum{n}", reset_less=True) for n in range(4)]
         k = Signal(config.k_width)
 
         outer_free, inner_free, pending_free, given = Signal(), Signal(), Signal(), Signal()
         which, place = Signal(range(max(2, nibbles))), Signal(2)
         fours, chosen = Signal(4 * pes), Signal(pes)
         m.d.comb += [
-            self.need.eq(Mux(~pending_free, need, Mux(inner, sum_bits(chosen), 0))),
+            self.need.eq(Mux(~pending_free, need, Mux(inner, Array(sums)[place] if ahead else sum_bits(chosen), 0))),
             given.eq(pending & self.given),
             pending_free.eq(~pending | given),
             inner_free.eq(~inner | (single(bits) & pending_free)),
@@ -96,6 +102,7 @@ class LoadB(wiring.Component):
         with m.If(inner_free):
             m.d.sync += [
                 four.eq(fours),
+                *(sums[n].eq(sum_bits(fours.word_select(n, pes))) for n in range(4 * ahead)),
                 # without masks, what a row leaves out is a weight of 0, and has to be written
                 bits.eq(Cat(fours.word_select(n, pes).any() | (not masks) for n in range(4))),
                 nibble.eq(which),

@@ -119,7 +119,6 @@ class Loader(wiring.Component):
         counted = Signal()  # it holds a bitmap
         some = Signal()  # values were announced, or will be, that have not left the register
         unused = Signal()  # bits beyond a row's length announced what is in the gearbox: no one takes it
-        need = Signal.like(gearbox.need)  # of all three, from one register: much hangs on what the gearbox has left
         follows = Signal()  # a dense row was announced whose values are behind those that are coming
         takes_bitmap, another, row = Signal(), Signal(), Signal()
         moves, last = Signal(), Signal()
@@ -134,7 +133,7 @@ class Loader(wiring.Component):
             gearbox.beat_valid.eq(staged),
             gearbox.is_b.eq(self.load.kind == Load.B),
             unused.eq(load_a.empty | load_b.empty),
-            gearbox.need.eq(need),
+            gearbox.need.eq(load_a.need | load_b.need | Mux(unused, gearbox.most, 0)),
             gearbox.row.eq(row),
             gearbox.clear.eq(self.start),
         ]
@@ -148,7 +147,6 @@ class Loader(wiring.Component):
         with m.If(~staged | moves):
             m.d.sync += beat.eq(self.i.payload.data)
         m.d.sync += [
-            need.eq(load_a.need | load_b.need | Mux(unused, gearbox.most, 0)),
             staged.eq((wants_values & beat_valid) | (staged & ~moves)),
             counted.eq(takes_bitmap),
             some.eq((some & ~last) | (takes_bitmap & self.i.payload.data.any()) | row),

@@ -64,16 +64,16 @@ def test_gearbox(fields, is_b, paused):
             ctx.set(dut.beat_valid, 0)
 
     async def take(ctx):
-        expected = [v for row in rows for v in row]
+        expected, needed = [v for row in rows for v in row], 0
         while expected:
             count = ctx.get(dut.count)
             seen = min(count, dut.most)
             assert [ctx.get(dut.values[n]) for n in range(seen)] == expected[:seen]
+            assert ctx.get(dut.given) == (needed <= count)
+            expected = expected[needed if needed <= count else 0 :]
             needed = rng.randint(0, dut.most)
             ctx.set(dut.need, needed)
-            assert ctx.get(dut.given) == (needed <= count)
             await ctx.tick()
-            expected = expected[needed if needed <= count else 0 :]
         ctx.set(dut.need, 0)
         await ctx.tick()
         assert ctx.get(dut.count) == 0 and not ctx.get(dut.more)
