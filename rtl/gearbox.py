@@ -20,8 +20,8 @@ class Gearbox(wiring.Component):
     Members:
         beat, beat_valid: the beat at the input; ``is_b``: it holds values of ``b_width``, not ``a_width``, bits.
         announce: values to expect in addition; what a beat holds beyond the last of them is padding. Only
-            with ``hold`` or ``row``.
-        hold: no beat is taken.
+            with ``row``, or in the cycle after ``hold``.
+        hold: no beat is taken in the next cycle, and what is announced in it counts.
         row: a row of ``announce`` values begins, behind the beats that were taken and the one that is; all that were
             announced before are in these. Without ``hold``: rows whose values are counted in advance do not pause.
         want: the beat is taken if it is valid.
@@ -47,7 +47,7 @@ class Gearbox(wiring.Component):
                 "announce": In(range(max(config.k_depth, config.tile_columns, config.beat_bits) + 1)),
                 "hold": In(1),
                 "row": In(1),
-                "want": Out(1),
+                "want": Out(1, init=1),  # pyright: ignore[reportCallIssue]
                 "more": Out(1),
                 "values": Out(data.ArrayLayout(self.width, self.most)),
                 "count": Out(range(self._slots + 1)),
@@ -90,17 +90,17 @@ class Gearbox(wiring.Component):
         fresh = Signal(range(self.per_beat + 1))
         put = Signal()
         need = Signal.like(self.need)  # in this cycle
-        # what stays, if what is needed leaves; below 0, nothing leaves. From a register: much hangs on it
+        # what stays, if what is needed leaves; below 0, nothing leaves. From a register, like `want`: much hangs on it
         rest = Signal(signed(len(self.count) + 1))
+        stays, hold = Signal.like(rest), Signal()  # in the next cycle, in this one
         held = Signal.like(self.count)  # in the next cycle
         m.d.comb += [
-            # there is room for a beat if only `most` values stay; if there are more, what is needed leaves for certain
-            self.want.eq((rest <= self.most) & ~self.hold),
             self.given.eq(rest >= 0),
             put.eq(self.want & self.beat_valid),
             fresh.eq(Mux(put, Mux(self.more, whole, left), 0)),
             base.eq(Mux(self.given, rest, self.count)),
             held.eq(base + fresh),
+            stays.eq(Mux(self.clear, 0, held) - self.need),
             *(self.values[n].eq(slots[n]) for n in range(self.most)),
         ]
         zero = Const(0, self.width)
@@ -111,8 +111,15 @@ class Gearbox(wiring.Component):
             # the beat's first value goes to slot `base`, which is at most `most`
             placed = Array([incoming[n - at] if 0 <= n - at < len(incoming) else zero for at in range(self.most + 1)])
             m.d.sync += slot.eq(Mux(base <= n, placed[base[: max(1, self.most.bit_length())]], moved))
-        m.d.sync += [self.count.eq(held), need.eq(self.need), rest.eq(held - self.need)]
-        with m.If(self.hold):
+        m.d.sync += [
+            self.count.eq(held),
+            need.eq(self.need),
+            rest.eq(stays),
+            hold.eq(self.hold),
+            # there is room for a beat if only `most` values stay; if there are more, what is needed leaves for certain
+            self.want.eq((stays <= self.most) & ~self.hold),
+        ]
+        with m.If(hold):
             m.d.comb += following.eq(left + self.announce)
             m.d.sync += [left.eq(following), self.more.eq(following > whole)]
         with m.Elif(put):
@@ -120,5 +127,5 @@ class Gearbox(wiring.Component):
         with m.If(self.row):
             m.d.sync += [left.eq(self.announce), self.more.eq(self.announce > whole)]
         with m.If(self.clear):
-            m.d.sync += [self.count.eq(0), rest.eq(-self.need), left.eq(0), self.more.eq(0)]
+            m.d.sync += [self.count.eq(0), left.eq(0), self.more.eq(0)]
         return m

@@ -52,13 +52,12 @@ class LoadA(wiring.Component):
         vacant = Signal()  # it has no values
         bits = Signal(CHUNK)
         at = Signal.like(chunk)
-        elements = Signal(range(CHUNK + 1))
         more = Signal(range(CHUNK))  # values of the chunk before that are not written, after the first
         ends = Signal()  # with that chunk, its segment
         word_bits = (config.fetch_width - 1).bit_length()
         last_word = Signal()
         need = Signal.like(self.need)  # in this cycle
-        fewer, first_more = Signal.like(more), Signal.like(more)
+        fewer, first_more = Signal.like(more), Signal.like(more)  # after a word; when the chunk begins
 
         def step_of(more):
             """Values of the next word, of so many and one: a function of four bits."""
@@ -84,10 +83,8 @@ class LoadA(wiring.Component):
                     bitmap_read.data.word_select(chunk[: clog2(beat_chunks)], CHUNK),
                 )
             ),
-            elements.eq(sum_bits(bits)),
             last_word.eq(more[word_bits:] == 0),
             fewer.eq(Cat(more[:word_bits], more[word_bits:] - 1)),
-            first_more.eq(elements - 1),
             self.write.bank.eq(load.bank),
             self.write.append.eq(load.append),
             self.need.eq(need),
@@ -96,6 +93,7 @@ class LoadA(wiring.Component):
         with m.If(~held | taken):
             m.d.sync += [
                 bits.eq(following),
+                first_more.eq(sum_bits(following) - 1),
                 vacant.eq(~following.any()),
                 at.eq(chunk),
                 is_last.eq(at_last),

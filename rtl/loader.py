@@ -135,6 +135,7 @@ class Loader(wiring.Component):
             unused.eq(load_a.empty | load_b.empty),
             gearbox.need.eq(load_a.need | load_b.need | Mux(unused, gearbox.most, 0)),
             gearbox.row.eq(row),
+            gearbox.hold.eq(counted & ~self.start),
             gearbox.clear.eq(self.start),
         ]
         for part in (load_a, load_b):
@@ -152,7 +153,6 @@ class Loader(wiring.Component):
             some.eq((some & ~last) | (takes_bitmap & self.i.payload.data.any()) | row),
             follows.eq(another & ~row),
             gearbox.announce.eq(Mux(self.load.dense, self.load.length, sum_bits(beat))),
-            gearbox.hold.eq(counted),
         ]
         with m.If(self.start):
-            m.d.sync += [staged.eq(0), counted.eq(0), some.eq(0), follows.eq(0), gearbox.hold.eq(0)]
+            m.d.sync += [staged.eq(0), counted.eq(0), some.eq(0), follows.eq(0)]

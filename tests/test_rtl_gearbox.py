@@ -44,12 +44,14 @@ def test_gearbox(fields, is_b, paused):
             ctx.set(first, 0)
         for row, some, after in zip(rows, beats, [*rows[1:], []], strict=True):
             if paused:
-                ctx.set(dut.announce, len(row))
                 ctx.set(dut.hold, 1)
-                ctx.set(dut.beat_valid, rng.getrandbits(1))
                 await ctx.tick()
-                ctx.set(dut.announce, 0)
                 ctx.set(dut.hold, 0)
+                ctx.set(dut.announce, len(row))
+                ctx.set(dut.beat_valid, rng.getrandbits(1))
+                _, _, wants = await ctx.tick().sample(dut.want)
+                assert not wants
+                ctx.set(dut.announce, 0)
             for beat in some:
                 want = False
                 while not want:
