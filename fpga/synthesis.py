@@ -274,6 +274,24 @@ ECP5_STATIC_OPTIONS = ("--placer", "static", "--router", "router2", "--tmg-ripup
 """With the electrostatic placer, which does not look at time: ask for a clock that its placements allow. Wires that are
 late get ripped up again and again, and with too many of those the router takes very long."""
 
+ECP5_STATIC_SETTINGS = {"router2/currCongWeightMult": "0.500000"}
+"""Settings that nextpnr has no option for. A wire that two nets want becomes dear more slowly (2 by default): paths that
+are nearly late are not sent round so far that they are, which takes more rounds."""
+
+
+def with_settings(path: Path, settings: dict[str, str]) -> None:
+    """Give nextpnr settings through a netlist.
+
+    Args:
+        path: Yosys' JSON.
+        settings: by nextpnr's name; values as it writes them.
+    """
+    netlist = json.loads(path.read_text(encoding="utf-8"))
+    for module in netlist["modules"].values():
+        if int(module["attributes"].get("top", "0"), 2):
+            module["settings"] = {**module.get("settings", {}), **settings}
+    path.write_text(json.dumps(netlist), encoding="utf-8")
+
 
 @dataclasses.dataclass(frozen=True)
 class Routed:

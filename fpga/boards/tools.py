@@ -12,7 +12,14 @@ from typing import Any
 from maskwork.fpga import gowin
 from maskwork.fpga.boards.boards import Board
 from maskwork.fpga.boards.top import CONSTRAINT_FILE, TOP
-from maskwork.fpga.synthesis import ECP5_OPTIONS, ECP5_STATIC_OPTIONS, Tool, find_tool, find_yosys
+from maskwork.fpga.synthesis import (
+    ECP5_OPTIONS,
+    ECP5_STATIC_OPTIONS,
+    ECP5_STATIC_SETTINGS,
+    Tool,
+    find_tool,
+    find_yosys,
+)
 from maskwork.gen.errors import MaskworkError, MaskworkValueError
 
 _NEXTPNR = {
@@ -115,6 +122,16 @@ def nextpnr_options(board: Board, mhz: float, seed: int, placer: str = PLACERS[0
         # a cell for which there is no legal place is given up after 10,000 attempts, not millions
         options += ["--vopt", f"cst={file}", "--placer-heap-cell-placement-timeout", "100000"]
     return options
+
+
+def nextpnr_settings(board: Board, placer: str = PLACERS[0]) -> dict[str, str]:
+    """Settings that nextpnr has no options for, for :func:`~maskwork.fpga.synthesis.with_settings`.
+
+    Args:
+        board: the board.
+        placer: one of ``PLACERS``, which :func:`check_placer` accepts.
+    """
+    return ECP5_STATIC_SETTINGS if (board.family, placer) == ("ecp5", "static") else {}
 
 
 def pack_options(board: Board) -> list[str]:
