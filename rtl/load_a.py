@@ -58,6 +58,7 @@ class LoadA(wiring.Component):
         last_word = Signal()
         need = Signal.like(self.need)  # in this cycle
         fewer, first_more = Signal.like(more), Signal.like(more)  # after a word; when the chunk begins
+        ahead = config.hop_stages > 0  # where time is short, a chunk's values are counted before its register
 
         def step_of(more):
             """Values of the next word, of so many and one: a function of four bits."""
@@ -85,6 +86,7 @@ class LoadA(wiring.Component):
             ),
             last_word.eq(more[word_bits:] == 0),
             fewer.eq(Cat(more[:word_bits], more[word_bits:] - 1)),
+            *([] if ahead else [first_more.eq(sum_bits(bits) - 1)]),
             self.write.bank.eq(load.bank),
             self.write.append.eq(load.append),
             self.need.eq(need),
@@ -93,7 +95,7 @@ class LoadA(wiring.Component):
         with m.If(~held | taken):
             m.d.sync += [
                 bits.eq(following),
-                first_more.eq(sum_bits(following) - 1),
+                *([first_more.eq(sum_bits(following) - 1)] if ahead else []),
                 vacant.eq(~following.any()),
                 at.eq(chunk),
                 is_last.eq(at_last),
