@@ -275,8 +275,8 @@ ECP5_STATIC_OPTIONS = ("--placer", "static", "--router", "router2", "--tmg-ripup
 late get ripped up again and again, and with too many of those the router takes very long."""
 
 ECP5_STATIC_SETTINGS = {"router2/currCongWeightMult": "0.500000"}
-"""Settings that nextpnr has no option for. A wire that two nets want becomes dear more slowly (2 by default): paths that
-are nearly late are not sent round so far that they are, which takes more rounds."""
+"""Settings that nextpnr has no option for. A wire that two nets want becomes dear more slowly (2 by default): paths
+that are nearly late are not sent round so far that they are, which takes more rounds."""
 
 
 def with_settings(path: Path, settings: dict[str, str]) -> None:
