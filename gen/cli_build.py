@@ -33,12 +33,14 @@ from maskwork.gen.errors import MaskworkValueError
               help="Seeds to try, from --seed; the one with the highest clock counts.")  # fmt: skip
 @click.option("--placer", metavar="heap|static", default="heap", show_default=True,
               help="nextpnr's; static (ECP5) for a design that is too crowded to be routed otherwise.")  # fmt: skip
+@click.option("--margin", type=click.FloatRange(0, 100), metavar="PERCENT",
+              help="How far above the clock nextpnr aims (ECP5); default: 13.")  # fmt: skip
 @click.option("--allow-timing-failure", is_flag=True, help="Write the bitstream even if it misses its clock.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def build(
     preset_name: str | None, config_file: str | None, settings: tuple[str, ...], board_name: str | None, listed: bool,
     output: str | None, clock: str | None, baud: int | None, seed: int | None, seeds: int, placer: str,
-    allow_timing_failure: bool, as_json: bool,
+    margin: float | None, allow_timing_failure: bool, as_json: bool,
 ) -> None:  # fmt: skip
     """Build a bitstream: the accelerator, its link to the host, and the board's clock and pins.
 
@@ -63,8 +65,10 @@ def build(
     from maskwork.fpga.boards.build import AUTO_PASSES
     from maskwork.fpga.boards.build import build as build_board
     from maskwork.fpga.boards.tools import check_placer
+    from maskwork.fpga.boards.top import check_margin
 
     check_placer(board, placer)
+    check_margin(board, margin)
     folder = _folder(output)
     with common.OutputFiles() as files:
         bitstream = files.reserve(folder / board.bitstream)
@@ -73,7 +77,7 @@ def build(
         with common.progress("starting", (seeds + 2) * (AUTO_PASSES if auto else 1)) as step:
             built = build_board(
                 board, config, clock_mhz=mhz, auto=auto, baud=baud, seed=seed, seeds=seeds, placer=placer,
-                allow_timing_failure=allow_timing_failure, progress=step,
+                margin=margin, allow_timing_failure=allow_timing_failure, progress=step,
             )  # fmt: skip
         bitstream.write_bytes(built.bitstream)
         common.write_json(report, built.report)

@@ -84,6 +84,9 @@ def test_board(board):
     text = top.constraints(board, list(pins.values()), board.clock_mhz)
     aims = [float(mhz) for mhz in re.findall(r'FREQUENCY NET "clk" (\S+) MHZ;', text)]
     assert aims == ([pytest.approx(1.13 * board.clock_mhz, rel=1e-3)] if board.family == "ecp5" else [])
+    if board.family == "ecp5":
+        closer = top.constraints(board, list(pins.values()), 80, 2)
+        assert 'FREQUENCY NET "clk" 81.6 MHZ;' in closer and closer.count("\n") == text.count("\n")
     for pin in pins.values():
         assert re.search(rf'"?\b{pin.port}\b"?( SITE)? "?{pin.site}\b', text), pin
     pll = best(board.family, pins["clk_in"].clock_hz, round(board.clock_mhz * MEGA))

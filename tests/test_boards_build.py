@@ -275,6 +275,8 @@ def test_build_and_flash(command, fakes, tmp_path, monkeypatch):
         (("--board", "nothing", "-o", "x"), "unknown board 'nothing'"),
         (("--board", "icebreaker"), "Missing option '-o'"),
         (("--board", "icebreaker", "-o", "x", "--placer", "static"), "--placer must be heap for icebreaker"),
+        (("--board", "icebreaker", "-o", "x", "--margin", "5"), "--margin is for ECP5 boards, not for icebreaker"),
+        (("--board", "ulx3s-85f", "-o", "x", "--margin", "-1"), "-1.0 is not in the range 0<=x<=100"),
         (("--board", "ulx3s-85f", "-o", "x", "--placer", "sa"), "--placer must be heap or static for ulx3s-85f"),
         (("--board", "icebreaker", "-o", "x", "--clock", "fast"), "--clock must be a number of MHz or auto"),
         (("--board", "icebreaker", "-o", "x", "--set", "lanes=0"), "lanes must be an integer"),

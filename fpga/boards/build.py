@@ -81,6 +81,7 @@ def build(
     seed: int | None = None,
     seeds: int = 1,
     placer: str = PLACERS[0],
+    margin: float | None = None,
     allow_timing_failure: bool = False,
     design: Design = system,
     cache: Cache | None = None,
@@ -98,6 +99,7 @@ def build(
         seed: first seed of the placer, the board's by default.
         seeds: how many seeds; the one with the highest clock counts.
         placer: nextpnr's, one of ``PLACERS``.
+        margin: percent by which nextpnr aims above the clock (ECP5 only), ``top.MARGIN`` by default.
         allow_timing_failure: do not fail when the clock is not reached.
         design: what goes onto the board.
         cache: of what was built before.
@@ -105,14 +107,17 @@ def build(
 
     Raises:
         MaskworkError: if a tool is missing or fails, the design does not fit or the clock is not reached.
-        MaskworkValueError: for a placer that the board's family does not have.
+        MaskworkValueError: for a placer or margin that the board's family does not have.
     """
     start = time.monotonic()
     tools = Tools.find(board.family)
     pins = board.pins()
     first = board.seed if seed is None else seed
     check_placer(board, placer)
-    run = _Run(board, config, tools, pins, baud or board.baud, first, seeds, placer, design, cache or Cache(), progress)
+    top.check_margin(board, margin)
+    aim = top.MARGIN if margin is None else margin
+    rate = baud or board.baud
+    run = _Run(board, config, tools, pins, rate, first, seeds, placer, aim, design, cache or Cache(), progress)
     done = run.at(clock_mhz or board.clock_mhz, aim=auto)
     for _ in range(AUTO_PASSES - 1 if auto else 0):
         reached = done.best["fmax_mhz"]
@@ -139,6 +144,7 @@ class _Run:
     seed: int
     seeds: int
     placer: str
+    margin: float
     design: Design
     cache: Cache
     progress: Callable[[str], None]
@@ -152,7 +158,7 @@ class _Run:
         self.progress(f"emitting {what}")
         text, _ = emit(self.design(self.config, clock_hz, self.baud, board.name), top.SYSTEM)
         text += top.verilog(self.pins, pll)
-        constraints = top.constraints(board, self.pins, clock_hz / MEGA)
+        constraints = top.constraints(board, self.pins, clock_hz / MEGA, self.margin)
         commands = recipe(board.family, self.config.lut_ram)
         key = content_key("board netlist 2", text, COMMANDS[commands], self.tools.yosys.version)
         self.progress(f"synthesising {what}")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from maskwork.fpga.boards.boards import Board, Pin
 from maskwork.fpga.boards.pll import Pll
+from maskwork.gen.errors import MaskworkValueError
 
 TOP = "board_top"
 """Module name of the top."""
@@ -52,17 +53,34 @@ def verilog(pins: list[Pin], pll: Pll) -> str:
     )
 
 
-MARGIN = 1.13
-"""Clock that nextpnr aims for on ECP5, over the one that the PLL makes: what is reached after routing is a little less
-than what the placer was content with."""
+MARGIN = 13.0
+"""Percent by which nextpnr aims above the PLL's clock on ECP5: what is reached after routing is a little less than what
+the placer was content with."""
 
 
-def constraints(board: Board, pins: list[Pin], mhz: float) -> str:
-    """Text of the constraint file: LPF for ECP5, PCF for iCE40, CST for Gowin; ``mhz``: clock behind the PLL."""
+def constraints(board: Board, pins: list[Pin], mhz: float, margin: float = MARGIN) -> str:
+    """Text of the constraint file: LPF for ECP5, PCF for iCE40, CST for Gowin.
+
+    Args:
+        board: the board.
+        pins: its pins.
+        mhz: clock behind the PLL.
+        margin: percent by which to aim above it; on ECP5 only.
+    """
     text = _CONSTRAINTS[board.family](pins)
     if board.family == "ecp5":
-        text += f'FREQUENCY NET "clk" {MARGIN * mhz:.4g} MHZ;\n'
+        text += f'FREQUENCY NET "clk" {(1 + margin / 100) * mhz:.4g} MHZ;\n'
     return text
+
+
+def check_margin(board: Board, margin: float | None) -> None:
+    """Refuse a margin on a board whose tools are not given one.
+
+    Raises:
+        MaskworkValueError: then.
+    """
+    if margin is not None and board.family != "ecp5":
+        raise MaskworkValueError(f"--margin is for ECP5 boards, not for {board.name}: leave it out")
 
 
 def _lpf(pins: list[Pin]) -> str:
