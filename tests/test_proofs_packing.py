@@ -27,14 +27,16 @@ def gearbox(config: Config, component=Gearbox):
     whole = Mux(dut.is_b, len(fields[1]), len(fields[0]))
     fresh = Signal(8)
     m.d.comb += fresh.eq(Mux(put, Mux(due > whole, whole, due), 0))
-    take = Signal.like(dut.need)
-    m.d.comb += take.eq(Mux(held >= dut.need, dut.need, 0))
+    need, hold = Signal.like(dut.need), Signal()  # in this cycle: the ports are of the next
+    m.d.sync += [need.eq(dut.need), hold.eq(dut.hold)]
+    take = Signal.like(need)
+    m.d.comb += take.eq(Mux(held >= need, need, 0))
     p.assume(dut.need <= dut.most)
     kind = Signal()  # of the values: it changes with `clear`
     p.assume(dut.is_b == kind)
     p.assume(due + dut.announce < 1 << len(dut.announce))
-    p.assume(dut.hold | dut.row | (dut.announce == 0))
-    p.assume(~dut.row | (~dut.hold & (due == fresh)))  # a row begins behind all that were announced
+    p.assume(hold | dut.row | (dut.announce == 0))
+    p.assume(~dut.row | (~hold & (due == fresh)))  # a row begins behind all that were announced
     m.d.sync += [due.eq(due + dut.announce - fresh), held.eq(held + fresh - take)]
 
     marking, at = p.free(1, "marking"), p.free(range(max(map(len, fields.values()))), "at")
@@ -49,10 +51,10 @@ def gearbox(config: Config, component=Gearbox):
     p.claim(dut.count == held)
     p.claim(~marked | (ahead < held))
     p.claim(~marked | (ahead >= dut.most) | (Array(dut.values)[ahead[: dut.most.bit_length()]] == word))
-    p.claim(dut.given == (held >= dut.need))
+    p.claim(dut.given == (held >= need))
     p.claim(dut.more == (due > whole))
-    p.claim(~dut.want | ~dut.hold)
-    p.claim(dut.want | dut.hold | (held - take > dut.most))  # never waits while there is room
+    p.claim(~dut.want | ~hold)
+    p.claim(dut.want | hold | (held - take > dut.most))  # never waits while there is room
     p.cover(marked & (ahead < take) & (ahead == dut.most - 1))
     p.cover(held == dut.most + len(fields[0]))
     p.cover(dut.row & put & (due > 1))
@@ -74,7 +76,8 @@ def test_gearbox(tmp_path, name):
 @pytest.mark.parametrize(
     ("old", "new"),
     [
-        ("(rest <= self.most)", "(rest <= self.most + 1)"),
+        ("(stays <= self.most)", "(stays <= self.most + 1)"),
+        ("Mux(self.clear, 0, held) - self.need", "held - self.need"),
         ("Mux(self.more, whole, left)", "whole"),
         ("Mux(base <= n, placed", "Mux(base < n, placed"),
         ("Mux(self.given, rest, self.count)", "rest"),
