@@ -3,7 +3,7 @@
 A flip-flop's input comes from the LUT beside it alone: one that nothing but a LUT of its own feeds shares its place,
 any other takes one. A carry cell takes a LUT's place, and chains begin with a cell that brings the carry in, may end
 with one that gives it out, and are of even length; a LUT RAM of 16 x 4 bits takes the eight places of a tile. Counted
-from what nextpnr 0.11 makes of netlists. nextpnr looks for places that are not there for hours.
+from what nextpnr 0.11 makes of netlists. nextpnr itself would look for places that are not there.
 """
 
 from __future__ import annotations

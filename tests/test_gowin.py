@@ -3,10 +3,16 @@
 import json
 
 import pytest
+from amaranth import *
+from amaranth.lib import memory, wiring
+from amaranth.lib.wiring import In, Out
 from maskwork.fpga.boards.boards import BOARDS
 from maskwork.fpga.boards.tools import check_places
 from maskwork.fpga.gowin import Places, places
+from maskwork.fpga.synthesis import recipe, synthesise
 from maskwork.gen.errors import MaskworkError
+from maskwork.rtl.hierarchy import submodule
+from maskwork.rtl.queue import Queue
 
 
 def cell(kind, outputs, **ports):
@@ -81,3 +87,35 @@ def test_too_many(tmp_path):
     write(8633, 1)
     with pytest.raises(MaskworkError, match=r"8 of LUT RAMs, .* post=false, or lut_ram=false$"):
         check_places(board, path)
+
+
+class Memories(wiring.Component):
+    """A queue in block RAM, as without LUT RAM, and a small memory that is none."""
+
+    i: In(8)
+    o: Out(16)
+
+    def elaborate(self, platform):
+        m = Module()
+        submodule(m, "rows", rows := Queue(8, 16, block=True), platform)
+        m.submodules.table = table = memory.Memory(shape=8, depth=32, init=[])
+        write, read = table.write_port(), table.read_port()
+        address = Signal(5)
+        m.d.sync += address.eq(address + 1)
+        m.d.comb += [
+            write.en.eq(self.i[0]), write.addr.eq(address), write.data.eq(self.i), read.addr.eq(self.i),
+            rows.i.payload.eq(self.i), rows.i.valid.eq(1), rows.o.ready.eq(self.i[1]),
+            self.o.eq(Cat(read.data, rows.o.payload)),
+        ]  # fmt: skip
+        return m
+
+
+@pytest.mark.slow
+def test_what_goes_to_lut_ram(tmp_path):
+    """With ``lut_ram=False`` the queues alone; with it whatever Yosys thinks small."""
+    pytest.importorskip("pyosys")
+    used = {}
+    for lut_ram in (True, False):
+        cost = synthesise(Memories(), "memories", tmp_path, "gowin", recipe("gowin", lut_ram))
+        used[lut_ram] = cost.cells.get("RAM16SDP4", 0), cost.brams
+    assert used == {True: (6, 0), False: (2, 1)}
