@@ -19,14 +19,14 @@ DEVICES = ("ecp5-85f",)
 DEFAULT_SHAPES = ("12x13",)
 """As many PEs as the device has DSP blocks."""
 
-_SHAPE = re.compile(r"(\d{1,3})x(\d{1,3})(?::(\d{1,5}))?")
+_SHAPE = re.compile(r"(\d{1,3})x(\d{1,3})(?::(\d{1,5}))?(?:@(\d{1,4}))?")
 
 
 @click.command(
     short_help="Sparse and dense array on the same device: clock, LUTs, speed on workloads, break-even density.",
     epilog=common.examples(
         "maskwork compare WORKLOAD.csv --cache results --write compare.json --svg compare.svg",
-        "maskwork compare WORKLOAD.csv --sparse routed.json --dense 12x13 --dense 24x26:156",
+        "maskwork compare WORKLOAD.csv --sparse routed.json --dense 12x13 --dense 18x32:156@80",
         "maskwork compare WORKLOAD.csv --cache results --no-route --skips a,ab,abc --json",
     ),
 )
@@ -35,9 +35,10 @@ _SHAPE = re.compile(r"(\d{1,3})x(\d{1,3})(?::(\d{1,5}))?")
 @click.option("--device", metavar="NAME", default=DEVICES[0], show_default=True, help="LFE5U-85F at speed grade 6.")
 @click.option("--sparse", metavar="FILE", help="The sparse array as it was routed: JSON of `maskwork cost --route "
               "--whole --write`, or report.json of `maskwork build`; its configuration counts.")  # fmt: skip
-@click.option("--dense", metavar="RxC[:DSPS]|FILE", multiple=True,
+@click.option("--dense", metavar="RxC[:DSPS][@MHZ]|FILE", multiple=True,
               help="A dense array of R rows and C columns, DSPS of its PEs with a DSP block (default: all), to be "
-              "routed; or one routed before. Repeatable, the fastest of each kind counts (default 12x13).")  # fmt: skip
+              "routed, for MHZ instead of --freq; or one routed before. Repeatable, the fastest of each kind counts "
+              "(default 12x13).")  # fmt: skip
 @click.option("--skips", metavar="LIST",
               help="What each mask port costs and earns: values of skip, with commas: a,ab,abc.")  # fmt: skip
 @click.option("--freq", type=click.IntRange(1, 1000), default=150, show_default=True, metavar="MHZ",
@@ -110,18 +111,22 @@ def _named(found: dict[str, Any]) -> dict[str, Any]:
     return {**found, "name": "dense" if config.dsps in (None, config.pes) else "dense-soft"}
 
 
-def _dense(texts: tuple[str, ...]) -> tuple[list[DenseConfig], list[str]]:
+def _dense(texts: tuple[str, ...]) -> tuple[list[tuple[DenseConfig, int | None]], list[str]]:
     from maskwork.fpga.dense.config import DenseConfig
 
     shapes, files = [], []
     for text in texts:
         if match := _SHAPE.fullmatch(text):
-            rows, columns, dsps = match.groups()
-            shapes.append(DenseConfig(rows=int(rows), columns=int(columns), dsps=None if dsps is None else int(dsps)))
+            rows, columns, dsps, freq = (None if part is None else int(part) for part in match.groups())
+            if freq is not None and freq not in range(1, 1001):
+                raise MaskworkValueError(f"--dense {text}: MHZ must be an integer from 1 to 1000, not {freq}")
+            shapes.append((DenseConfig(rows=rows or 0, columns=columns or 0, dsps=dsps), freq))
         elif Path(text).suffix == ".json":
             files.append(text)
         else:
-            raise MaskworkValueError(f"--dense {text}: RxC, RxC:DSPS or a .json file is expected, such as 24x26:156")
+            raise MaskworkValueError(
+                f"--dense {text}: RxC[:DSPS][@MHZ] or a .json file is expected, such as 18x32:156@80"
+            )
     return shapes, files
 
 

@@ -1,5 +1,6 @@
 """The comparison of sparse and dense arrays: its arithmetic, its cache, its command."""
 
+import dataclasses
 import itertools
 import json
 import xml.etree.ElementTree as ElementTree
@@ -337,10 +338,32 @@ def test_command(workload, tmp_path, monkeypatch, capsys):
     assert "run without --no-route" in capsys.readouterr().err
 
 
+@pytest.mark.slow
+def test_arrays_are_routed_for_clocks_of_their_own(workload, tmp_path, monkeypatch):
+    """The clock after "@", else that of --freq; the fastest of a kind counts."""
+    (tmp_path / "sparse.json").write_text(json.dumps(routed(16, 90.0, 9000, preset("small").to_dict())))
+    monkeypatch.setattr("maskwork.gen.bench_curves.DENSITIES", (0.1, 1.0))
+    aims = []
+
+    def made(config, folder, freq, seeds, progress):
+        aims.append((config.rows, config.columns, config.dsps, freq))
+        return routed(config.pes, float(freq), 900, dataclasses.asdict(config))
+
+    monkeypatch.setattr("maskwork.fpga.dense.steps.routed_dense", made)
+    shapes = ["--dense", "3x4", "--dense", "3x4:5@80", "--dense", "2x4@310"]
+    files = ["--sparse", str(tmp_path / "sparse.json"), "--write", str(tmp_path / "c.json")]
+    assert cli_common.run_command(compare, [str(workload), *shapes, *files, "--freq", "140"]) == 0
+    assert aims == [(3, 4, None, 140), (3, 4, 5, 80), (2, 4, None, 310)]
+    arrays = json.loads((tmp_path / "c.json").read_text())["arrays"]
+    found = [(array["name"], array["pes"], array["fmax_mhz"]) for array in arrays[1:]]
+    assert found == [("dense", 8, 310.0), ("dense-soft", 12, 80.0), ("dense-9x9", 16, 310.0)]
+
+
 @pytest.mark.parametrize(("arguments", "message"), [
     (["--device", "ecp5-25f"], "--device: unknown device 'ecp5-25f'; devices: ecp5-85f"),
-    (["--dense", "12by13"], "--dense 12by13: RxC, RxC:DSPS or a .json file is expected, such as 24x26:156"),
+    (["--dense", "12by13"], "--dense 12by13: RxC[:DSPS][@MHZ] or a .json file is expected, such as 18x32:156@80"),
     (["--dense", "1x13"], "rows must be an integer from 2 to 128, not 1"),
+    (["--dense", "3x4@0"], "--dense 3x4@0: MHZ must be an integer from 1 to 1000, not 0"),
     (["--dense", "3x4:13"], "dsps must be an integer from 0 to 12 (the PEs), not 13"),
     (["--skips", "a,d"], "--skips a,d: 'd' is not made of the letters a, b and c, each once"),
     (["--no-route"], "--no-route needs --cache DIR, where the results are"),

@@ -64,12 +64,19 @@ class Steps:
     sample: int = 100_000_000
     progress: Progress = lambda _: None
 
-    def dense(self, config: DenseConfig) -> dict[str, Any]:
-        """Record of a dense array after routing; "dense" where every PE has a DSP block, else "dense-soft"."""
+    def dense(self, config: DenseConfig, freq: int | None = None) -> dict[str, Any]:
+        """Record of a dense array after routing; "dense" where every PE has a DSP block, else "dense-soft".
+
+        Args:
+            config: the array.
+            freq: clock to aim for, MHz, instead of ``self.freq``. Above what a placement allows, the router may
+                rip up late wires without end.
+        """
+        freq = self.freq if freq is None else freq
         name = "dense" if config.dsps is None or config.dsps == config.pes else "dense-soft"
-        key = {"netlist": netlist_digest(DenseArray(config), "dense"), "freq": self.freq, "seeds": self.seeds}
+        key = {"netlist": netlist_digest(DenseArray(config), "dense"), "freq": freq, "seeds": self.seeds}
         self.progress(f"{name}, {config.rows} x {config.columns} PEs")
-        made = self.cache.get(name, key, lambda: routed_dense(config, None, self.freq, self.seeds, self.progress))
+        made = self.cache.get(name, key, lambda: routed_dense(config, None, freq, self.seeds, self.progress))
         return record(made, name)
 
     def sparse(self, config: Config, whole: bool = True) -> dict[str, Any]:
@@ -102,16 +109,16 @@ class Steps:
         return self.cache.get("curves", key, lambda: density_curves(config, step=self.progress))
 
     def compare(
-        self, config: Config, workloads: Sequence[str], shapes: Sequence[DenseConfig], skips: Sequence[str] = (),
-        sparse: dict[str, Any] | None = None, denses: Sequence[dict[str, Any]] = (),
+        self, config: Config, workloads: Sequence[str], shapes: Sequence[tuple[DenseConfig, int | None]],
+        skips: Sequence[str] = (), sparse: dict[str, Any] | None = None, denses: Sequence[dict[str, Any]] = (),
     ) -> dict[str, Any]:  # fmt: skip
         """Everything.
 
         Args:
             config: of the sparse array.
             workloads: CSV files.
-            shapes: dense arrays to route; of those with the same kinds of multiplier the one with most products a
-                second is compared.
+            shapes: dense arrays to route, each with the clock to aim for as in :meth:`dense`; of those with the same
+                kinds of multiplier the one with most products a second is compared.
             skips: values of skip whose mask ports are weighed; the first is what others are compared with.
             sparse: record of the sparse array, where it has been routed already.
             denses: records of dense arrays that have been.
@@ -124,7 +131,7 @@ class Steps:
         """
         if sparse is not None and Config.from_dict(sparse["config"]) != config:
             raise MaskworkValueError(f"sparse: routed with another configuration than {config.name}")
-        found = [*denses, *(self.dense(shape) for shape in shapes)]
+        found = [*denses, *(self.dense(*shape) for shape in shapes)]
         if not found:
             raise MaskworkValueError("dense: one shape or routed dense array at least is expected")
         best: dict[str, dict[str, Any]] = {}
