@@ -4,6 +4,7 @@ import random
 import shutil
 from collections import Counter
 from functools import cache
+from pathlib import Path
 
 import maskwork as mw
 import numpy as np
@@ -26,9 +27,7 @@ from .variants import CONFIGS as VARIANTS
 
 SMALL, TINY = preset("small"), preset("tiny")
 WIDE = TWO.replace(skip="ac", load_slots=2, stream_words=8)
-NINETY_SIX = Config(  # of docs/boards.md
-    lanes=12, pes_per_lane=8, slots=8, k_depth=128, a_depth=1024, a_segments=256, hop_stages=1
-)
+NINETY_SIX = Config.from_toml(Path(__file__).parents[1] / "docs/boards/ulx3s-85f-96.toml").replace(counters=True)
 CONFIGS: dict[str, tuple[Config, int]] = {
     "tiny": (TINY, 13),
     "small": (SMALL, 9),

@@ -151,7 +151,7 @@ BOARDS: dict[str, Board] = {
         _ulx3s("25F", "ecp5-25f", 60, ECP5_25F),
         _ulx3s("12F", "ecp5-25f", 60, ECP5_25F),
         _orangecrab("85F", "ulx3s-85f", 60, ECP5_85F),
-        _orangecrab("25F", "ecp5-25f", 60, ECP5_25F),
+        _orangecrab("25F", "ecp5-25f", 90, ECP5_25F),
         Board(
             name="icebreaker", title="iCEBreaker", device="iCE40UP5K", package="SG48", speed="", family="ice40",
             nextpnr=("--up5k", "--package", "sg48"), platform="amaranth_boards.icebreaker:ICEBreakerPlatform",
@@ -165,7 +165,7 @@ BOARDS: dict[str, Board] = {
             preset="ecp5-25f", clock_mhz=60, baud=1_000_000, totals=ECP5_25F,
         ),
         _ecpix5("85F", "ulx3s-85f", 60, ECP5_85F),
-        _ecpix5("45F", "ecp5-25f", 60, ECP5_45F),
+        _ecpix5("45F", "ecp5-25f", 96, ECP5_45F),
         Board(
             name="tang-nano-9k", title="Tang Nano 9K", device="GW1NR-LV9QN88PC6/I5", package="QN88P", speed="C6/I5",
             family="gowin", nextpnr=("--device", "GW1NR-LV9QN88PC6/I5", "--vopt", "family=GW1N-9C"),
