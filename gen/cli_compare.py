@@ -150,13 +150,14 @@ def _show(result: dict[str, Any]) -> None:
                       f"{array['peak_products_per_s'] / 1e9:.2f}")  # fmt: skip
     console.print(table)
     names = [array["name"] for array in result["arrays"][1:]]
-    table = common.new_table("network", "sparse G products/s", *(
-        f"{kind} {name}" for name in names for kind in ("over", "over perfect", "by LUT over")))  # fmt: skip
+    kinds = {"sparse over": "real", "over it perfect": "perfect", "by LUT": "real_per_lut"}
+    table = common.new_table("network", "G products/s", "dense array", "its G products/s", *kinds)
     for network in result["networks"]:
         for title, own in ((network["network"], network), *((f"  {p['pass']}", p) for p in network["passes"])):
-            kinds = ("real", "perfect", "real_per_lut")
-            cells = [f"{own['speedup'][name][kind]:.2f}" for name in names for kind in kinds]
-            table.add_row(title, f"{own['arrays']['sparse']['products_per_s'] / 1e9:.2f}", *cells)
+            for n, name in enumerate(names):
+                begin = ("", "") if n else (title, f"{own['arrays']['sparse']['products_per_s'] / 1e9:.2f}")
+                cells = [f"{own['speedup'][name][kind]:.2f}" for kind in kinds.values()]
+                table.add_row(*begin, name, f"{own['arrays'][name]['products_per_s'] / 1e9:.2f}", *cells)
     console.print(table)
     table = common.new_table("dense array", "masks on", "sparse wins below a combined density of")
     for curve in result["break_even"]["curves"]:
