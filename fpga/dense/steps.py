@@ -51,7 +51,7 @@ class Steps:
     Attributes:
         cache: of results.
         freq: clock that place and route of dense arrays aim for, MHz.
-        sparse_freq: of sparse ones.
+        sparse_freq: of sparse ones; above what a placement allows, the router may rip up late wires without end.
         seeds: of the placer, from 1.
         sample: effectual multiplies of a pass from which a sample is simulated.
         progress: told each step's name.
@@ -59,7 +59,7 @@ class Steps:
 
     cache: Cache
     freq: int = 150
-    sparse_freq: int = 120
+    sparse_freq: int = 100
     seeds: int = 1
     sample: int = 100_000_000
     progress: Progress = lambda _: None
