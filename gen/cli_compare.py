@@ -117,10 +117,10 @@ def _dense(texts: tuple[str, ...]) -> tuple[list[tuple[DenseConfig, int | None]]
     shapes, files = [], []
     for text in texts:
         if match := _SHAPE.fullmatch(text):
-            rows, columns, dsps, freq = (None if part is None else int(part) for part in match.groups())
+            dsps, freq = (None if part is None else int(part) for part in match.groups()[2:])
             if freq is not None and freq not in range(1, 1001):
                 raise MaskworkValueError(f"--dense {text}: MHZ must be an integer from 1 to 1000, not {freq}")
-            shapes.append((DenseConfig(rows=rows or 0, columns=columns or 0, dsps=dsps), freq))
+            shapes.append((DenseConfig(rows=int(match[1]), columns=int(match[2]), dsps=dsps), freq))
         elif Path(text).suffix == ".json":
             files.append(text)
         else:
