@@ -9,7 +9,6 @@ import click
 from maskwork.gen import cli_common as common
 from maskwork.gen.bench_sample import SAMPLE
 from maskwork.gen.config import Config
-from maskwork.gen.errors import MaskworkValueError
 
 
 @click.command(
@@ -57,9 +56,9 @@ def bench(
         outputs = (("--report", report), ("--html", html))
         paths = {option: files.reserve(path, option) for option, path in outputs if path is not None}
         the_bench = Bench(
-            workload, config, passes=_list(passes, "--passes"), batch=batch, masks=masks, masks_from=masks_from,
-            seed=seed, layers=_list(layers, "--layers"), skips=_skips(skips), sample=sample,
-            requantise=_list(requantise, "--requantise") or (), curves=curves or html is not None,
+            workload, config, passes=common.names(passes, "--passes"), batch=batch, masks=masks, masks_from=masks_from,
+            seed=seed, layers=common.names(layers, "--layers"), skips=_skips(skips), sample=sample,
+            requantise=common.names(requantise, "--requantise") or (), curves=curves or html is not None,
         )  # fmt: skip
         with common.progress("preparing", the_bench.steps) as step:
             result = the_bench.run(step)
@@ -77,15 +76,6 @@ def bench(
         for option, path in outputs:
             if path is not None:
                 click.echo(f"{option} {path}")
-
-
-def _list(text: str | None, option: str) -> list[str] | None:
-    if text is None:
-        return None
-    names = [part.strip() for part in text.split(",")]
-    if not all(names):
-        raise MaskworkValueError(f"{option} {text}: names with commas between are expected")
-    return names
 
 
 def _skips(text: str | None) -> list[str] | None:

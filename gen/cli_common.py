@@ -126,6 +126,16 @@ def device_options(target: str, simulator: str | None, trace: os.PathLike[str] |
 # ---------------------------------------------------------------------- input
 
 
+def names(text: str | None, option: str) -> list[str] | None:
+    """The names in the value of an option, which has commas between; None where it was not given."""
+    if text is None:
+        return None
+    found = [part.strip() for part in text.split(",")]
+    if not all(found):
+        raise MaskworkValueError(f"{option} {text}: names with commas between are expected")
+    return found
+
+
 def load_array(path: str) -> NDArray[Any]:
     """Array of a ``.npy`` file, which is never unpickled.
 

@@ -47,6 +47,8 @@ _SHAPE = re.compile(r"(\d{1,3})x(\d{1,3})(?::(\d{1,5}))?(?:@(\d{1,4}))?")
               help="Seeds of the placer to try; the best one counts.")  # fmt: skip
 @click.option("--sample", metavar="N", type=click.IntRange(min=0), default=100_000_000, show_default=True,
               help="As of `maskwork bench`.")  # fmt: skip
+@click.option("--requantise", metavar="LIST",
+              help="Passes whose results leave the sparse array as 8 bits, as of `maskwork bench`.")  # fmt: skip
 @click.option("--cache", metavar="DIR", help="Keep each step's result there, and begin where the last run ended.")
 @click.option("--no-route", is_flag=True, help="Make nothing that is not in --cache.")
 @click.option("--write", metavar="FILE", help="Write the result as JSON as well.")
@@ -54,14 +56,15 @@ _SHAPE = re.compile(r"(\d{1,3})x(\d{1,3})(?::(\d{1,5}))?(?:@(\d{1,4}))?")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON.")
 def compare(
     config: Config, workloads: tuple[str, ...], device: str, sparse: str | None, dense: tuple[str, ...],
-    skips: str | None, freq: int, seeds: int, sample: int, cache: str | None, no_route: bool, write: str | None,
-    svg: str | None, as_json: bool,
+    skips: str | None, freq: int, seeds: int, sample: int, requantise: str | None, cache: str | None, no_route: bool,
+    write: str | None, svg: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Compare the sparse array with weight-stationary dense ones on the same FPGA, after place and route.
 
     Dense arrays: one with a DSP block in each PE, and one with multipliers of LUTs in further PEs. Place and route
     takes minutes to an hour for each array; --cache keeps what is done. Needs the extra `synth`.
     """
+    from maskwork.gen.bench import Bench
     from maskwork.gen.workload import read_workload
 
     if device not in DEVICES:
@@ -80,11 +83,16 @@ def compare(
     if sparse is not None:
         routed = read_record(sparse, "sparse")
         config = Config.from_dict(routed["config"], sparse)
+    passes = common.names(requantise, "--requantise") or []
+    for workload in workloads:
+        Bench(workload, config, requantise=passes)  # says what is wrong before anything is routed
     records = [_named(read_record(file, "dense")) for file in files]
     with common.OutputFiles() as outputs:
         paths = {option: outputs.reserve(path, option) for option, path in (("--write", write), ("--svg", svg)) if path}
         with common.progress("comparing", 0) as step:
-            steps = Steps(cache=Cache(cache, no_route), freq=freq, seeds=seeds, sample=sample, progress=step)
+            steps = Steps(
+                cache=Cache(cache, no_route), freq=freq, seeds=seeds, sample=sample, requantise=passes, progress=step
+            )
             result = steps.compare(config, workloads, shapes, chosen, routed, records)
         if write:
             common.write_json(paths["--write"], result)

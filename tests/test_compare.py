@@ -16,6 +16,7 @@ from maskwork.fpga.dense.layers import layer_cycles, layer_products
 from maskwork.fpga.dense.records import Cache, read_record, record
 from maskwork.fpga.ecp5_netlist import register_outputs, trim_carries
 from maskwork.gen import cli_common
+from maskwork.gen.bench import Bench
 from maskwork.gen.bench_curves import _SHAPE, _WEIGHTS
 from maskwork.gen.cli_compare import compare
 from maskwork.gen.config import preset
@@ -336,6 +337,14 @@ def test_command(workload, tmp_path, monkeypatch, capsys):
     assert json.loads(capsys.readouterr().out) == result
     assert cli_common.run_command(compare, [*arguments, "--no-route", "--skips", "a,abc"]) == 2
     assert "run without --no-route" in capsys.readouterr().err
+    # a pass that is requantised (here its parameters cost more than is saved) alone takes other cycles
+    assert cli_common.run_command(compare, [*arguments, "--requantise", "input_grad", "--json"]) == 0
+    other = json.loads(capsys.readouterr().out)
+    assert (result["requantise"], other["requantise"]) == ([], ["input_grad"])
+    before, after = ([p["arrays"] for p in one["networks"][0]["passes"]] for one in (result, other))
+    assert after[0] == before[0] and after[1]["dense"] == before[1]["dense"]
+    bench = Bench(workload, preset("small"), passes=["input_grad"], requantise=["input_grad"]).run()
+    assert after[1]["sparse"]["cycles"] == bench["layers"][0]["cycles"] != before[1]["sparse"]["cycles"]
 
 
 @pytest.mark.slow
@@ -366,6 +375,8 @@ def test_arrays_are_routed_for_clocks_of_their_own(workload, tmp_path, monkeypat
     (["--dense", "3x4@0"], "--dense 3x4@0: MHZ must be an integer from 1 to 1000, not 0"),
     (["--dense", "3x4:13"], "dsps must be an integer from 0 to 12 (the PEs), not 13"),
     (["--skips", "a,d"], "--skips a,d: 'd' is not made of the letters a, b and c, each once"),
+    (["--requantise", "forward,"], "--requantise forward,: names with commas between are expected"),
+    (["--requantise", "back"], "requantise: unknown pass 'back'; passes: forward, input_grad, weight_grad"),
     (["--no-route"], "--no-route needs --cache DIR, where the results are"),
     (["--sparse", "none.json"], "none.json: cannot be read (No such file or directory); a JSON file is expected"),
     (["--dense", "none.json"], "none.json: cannot be read (No such file or directory); a JSON file is expected"),

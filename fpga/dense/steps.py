@@ -54,6 +54,7 @@ class Steps:
         sparse_freq: of sparse ones; above what a placement allows, the router may rip up late wires without end.
         seeds: of the placer, from 1.
         sample: effectual multiplies of a pass from which a sample is simulated.
+        requantise: passes whose results leave the sparse array as 8 bits.
         progress: told each step's name.
     """
 
@@ -62,6 +63,7 @@ class Steps:
     sparse_freq: int = 100
     seeds: int = 1
     sample: int = 100_000_000
+    requantise: Sequence[str] = ()
     progress: Progress = lambda _: None
 
     def dense(self, config: DenseConfig, freq: int | None = None) -> dict[str, Any]:
@@ -94,11 +96,10 @@ class Steps:
         """Bench report of a workload file."""
         text = Path(workload).read_bytes() if read_workload(workload) else b""
         key = {"config": config.to_dict(), "workload": hashlib.sha256(text).hexdigest(), "skips": list(skips),
-               "sample": self.sample, "model": model_digest()}  # fmt: skip
+               "sample": self.sample, "requantise": list(self.requantise), "model": model_digest()}  # fmt: skip
         self.progress(f"bench of {Path(workload).name}")
-        return self.cache.get(
-            "bench", key, lambda: Bench(workload, config, skips=skips or None, sample=self.sample).run(self.progress)
-        )
+        bench = Bench(workload, config, skips=skips or None, sample=self.sample, requantise=self.requantise)
+        return self.cache.get("bench", key, lambda: bench.run(self.progress))
 
     def curves(self, config: Config) -> dict[str, Any]:
         """Utilisation by density."""
@@ -152,6 +153,7 @@ class Steps:
             ablation.append(report.get("ablation", []))
         result = {
             "format": FORMAT, "version": VERSION, "device": DEVICE, "arrays": [mine, *chosen], "tried": found,
+            "requantise": list(self.requantise),
             "networks": networks, "break_even": break_even(mine, chosen, self.curves(config)),
         }  # fmt: skip
         if skips:
