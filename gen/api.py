@@ -35,6 +35,7 @@ def bench(
     sample: int = 4_000_000_000,
     requantise: Iterable[str] = (),
     curves: bool = False,
+    jobs: int = 1,
 ) -> dict[str, Any]:
     """Cycles, utilisation and speed-up of a workload's layers, on the cycle model.
 
@@ -53,6 +54,8 @@ def bench(
             and scaled, with a 95 % confidence interval; 0 never samples.
         requantise: passes whose results are requantised to 8 bits before they leave.
         curves: measure utilisation against density as well.
+        jobs: processes at most. A script that asks for several needs `if __name__ == "__main__":` around what it
+            does, as always with multiprocessing.
 
     Returns:
         The report, as in docs/bench.md.
@@ -65,7 +68,7 @@ def bench(
 
     return Bench(
         workload, as_config(config), passes=passes, batch=batch, masks=masks, masks_from=masks_from, seed=seed,
-        layers=layers, skips=skips, sample=sample, requantise=requantise, curves=curves,
+        layers=layers, skips=skips, sample=sample, requantise=requantise, curves=curves, jobs=jobs,
     ).run()  # fmt: skip
 
 

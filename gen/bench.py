@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import dataclasses
 import os
 import time
 import zlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
+from maskwork.gen.bench_jobs import processors, run_all
 from maskwork.gen.bench_masks import KINDS, LayerMasks, MaskSource, load_masks
 from maskwork.gen.bench_sample import SAMPLE, Measured, measure
 from maskwork.gen.config import Config
@@ -19,6 +21,9 @@ from maskwork.gen.workload import PASSES, Layer, choose_layers, read_workload
 
 SKIPS = ("", "a", "ab", "abc", "ac")
 """Values of skip that the ablation of docs/bench.md compares."""
+
+PARALLEL = 1_000_000_000
+"""Products of a workload, skipped or not, from which processes of its own are worth their start (a second each)."""
 
 
 class Bench:
@@ -38,6 +43,8 @@ class Bench:
             scaled; 0 never samples.
         requantise: passes whose results are requantised to 8 bits before they leave.
         curves: measure utilisation against density as well.
+        jobs: processes at most; None takes as many as there are processors for a workload that is worth it. The
+            report does not depend on it, but for its seconds.
 
     Raises:
         MaskworkError: for a file, layer, pass, mask or skip that cannot be used; one line.
@@ -58,8 +65,10 @@ class Bench:
         sample: int = SAMPLE,
         requantise: Iterable[str] = (),
         curves: bool = False,
+        jobs: int | None = 1,
     ) -> None:
-        for name, value, least in (("batch", batch, 1), ("seed", seed, 0), ("sample", sample, 0)):
+        limits = (("batch", batch, 1), ("seed", seed, 0), ("sample", sample, 0), ("jobs", jobs, 1))
+        for name, value, least in limits:
             if value is not None and (type(value) is not int or value < least):
                 raise MaskworkValueError(f"{name} must be an integer of at least {least}, not {value!r}")
         self.config, self.seed, self.sample, self.curves = config, seed, sample, curves
@@ -79,7 +88,6 @@ class Bench:
                 f"{', '.join(p for p in PASSES if any(p in layer.passes for layer in chosen))}"
             )
         self.masks = masks
-        self._programs: dict[tuple[int, str], dict[Hashable, tuple[int, Program]]] = {}
         self.source = MaskSource(every, masks, seed)
         self.files = [os.fspath(path) for path in masks_from]
         self.source.own = load_masks(self.files, every)
@@ -87,6 +95,8 @@ class Bench:
         self.configs = [config] + [
             config.replace(skip=skip) for skip in self.skips or () if skip != config.skip
         ]  # fmt: skip
+        self._parts = self._split()
+        self.jobs = jobs if jobs is not None else processors() if self._macs() > PARALLEL else 1
 
     @property
     def steps(self) -> int:
@@ -109,13 +119,7 @@ class Bench:
             DeviceError: if counters contradict the masks.
         """
         start = time.perf_counter()
-        entries: list[list[dict[str, Any]]] = [[] for _ in self.configs]
-        for layer, passes in self.tasks:
-            masks = self.source.of(layer, {tensor for which in passes for tensor in OPERANDS[which]})
-            for which in passes:
-                for config, own in zip(self.configs, entries, strict=True):
-                    own.append(self._entry(config, layer, which, masks))
-                    step(f"{layer.name} {which}")
+        entries = self._entries(step)
         report = total_report(entries[0], 0.0)
         layers = report.pop("layers")
         report.update(_totals(entries[0]))
@@ -131,14 +135,67 @@ class Bench:
         report["layers"] = layers
         return report
 
-    def _entry(self, config: Config, layer: Layer, which: str, masks: LayerMasks) -> dict[str, Any]:
+    def _split(self) -> list[tuple[int, str, list[int]]]:
+        """Parts that do not depend on each other: a configuration, a pass, and layers of ``tasks``.
+
+        Layers of equal sizes that follow each other have one part, as they share programs, whose tiles the first one
+        chooses. The longest parts come first.
+        """
+        runs: list[list[int]] = []
+        for n, (layer, _) in enumerate(self.tasks):
+            if not n or _sizes(layer) != _sizes(self.tasks[n - 1][0]):
+                runs.append([])
+            runs[-1].append(n)
+        parts = [
+            (config, which, own)
+            for run in runs
+            for which in PASSES
+            for config in range(len(self.configs))
+            if (own := [n for n in run if which in self.tasks[n][1]])
+        ]
+        return sorted(parts, key=lambda part: -sum(self.tasks[n][0].macs for n in part[2]))
+
+    def _macs(self) -> int:
+        return sum(layer.macs * len(own) for layer, own in self.tasks) * len(self.configs)
+
+    def _entries(self, step: Callable[[str], None]) -> list[list[dict[str, Any]]]:
+        """Of each configuration, what each layer and pass gave."""
+
+        def ended(part: int) -> None:
+            _, which, own = self._parts[part]
+            for n in own:
+                step(f"{self.tasks[n][0].name} {which}")
+
+        found: dict[tuple[int, int, str], dict[str, Any]] = {}
+        for (config, which, own), results in zip(
+            self._parts, run_all(self._part, len(self._parts), self.jobs, ended), strict=True
+        ):
+            found.update({(config, n, which): result for n, result in zip(own, results, strict=True)})
+        return [
+            [found[config, n, which] for n, (_, passes) in enumerate(self.tasks) for which in passes]
+            for config in range(len(self.configs))
+        ]
+
+    def _part(self, number: int) -> list[dict[str, Any]]:
+        index, which, own = self._parts[number]
+        entries, programs = [], {}
+        for n in own:
+            layer = self.tasks[n][0]
+            masks = self.source.of(layer, OPERANDS[which])
+            entries.append(self._entry(self.configs[index], layer, which, masks, programs))
+        return entries
+
+    def _entry(
+        self, config: Config, layer: Layer, which: str, masks: LayerMasks,
+        programs: dict[Hashable, tuple[int, Program]],
+    ) -> dict[str, Any]:  # fmt: skip
         start = time.perf_counter()
         products = works(config, layer, which, masks, post=which in self.requantise)
         keys = [self.seed, zlib.crc32(layer.name.encode()), PASSES.index(which)]
-        # layers that are alike follow each other and share their programs; those of others would take up memory
+        # programs of works that are unlike the last layer's would take up memory
         own = {work.key for work in products}
-        programs = self._programs.get((config.hash, which), {})
-        programs = self._programs[config.hash, which] = {key: known for key, known in programs.items() if key in own}
+        for key in set(programs) - own:
+            del programs[key]
         try:
             done = measure(config, products, self.sample, keys, programs)
         except MaskworkValueError as error:
@@ -159,6 +216,11 @@ class Bench:
     def _ablation(self, entries: list[list[dict[str, Any]]]) -> list[dict[str, Any]]:
         by_skip = {config.skip: own for config, own in zip(self.configs, entries, strict=True)}
         return [{"skip": skip, **_totals(by_skip[skip])} for skip in self.skips or ()]
+
+
+def _sizes(layer: Layer) -> tuple[Any, ...]:
+    """What programs depend on besides densities."""
+    return tuple(value for value in dataclasses.astuple(layer) if isinstance(value, int))
 
 
 def _passes(name: str, passes: Iterable[str]) -> tuple[str, ...]:

@@ -36,14 +36,16 @@ from maskwork.gen.config import Config
 @click.option("--sample", metavar="N", type=click.IntRange(min=0), default=SAMPLE, show_default=True,
               help="Simulate a sample of about N effectual multiplies of a pass that has more; 0: never.")  # fmt: skip
 @click.option("--requantise", metavar="LIST", help="Passes whose results leave as 8 bits; none by default.")
+@click.option("--jobs", metavar="N", type=click.IntRange(min=1),
+              help="Processes at most; by default as many as processors, one for small workloads.")  # fmt: skip
 @click.option("--curves", is_flag=True, help="Measure utilisation against density too (--html does).")
 @click.option("--report", metavar="R.json", help="Write the report.")
 @click.option("--html", metavar="R.html", help="Write a page with plots, complete in one file.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def bench(
     config: Config, workload: str, passes: str | None, batch: int | None, masks: str, masks_from: tuple[str, ...],
-    seed: int, layers: str | None, skips: str | None, sample: int, requantise: str | None, curves: bool,
-    report: str | None, html: str | None, as_json: bool,
+    seed: int, layers: str | None, skips: str | None, sample: int, requantise: str | None, jobs: int | None,
+    curves: bool, report: str | None, html: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Cycles, utilisation and speed-up of a workload's layers, on the exact cycle model.
 
@@ -58,7 +60,7 @@ def bench(
         the_bench = Bench(
             workload, config, passes=common.names(passes, "--passes"), batch=batch, masks=masks, masks_from=masks_from,
             seed=seed, layers=common.names(layers, "--layers"), skips=_skips(skips), sample=sample,
-            requantise=common.names(requantise, "--requantise") or (), curves=curves or html is not None,
+            requantise=common.names(requantise, "--requantise") or (), curves=curves or html is not None, jobs=jobs,
         )  # fmt: skip
         with common.progress("preparing", the_bench.steps) as step:
             result = the_bench.run(step)

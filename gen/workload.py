@@ -117,6 +117,12 @@ class Layer:
         """(N, OH, OW, Cout)."""
         return self.batch, self.out_height, self.out_width, self.out_channels
 
+    @property
+    def macs(self) -> int:
+        """Products of a pass, those with padding included."""
+        outputs = self.batch * self.out_height * self.out_width * self.out_channels
+        return outputs * self.kernel_height * self.kernel_width * (self.in_channels // self.groups)
+
     def with_batch(self, batch: int) -> Layer:
         """The same layer on another number of images.
 

@@ -98,7 +98,9 @@ class Steps:
         key = {"config": config.to_dict(), "workload": hashlib.sha256(text).hexdigest(), "skips": list(skips),
                "sample": self.sample, "requantise": list(self.requantise), "model": model_digest()}  # fmt: skip
         self.progress(f"bench of {Path(workload).name}")
-        bench = Bench(workload, config, skips=skips or None, sample=self.sample, requantise=self.requantise)
+        bench = Bench(
+            workload, config, skips=skips or None, sample=self.sample, requantise=self.requantise, jobs=None
+        )
         return self.cache.get("bench", key, lambda: bench.run(self.progress))
 
     def curves(self, config: Config) -> dict[str, Any]:
