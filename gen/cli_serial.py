@@ -9,6 +9,10 @@ from typing import Any
 import click
 from maskwork.gen import cli_common as common
 from maskwork.gen.config import Config
+from maskwork.gen.errors import BoardError, MaskworkValueError
+
+DEMO_A_WIDTH = 9
+"""Bits of A that the demonstration needs: its images are unsigned bytes."""
 
 _COLUMNS = ("board", "config", "hash", "PEs", "clock, MHz", "baud", "version")
 
@@ -26,16 +30,27 @@ _COLUMNS = ("board", "config", "hash", "PEs", "clock, MHz", "baud", "version")
 def devices(ports: tuple[str, ...], baud: int | None, as_json: bool) -> None:
     """Find boards on USB serial ports, and read their identity and configuration back.
 
-    Asking does not disturb a board that is idle. Run on one with `--target serial:PORT`.
+    A port that --port names and that has no board is an error; of others that is said on standard
+    error. Asking does not disturb a board that is idle. Run on one with `--target serial:PORT`.
     """
     from maskwork.fpga.link.find import find_boards
     from maskwork.fpga.link.port import usb_ports
 
     with common.progress("asking", len({*ports, *usb_ports()})) as step:
         found = find_boards(ports, baud, step)
+    errors = {one["port"]: one["error"] for one in found if "error" in one}
     if as_json:
         common.print_json(found)
-        return
+    else:
+        _show_boards(found)
+    for port, error in errors.items():
+        if port not in ports:
+            click.echo(error, err=True)
+    if wanted := [port for port in ports if port in errors]:
+        raise BoardError("; ".join(errors[port] for port in wanted))
+
+
+def _show_boards(found: list[dict[str, Any]]) -> None:
     boards = [one for one in found if "error" not in one]
     if boards:
         table = common.new_table("port", *_COLUMNS)
@@ -48,9 +63,6 @@ def devices(ports: tuple[str, ...], baud: int | None, as_json: bool) -> None:
     else:
         asked = f"{len(found)} ports asked" if found else "no USB serial port is there"
         click.echo(f"No board found ({asked}). A virtual one: maskwork serve --board virtual")
-    for one in found:
-        if "error" in one:
-            click.echo(one["error"])
 
 
 @click.command(
@@ -68,7 +80,7 @@ def devices(ports: tuple[str, ...], baud: int | None, as_json: bool) -> None:
 @click.option("--flip", metavar="R", type=float, help="The same of bytes with a wrong bit.")
 @click.option("--duplicate", metavar="R", type=float, help="The same of bytes that come twice.")
 @click.option("--truncate", metavar="R", type=float, help="The same of frames cut short.")
-@click.option("--seed", type=int, default=0, show_default=True, help="Of the faults.")
+@click.option("--seed", type=click.IntRange(min=0), default=0, show_default=True, help="Of the faults.")
 @click.option("--json", "as_json", is_flag=True, help="Print JSON: the port, and the statistics at the end.")
 def serve(
     config: Config, board: str, baud_cycles: int, faults: float, seed: int, as_json: bool, **kinds: float | None
@@ -80,8 +92,6 @@ def serve(
     """
     from maskwork.fpga.link.faults import FaultRates
     from maskwork.fpga.link.virtual import VirtualBoard
-    from maskwork.gen.errors import MaskworkValueError
-
     if board != "virtual":
         raise MaskworkValueError(f"--board: only 'virtual' can be served, not {board!r}; flash others")
     rates = FaultRates(**{name: faults if rate is None else rate for name, rate in kinds.items()})
@@ -94,7 +104,8 @@ def serve(
                 common.print_json({"port": port, "config": config.name, "pes": config.pes})
             else:
                 click.echo(f"virtual board with {config.name} ({config.pes} PEs) on {port}; Ctrl-C ends it")
-                click.echo(f"  maskwork demo{_named(config)} --target serial:{port}")
+                if (named := _named(config)) is not None and config.a_width >= DEMO_A_WIDTH:
+                    click.echo(f"  maskwork demo{named} --target serial:{port}")
             while server.running:
                 time.sleep(0.1)
     except KeyboardInterrupt:
@@ -104,12 +115,12 @@ def serve(
     _show_statistics(server, as_json)
 
 
-def _named(config: Config) -> str:
-    """The option that names this configuration, if it is a preset."""
+def _named(config: Config) -> str | None:
+    """The option that names this configuration; None if it is no preset."""
     from maskwork.gen.config import presets
 
     name = next((name for name, known in presets().items() if known.hash == config.hash), None)
-    return "" if name in (None, common.DEFAULT_PRESET) else f" --preset {name}"
+    return None if name is None else "" if name == common.DEFAULT_PRESET else f" --preset {name}"
 
 
 def _show_statistics(server: Any, as_json: bool) -> None:

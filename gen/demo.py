@@ -93,8 +93,6 @@ def run(
     for own in compiled.steps:
         if own.name in names and own.where == "host":
             raise MaskworkValueError(f"{own.name}: the configuration cannot run it: {own.reason}")
-    with tempfile.TemporaryDirectory(prefix="maskwork-") as folder:
-        generated = generate(config, output_dir or folder)
     pixels, labels = load_images()
     chosen = test_indices[:images]
     reference = dict(zip(names, integer_forward(layers, pixels[chosen]), strict=True))
@@ -117,6 +115,8 @@ def run(
     for name, expected in reference.items():
         expected = expected.transpose(0, 3, 1, 2) if expected.ndim == 4 else expected
         _compare(name, "network's integer reference", outputs[name], expected)
+    with tempfile.TemporaryDirectory(prefix="maskwork-") as folder:
+        generated = generate(config, output_dir or folder)
     step("done")
     if output_dir is not None:
         own = {f"{own.name}.mwp": own.programs[0].to_json() for own in compiled.steps if own.programs}

@@ -27,3 +27,7 @@ class BankOverflow(ProgramError):
 
 class DeviceError(MaskworkError, RuntimeError):
     """The accelerator answered with an error word, or a result that does not belong to the program."""
+
+
+class BoardError(DeviceError):
+    """A board that is not there, may not be used, holds another design or went away; bad input to the command line."""

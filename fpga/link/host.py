@@ -17,7 +17,7 @@ from maskwork.fpga.link.frames import (
     parse_answer,
 )
 from maskwork.fpga.link.line import LinkStatistics, NoAnswer, Timer, Transport
-from maskwork.gen.errors import DeviceError
+from maskwork.gen.errors import BoardError, DeviceError
 
 _MIN_FRAME = 8
 _MOST_POLLS = 8
@@ -66,7 +66,7 @@ class Host:
 
         Raises:
             NoAnswer: if the board does not answer.
-            DeviceError: if it speaks another version of the link.
+            BoardError: if it speaks another version of the link.
         """
         token = random.randrange(1024)
         answer = self._ask(Kind.RESET, token, self._answer_timeout)
@@ -80,17 +80,17 @@ class Host:
 
         Raises:
             NoAnswer: if the board does not answer.
-            DeviceError: if it speaks another version of the link, or the identity has an impossible length.
+            BoardError: if it speaks another version of the link, or the identity has an impossible length.
         """
         timeout = self._answer_timeout if timeout is None else timeout
         identity = self._ask(Kind.READ_ID, 0, timeout).words
         length = 4 + int.from_bytes(identity[:4], "little")
         if not 4 < length <= 1024:
-            raise DeviceError(f"{self._name}: the identity has an impossible length, {length} bytes")
+            raise BoardError(f"{self._name}: the identity has an impossible length, {length} bytes")
         while len(identity) < length:
             words = self._ask(Kind.READ_ID, len(identity) // 4, timeout).words
             if not words:
-                raise DeviceError(f"{self._name}: the identity ends after {len(identity)} of {length} bytes")
+                raise BoardError(f"{self._name}: the identity ends after {len(identity)} of {length} bytes")
             identity += words
         return identity[: -(-length // 4) * 4]
 
@@ -135,7 +135,7 @@ class Host:
                 self._splitter.dropped += 1
                 continue
             if answer.version != LINK_VERSION:
-                raise DeviceError(
+                raise BoardError(
                     f"{self._name}: version {answer.version} of the link is on the board, {LINK_VERSION} here; "
                     "use the release of maskwork that built the bitstream, or build and flash it anew"
                 )
@@ -179,7 +179,8 @@ class Host:
 
         Raises:
             NoAnswer: if the board does not answer any more.
-            DeviceError: if words move no more, or the board lost count of its words.
+            DeviceError: if words move no more.
+            BoardError: if the board answers no more, or lost count of its words.
         """
         self._words, self._ends = words, ends
         self._base, self._total = self._acked, self._acked + len(words) // 4
@@ -349,7 +350,7 @@ class Host:
     def _count_inconsistent(self) -> None:
         self._inconsistent += 1
         if self._inconsistent >= _LOST_COUNT:
-            raise DeviceError(
+            raise BoardError(
                 f"{self._name}: the board has lost count of its words, after {self._acked - self._base} of "
                 f"{self._total - self._base}: it was reset, configured anew or used by another program meanwhile"
             )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from maskwork.gen.config import Config
-from maskwork.gen.errors import ConfigError, DeviceError, MaskworkValueError
+from maskwork.gen.errors import BoardError, ConfigError, MaskworkValueError
 
 MAX_BYTES = 1024
 """Of an identity, its first word included."""
@@ -63,17 +63,17 @@ def parse_identity(data: bytes) -> Identity:
     """The opposite of :func:`identity_words`; bytes behind the identity are ignored.
 
     Raises:
-        DeviceError: if it is no identity, or of a configuration that this version does not know.
+        BoardError: if it is no identity, or of a configuration that this version does not know.
     """
     length = int.from_bytes(data[:4], "little")
     if not 0 < length <= min(len(data), MAX_BYTES) - 4:
-        raise DeviceError(f"the board's identity claims {length} bytes; 1 to {max(0, len(data) - 4)} were expected")
+        raise BoardError(f"the board's identity claims {length} bytes; 1 to {max(0, len(data) - 4)} were expected")
     try:
         document = json.loads(zlib.decompress(data[4 : 4 + length]))
         values = {key: document[key] for key in ("maskwork", "board", "config", "clock_hz", "baud")}
         values["config"] = Config.from_dict(values["config"], where="the board's configuration")
     except ConfigError as error:
-        raise DeviceError(f"{error}; a board built with this version of maskwork is expected") from None
+        raise BoardError(f"{error}; a board built with this version of maskwork is expected") from None
     except (zlib.error, ValueError, KeyError, TypeError, AttributeError):
-        raise DeviceError("the board's identity cannot be read; compressed JSON (docs/link.md) was expected") from None
+        raise BoardError("the board's identity cannot be read; compressed JSON (docs/link.md) was expected") from None
     return Identity(**values)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Protocol
 
-from maskwork.gen.errors import DeviceError
+from maskwork.gen.errors import BoardError
 
 
 class Transport(Protocol):
@@ -57,7 +57,7 @@ class LinkStatistics:
     bytes_in: int = 0
 
 
-class NoAnswer(DeviceError):
+class NoAnswer(BoardError):
     """Nothing came back from the board."""
 
 

@@ -10,7 +10,7 @@ import time
 from typing import Any
 
 import serial
-from maskwork.gen.errors import DeviceError, MaskworkValueError
+from maskwork.gen.errors import BoardError, MaskworkValueError
 from serial.tools import list_ports
 
 BAUDS = (3_000_000, 2_000_000, 1_000_000, 921_600, 460_800, 115_200)
@@ -31,7 +31,7 @@ class SerialTransport:
 
     Raises:
         MaskworkValueError: if there is no such port, it is no serial port, or the rate is impossible.
-        DeviceError: if it may not be opened, or another program uses it.
+        BoardError: if it may not be opened, or another program uses it.
     """
 
     def __init__(self, port: str, baud: int):
@@ -79,9 +79,9 @@ class SerialTransport:
         with contextlib.suppress(OSError):  # it may be gone already
             self._serial.close()
 
-    def _gone(self, error: Any) -> DeviceError:
+    def _gone(self, error: Any) -> BoardError:
         reason = getattr(error, "strerror", None) or error
-        return DeviceError(f"serial:{self.port}: the port is gone ({reason}): was the board unplugged?")
+        return BoardError(f"serial:{self.port}: the port is gone ({reason}): was the board unplugged?")
 
 
 def _open_error(port: str, baud: int, error: Exception) -> Exception:
@@ -93,12 +93,12 @@ def _open_error(port: str, baud: int, error: Exception) -> Exception:
         ports = ", ".join(usb_ports()) or "none (is the board plugged in?)"
         return MaskworkValueError(f"{name}: no such port; ports: {ports}")
     if number in (errno.EACCES, errno.EPERM) or "PermissionError" in text:
-        return DeviceError(
+        return BoardError(
             f"{name}: no permission; on Linux join the port's group ('sudo usermod -aG dialout $USER', then log in "
             "anew) or install a udev rule for the board"
         )
     if number in (errno.EBUSY, errno.EAGAIN) or "exclusively lock" in text:
-        return DeviceError(f"{name}: in use by another program")
+        return BoardError(f"{name}: in use by another program")
     if number in (errno.ENOTTY, errno.EISDIR, errno.EINVAL) or "configure port" in text:
         return MaskworkValueError(f"{name}: not a serial port")
-    return DeviceError(f"{name}: cannot be opened ({getattr(error, 'strerror', None) or error})")
+    return BoardError(f"{name}: cannot be opened ({getattr(error, 'strerror', None) or error})")

@@ -3,6 +3,7 @@
 from maskwork.gen.api import Result, bench, compile, generate, matmul, open, quantise, run
 from maskwork.gen.config import Config, preset, presets
 from maskwork.gen.errors import (
+    BoardError,
     ConfigError,
     DeviceError,
     MaskworkError,
@@ -14,6 +15,7 @@ from maskwork.gen.mask import Mask
 from maskwork.gen.train import step as train
 
 __all__ = [
+    "BoardError",
     "Config",
     "ConfigError",
     "DeviceError",
