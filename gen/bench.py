@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 import os
 import time
 import zlib
@@ -18,9 +19,6 @@ from maskwork.gen.passes import OPERANDS, works
 from maskwork.gen.program import Program
 from maskwork.gen.report import make_report, summary, total_report
 from maskwork.gen.workload import PASSES, Layer, choose_layers, read_workload
-
-SKIPS = ("", "a", "ab", "abc", "ac")
-"""Values of skip that the ablation of docs/bench.md compares."""
 
 PARALLEL = 1_000_000_000
 """Products of a workload, skipped or not, from which processes of its own are worth their start (a second each)."""
@@ -72,6 +70,9 @@ class Bench:
             if value is not None and (type(value) is not int or value < least):
                 raise MaskworkValueError(f"{name} must be an integer of at least {least}, not {value!r}")
         self.config, self.seed, self.sample, self.curves = config, seed, sample, curves
+        for name, texts in (("masks_from", masks_from), ("layers", layers), ("skips", skips)):
+            if isinstance(texts, str):
+                raise MaskworkTypeError(f"{name} must be a list of texts, not one string {texts!r}")
         self.passes = _passes("passes", PASSES if passes is None else passes)
         self.requantise = _passes("requantise", requantise)
         if self.requantise and not config.post:
@@ -90,13 +91,21 @@ class Bench:
         self.masks = masks
         self.source = MaskSource(every, masks, seed)
         self.files = [os.fspath(path) for path in masks_from]
-        self.source.own = load_masks(self.files, every)
+        self.source.own = load_masks(self.files, every, [layer for layer, _ in self.tasks])
         self.skips = None if skips is None else list(dict.fromkeys("".join(sorted(s)) for s in skips))
         self.configs = [config] + [
             config.replace(skip=skip) for skip in self.skips or () if skip != config.skip
         ]  # fmt: skip
         self._parts = self._split()
         self.jobs = jobs if jobs is not None else processors() if self._macs() > PARALLEL else 1
+        self.jobs_of_curves = processors() if jobs is None else jobs  # they are always worth it
+
+    @property
+    def unread(self) -> list[str]:
+        """The user's masks that no pass reads: ``network/layer.tensor``."""
+        read = {(layer.name, tensor) for layer, own in self.tasks for which in own for tensor in OPERANDS[which]}
+        given = {(layer, tensor) for layer, own in self.source.own.items() for tensor in own}
+        return sorted(f"{layer}.{tensor}" for layer, tensor in given - read)
 
     @property
     def steps(self) -> int:
@@ -130,7 +139,7 @@ class Bench:
         if self.curves:
             from maskwork.gen.bench_curves import density_curves
 
-            report["curves"] = density_curves(self.config, self.seed, step)
+            report["curves"] = density_curves(self.config, self.seed, step, self.jobs_of_curves)
         report["seconds"] = time.perf_counter() - start
         report["layers"] = layers
         return report
@@ -164,7 +173,7 @@ class Bench:
         def ended(part: int) -> None:
             _, which, own = self._parts[part]
             for n in own:
-                step(f"{self.tasks[n][0].name} {which}")
+                step(f"{self.tasks[n][0].name} {which} done")
 
         found: dict[tuple[int, int, str], dict[str, Any]] = {}
         for (config, which, own), results in zip(
@@ -236,7 +245,7 @@ def _passes(name: str, passes: Iterable[str]) -> tuple[str, ...]:
 def _layers(workload: str | os.PathLike[str] | Sequence[Layer]) -> tuple[list[Layer], str | None]:
     if isinstance(workload, str | os.PathLike):
         return read_workload(workload), os.fspath(workload)
-    layers = list(workload)
+    layers = list(workload) if isinstance(workload, Iterable) else []
     if not layers or not all(isinstance(layer, Layer) for layer in layers):
         raise MaskworkTypeError("workload must be a CSV file's name, or layers of maskwork.gen.workload.Layer")
     if len({layer.name for layer in layers}) < len(layers):
@@ -272,9 +281,15 @@ def _sum(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         result["speedup_with_layout"] = result["speedup_vs_dense"] * result["cycles"] / (result["cycles"] + beats)
     sampled = [entry for entry in entries if "sample" in entry]
     if sampled:
-        half = sum(((e["sample"]["cycles_95"][1] - e["cycles"]) ** 2 for e in sampled), 0.0) ** 0.5
+        above = [e["sample"]["cycles_95"][1] - e["cycles"] for e in sampled]
+        below = [e["cycles"] - e["sample"]["cycles_95"][0] for e in sampled]
+        # chance evens out; what parts load and wait for by themselves does not
+        half = sum(value**2 for value in above) ** 0.5
+        apart = sum(below) - sum(above)
         result["sampled"] = [f"{e['network']}/{e['layer']} {e['pass']}" for e in sampled]
-        result["cycles_95"] = [max(0, round(result["cycles"] - half)), round(result["cycles"] + half)]
+        result["cycles_95"] = [
+            max(0, math.floor(result["cycles"] - half - apart)), math.ceil(result["cycles"] + half)
+        ]  # fmt: skip
     return result
 
 

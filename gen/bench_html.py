@@ -122,7 +122,7 @@ def _samples(report: Mapping[str, Any]) -> str:
     low, high = report["cycles_95"]
     return (
         f"<p><b>Sampled:</b> {escape(', '.join(report['sampled']))}. Cycles in total lie between {low:,} and {high:,} "
-        "(95 % confidence); parts load and start by themselves, which adds to them.</p>"
+        "(95 % confidence, and less what parts at most load and wait for by themselves).</p>"
     )
 
 

@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
-from maskwork.gen.errors import MaskworkValueError
+from maskwork.gen.errors import UNREADABLE, MaskworkError, MaskworkValueError
 from maskwork.gen.mask import BoolArray
 from maskwork.gen.workload import Layer
 from numpy.typing import NDArray
@@ -194,18 +194,24 @@ def _one_a_window(rng: np.random.Generator, shape: Sequence[int], density: float
 # ---------------------------------------------------------------------- the user's own
 
 
-def load_masks(paths: Iterable[str], layers: Sequence[Layer]) -> dict[str, dict[str, BoolArray]]:
+def load_masks(
+    paths: Iterable[str], layers: Sequence[Layer], running: Sequence[Layer] | None = None
+) -> dict[str, dict[str, BoolArray]]:
     """Masks from ``.npz`` files, for :class:`MaskSource`.
 
     Keys are ``LAYER.tensor`` (every network's layer of that name) or ``NETWORK/LAYER.tensor``, with the tensors of
     :data:`TENSORS`; arrays are masks (bool) or the tensors themselves (numbers; nonzero is present), in the shapes of
     :class:`LayerMasks`. A 1x1 image may leave out its rows and columns.
 
+    Args:
+        paths: the files.
+        layers: that keys may name.
+        running: those whose masks are wanted, of the shapes that they have; None for all.
+
     Raises:
         MaskworkValueError: one line naming file, key, and the shape or keys expected.
     """
-    own: dict[str, dict[str, BoolArray]] = {}
-    origin: dict[tuple[str, str], str] = {}
+    given: dict[tuple[str, str], tuple[str, str, BoolArray]] = {}
     for path in paths:
         arrays = _read_npz(path)
         # names with a network last: they win over those without
@@ -213,25 +219,31 @@ def load_masks(paths: Iterable[str], layers: Sequence[Layer]) -> dict[str, dict[
             name, _, tensor = key.rpartition(".")
             found = [x for x in layers if name in (x.layer, x.name)]
             if tensor not in TENSORS or not found:
-                known = ", ".join(x.layer for x in layers[:20]) + (", ..." if len(layers) > 20 else "")
+                names = list(dict.fromkeys(x.layer for x in layers))
+                known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
                 raise MaskworkValueError(
                     f"{path}, key {key!r}: must be LAYER.TENSOR or NETWORK/LAYER.TENSOR, with a tensor of "
                     f"{', '.join(TENSORS)} and a layer of {known}"
                 )
             for layer in found:
-                if origin.get((layer.name, tensor), path) != path:
-                    raise MaskworkValueError(
-                        f"{path}, key {key!r}: already in {origin[layer.name, tensor]}; one mask is expected"
-                    )
-                origin[layer.name, tensor] = path
-                own.setdefault(layer.name, {})[tensor] = _fit(arrays[key], tensor_shape(layer, tensor), path, key)
+                before = given.get((layer.name, tensor))
+                if before is not None and before[0] != path:
+                    raise MaskworkValueError(f"{path}, key {key!r}: already in {before[0]}; one mask is expected")
+                given[layer.name, tensor] = path, key, arrays[key]
+    own: dict[str, dict[str, BoolArray]] = {}
+    for layer in layers if running is None else running:
+        for tensor in TENSORS:
+            if (layer.name, tensor) in given:
+                path, key, array = given[layer.name, tensor]
+                own.setdefault(layer.name, {})[tensor] = _fit(array, layer, tensor, f"{path}, key {key!r}")
     return own
 
 
-def _fit(array: BoolArray, shape: tuple[int, ...], path: str, key: str) -> BoolArray:
+def _fit(array: BoolArray, layer: Layer, tensor: str, where: str) -> BoolArray:
+    shape = tensor_shape(layer, tensor)
     flat = (shape[0], shape[3]) if shape[1:3] == (1, 1) else shape[2:] if shape[:2] == (1, 1) else shape
     if array.shape not in (shape, flat):
-        raise MaskworkValueError(f"{path}, key {key!r}: must have shape {shape}, not {array.shape}")
+        raise MaskworkValueError(f"{where}: must have shape {shape}, not {array.shape}, for layer {layer.name}")
     return array.reshape(shape)
 
 
@@ -247,7 +259,7 @@ def _read_npz(path: str) -> dict[str, BoolArray]:
             for key in archive.files:
                 try:
                     array = archive[key]
-                except (ValueError, EOFError, zipfile.BadZipFile, zlib.error, MemoryError, OverflowError):
+                except UNREADABLE:
                     raise MaskworkValueError(
                         f"{path}, key {key!r}: cannot be read; a whole array of bool or numbers is expected"
                     ) from None
@@ -255,10 +267,14 @@ def _read_npz(path: str) -> dict[str, BoolArray]:
                     kind = getattr(array, "dtype", type(array).__name__)
                     raise MaskworkValueError(f"{path}, key {key!r}: must be an array of bool or numbers, not {kind}")
                 result[key] = array != 0
+        if not result:
+            raise MaskworkValueError(f"{path}: has no arrays; one or more, with keys LAYER.TENSOR, are expected")
         return result
+    except MaskworkError:
+        raise
     except OSError as error:
         raise MaskworkValueError(
             f"{path}: cannot be read ({error.strerror or error}); a .npz file is expected"
         ) from None
-    except zipfile.BadZipFile:
+    except UNREADABLE:
         raise MaskworkValueError(f"{path}: a broken .npz file; a whole one is expected") from None

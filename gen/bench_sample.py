@@ -37,6 +37,9 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 """Student's t for 95 % at 1, 2, ... degrees of freedom."""
 
 _REASONS = COUNTERS[:8]
+_APART = ("load", "dispatch", "idle")
+"""Reasons for which PEs wait where a part begins and ends; within it as well."""
+
 _OTHERS = ("words_in", "words_out", "compute_cycles")
 
 
@@ -162,9 +165,11 @@ def _sampled(
     variance = (1 - number / len(parts)) / number * (residual**2).sum() / (number - 1)
     t = _T95[number - 2] if number - 2 < len(_T95) else 1.96 + 2.4 / (number - 1)
     half = t * math.sqrt(variance) * total / sizes.mean()
+    # every part loads, starts and ends by itself, which the whole does once, or partly: at most so much less
+    apart = sum(summed[name] for name in _APART) / config.pes * scale * (1 - 1 / len(parts))
     sample = {
         "parts": len(parts), "simulated": number, "share": float(own[:, 1].sum() / effectual),
-        "cycles_95": [max(0, round(cycles - half)), round(cycles + half)],
+        "cycles_95": [max(0, math.floor(cycles - half - apart)), math.ceil(cycles + half)],
     }  # fmt: skip
     return Measured(counters, dense, effectual, number, sample)
 

@@ -42,7 +42,9 @@ def cli() -> None:
 
 
 def main() -> None:
-    """Entry of the console script. SIGTERM ends a command as Ctrl-C does, with its tools and unfinished outputs."""
+    """Entry of the console script. SIGTERM and SIGHUP end a command as Ctrl-C does, with its tools and unfinished
+    outputs.
+    """
     ended: list[int] = []
 
     def end(number: int, _frame: object) -> None:
@@ -51,6 +53,9 @@ def main() -> None:
         raise KeyboardInterrupt
 
     signal.signal(signal.SIGTERM, end)
+    # nohup's commands go on
+    if hasattr(signal, "SIGHUP") and signal.getsignal(signal.SIGHUP) is signal.SIG_DFL:
+        signal.signal(signal.SIGHUP, end)
     status = common.run_command(cli)
     sys.exit(128 + ended[0] if ended and status == common.INTERRUPTED else status)
 

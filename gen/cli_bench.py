@@ -9,6 +9,7 @@ import click
 from maskwork.gen import cli_common as common
 from maskwork.gen.bench_sample import SAMPLE
 from maskwork.gen.config import Config
+from rich.markup import escape
 
 
 @click.command(
@@ -54,7 +55,7 @@ def bench(
     """
     from maskwork.gen.bench import Bench
 
-    with common.OutputFiles() as files:
+    with common.OutputFiles([workload, *masks_from]) as files:
         outputs = (("--report", report), ("--html", html))
         paths = {option: files.reserve(path, option) for option, path in outputs if path is not None}
         the_bench = Bench(
@@ -62,7 +63,9 @@ def bench(
             seed=seed, layers=common.names(layers, "--layers"), skips=_skips(skips), sample=sample,
             requantise=common.names(requantise, "--requantise") or (), curves=curves or html is not None, jobs=jobs,
         )  # fmt: skip
-        with common.progress("preparing", the_bench.steps) as step:
+        for unread in the_bench.unread:
+            click.echo(f"maskwork: warning: --masks-from: no pass that runs reads {unread}", err=True)
+        with common.progress("simulating", the_bench.steps) as step:
             result = the_bench.run(step)
         if report is not None:
             common.write_json(paths["--report"], result)
@@ -99,7 +102,7 @@ def _cells(values: Mapping[str, Any]) -> list[str]:
     cycles = f"{values['cycles']:,}"
     interval = values.get("cycles_95") or values.get("sample", {}).get("cycles_95")
     if interval:
-        cycles += f" ± {interval[1] - values['cycles']:,}"
+        cycles += f" -{values['cycles'] - interval[0]:,} +{interval[1] - values['cycles']:,}"
     return [
         cycles,
         _figure(values, "utilization", ".3f"), _figure(values, "speedup_vs_dense", ".2f"),
@@ -127,10 +130,10 @@ def _show(result: dict[str, Any]) -> None:
     several = len(result["networks"]) > 1
     for entry in result["layers"]:
         name = f"{entry['network']}/{entry['layer']}" if several else entry["layer"]
-        table.add_row(name, entry["pass"], *_cells(entry))
+        table.add_row(escape(name), entry["pass"], *_cells(entry))
     table.add_section()
     for network in result["networks"]:
-        for row in _total_rows(network["network"], network):
+        for row in _total_rows(escape(network["network"]), network):
             table.add_row(*row)
     if several:
         for row in _total_rows("total", result):
@@ -150,7 +153,7 @@ def _show(result: dict[str, Any]) -> None:
 
 def _show_samples(result: Mapping[str, Any]) -> None:
     click.echo(
-        "Sampled, with 95 % confidence intervals of the cycles; parts load and start by themselves, which adds to them:"
+        "Sampled, with 95 % confidence intervals of the cycles, less what parts at most load and wait for alone:"
     )
     for entry in result["layers"]:
         if "sample" in entry:
@@ -172,6 +175,6 @@ def _show_ablation(rows: Sequence[Mapping[str, Any]]) -> None:
         if len(passes) > 1:
             lines[:0] = [(name, [row["networks"][i]["passes"][j] for row in rows]) for j, name in enumerate(passes)]
         for name, values in lines:
-            table.add_row(network, name, *(_figure(value, "speedup_vs_dense", ".2f") for value in values))
+            table.add_row(escape(network), name, *(_figure(value, "speedup_vs_dense", ".2f") for value in values))
     click.echo("Speed-up over the perfect dense array by skip:")
     common.console().print(table)

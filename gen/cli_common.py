@@ -8,16 +8,15 @@ import os
 import shutil
 import sys
 import tempfile
-import tokenize
 import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import click
 from maskwork.gen.config import Config, preset
-from maskwork.gen.errors import BoardError, MaskworkError, MaskworkTypeError, MaskworkValueError
+from maskwork.gen.errors import UNREADABLE, BoardError, MaskworkError, MaskworkTypeError, MaskworkValueError
 
 if TYPE_CHECKING:
     from numpy.typing import NDArray
@@ -160,8 +159,7 @@ def load_array(path: str) -> NDArray[Any]:
         raise MaskworkValueError(f"{path}: cannot be read ({reason}); a .npy file is expected") from None
     except MaskworkError:
         raise
-    except (ValueError, TypeError, EOFError, KeyError, SyntaxError, MemoryError, OverflowError,
-            tokenize.TokenError) as error:  # fmt: skip
+    except UNREADABLE as error:
         if "Object arrays" in str(error):
             raise MaskworkTypeError(f"{path}: holds Python objects; an array of integers is expected") from None
         raise MaskworkValueError(f"{path}: a truncated or broken .npy file; a whole one is expected") from None
@@ -175,11 +173,12 @@ class OutputFiles:
     """Output files that appear whole, all together, or not at all.
 
     Each is written under another name in its directory, which also shows early whether it can be written. Leaving
-    the ``with`` block without :meth:`commit` leaves nothing behind.
+    the ``with`` block without :meth:`commit` leaves nothing behind. Files of ``inputs`` are never overwritten.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
         self._pending: dict[Path, Path] = {}
+        self._inputs = {Path(os.path.realpath(path)) for path in inputs}
 
     def __enter__(self) -> OutputFiles:
         return self
@@ -193,11 +192,13 @@ class OutputFiles:
         """The temporary file that :meth:`commit` will move to ``path``.
 
         Raises:
-            MaskworkValueError: if ``path`` cannot be written, or stands for another output already.
+            MaskworkValueError: if ``path`` cannot be written, is an input or stands for another output already.
         """
         target = Path(os.path.realpath(path))
         if target in self._pending:
             raise MaskworkValueError(f"{option} {path}: already the name of another output")
+        if target in self._inputs:
+            raise MaskworkValueError(f"{option} {path}: it is an input; another file is expected")
         special = target.exists() and not target.is_file()
         try:
             if target.is_dir():
@@ -256,8 +257,8 @@ def console() -> Console:
     """Standard output for tables: as wide as they are where it is not a terminal."""
     from rich.console import Console
 
-    wide = Console()
-    return wide if wide.is_terminal else Console(width=200)
+    wide = Console(emoji=False)
+    return wide if wide.is_terminal else Console(width=200, emoji=False)
 
 
 def new_table(first: str, *headings: str) -> Table:
@@ -284,6 +285,7 @@ def progress(text: str, total: int) -> Iterator[Callable[[str], None]]:
         A function that ends a step and names the next.
     """
     from rich.console import Console
+    from rich.markup import escape
     from rich.progress import BarColumn, MofNCompleteColumn, Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 
     columns = (SpinnerColumn(), TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(),
@@ -292,6 +294,6 @@ def progress(text: str, total: int) -> Iterator[Callable[[str], None]]:
         task = bar.add_task(text, total=total)
 
         def step(description: str) -> None:
-            bar.update(task, advance=1, description=description)
+            bar.update(task, advance=1, description=escape(description))
 
         yield step

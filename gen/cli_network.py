@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import zipfile
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -10,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import click
 from maskwork.gen import cli_common as common
 from maskwork.gen.config import Config
-from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
+from maskwork.gen.errors import UNREADABLE, MaskworkError, MaskworkTypeError, MaskworkValueError
 
 if TYPE_CHECKING:
     from maskwork.gen.network.compile import Compiled
@@ -31,10 +30,12 @@ def load_tensors(path: str) -> dict[str, NDArray[Any]]:
             if not isinstance(file, np.lib.npyio.NpzFile):
                 raise MaskworkValueError(f"{path}: not a .npz file, which is expected")
             return {name: file[name] for name in file.files}
+    except MaskworkError:
+        raise
     except OSError as error:
         reason = error.strerror or error
         raise MaskworkValueError(f"{path}: cannot be read ({reason}); a .npz file is expected") from None
-    except (ValueError, EOFError, zipfile.BadZipFile, KeyError) as error:
+    except UNREADABLE as error:
         if "Object arrays" in str(error):
             raise MaskworkTypeError(f"{path}: holds Python objects; arrays of numbers are expected") from None
         raise MaskworkValueError(f"{path}: a truncated or broken .npz file; a whole one is expected") from None

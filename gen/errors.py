@@ -1,5 +1,15 @@
 """Errors that a user can cause: one line each, saying what was wrong and what would be accepted."""
 
+import tokenize
+import zipfile
+import zlib
+
+UNREADABLE = (
+    ValueError, TypeError, EOFError, KeyError, SyntaxError, MemoryError, OverflowError, RuntimeError,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+)  # fmt: skip
+"""What NumPy raises for files that are no arrays, or broken, encrypted or compressed in ways that nobody knows."""
+
 
 class MaskworkError(Exception):
     """Base of every error that bad input causes; the command line prints it as one line and exits with status 2."""

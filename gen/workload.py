@@ -8,6 +8,7 @@ import io
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any
 
@@ -59,6 +60,7 @@ class Layer:
     passes: tuple[str, ...] = PASSES
 
     def __post_init__(self) -> None:
+        self._check_types()
         for name in ("in_channels", "out_channels"):
             if getattr(self, name) % self.groups:
                 raise MaskworkValueError(
@@ -84,6 +86,22 @@ class Layer:
                 raise MaskworkValueError(
                     f"batch: the {name} tensor {shape} must have at most {LARGEST_TENSOR} elements, not {elements}"
                 )
+
+    def _check_types(self) -> None:
+        for name in ("network", "layer"):
+            _check_name(name, getattr(self, name))
+        for name, least in _LEAST.items():
+            value = getattr(self, name)
+            if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= LARGEST_SIZE:
+                raise MaskworkValueError(f"{name}: must be an integer from {least} to {LARGEST_SIZE}, not {value!r}")
+        for name in _DENSITIES:
+            value = getattr(self, name)
+            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:  # also refuses NaN
+                raise MaskworkValueError(f"{name}: must be a density from 0 to 1, not {value!r}")
+        if self.output_mask not in OUTPUT_MASKS:
+            raise MaskworkValueError(f"output_mask: must be one of {', '.join(OUTPUT_MASKS)}, not {self.output_mask!r}")
+        if not isinstance(self.passes, tuple) or not self.passes or set(self.passes) - set(PASSES):
+            raise MaskworkValueError(f"passes: must be a tuple of some of {', '.join(PASSES)}, not {self.passes!r}")
 
     @property
     def name(self) -> str:
@@ -138,15 +156,14 @@ class Layer:
 # ---------------------------------------------------------------------- cells
 
 
-def _text(value: str) -> str:
-    if not value or "/" in value:
-        raise MaskworkValueError(f"must be a name without '/', not {value!r}")
-    return value
+def _check_name(column: str, value: object) -> None:
+    if not isinstance(value, str) or not value or "/" in value or not value.isprintable():
+        raise MaskworkValueError(f"{column}: must be a name of printable characters without '/', not {value!r}")
 
 
 def _integer(least: int) -> Callable[[str], int]:
     def read(value: str) -> int:
-        number = int(value) if value.isascii() and value.lstrip("-").isdigit() and len(value) < 19 else None
+        number = int(value) if value.isascii() and value.removeprefix("-").isdigit() and len(value) < 19 else None
         if number is None or not least <= number <= LARGEST_SIZE:
             raise MaskworkValueError(f"must be an integer from {least} to {LARGEST_SIZE}, not {value!r}")
         return number
@@ -171,30 +188,24 @@ def _output_mask(value: str) -> str:
 
 
 def _passes(value: str) -> tuple[str, ...]:
-    return parse_passes(value, "+")
-
-
-def parse_passes(value: str, separator: str) -> tuple[str, ...]:
-    """Passes from their names with a separator between them, in the order of :data:`PASSES`.
-
-    Raises:
-        MaskworkValueError: for an unknown pass, or none at all.
-    """
-    names = [part.strip() for part in value.split(separator)]
+    names = [part.strip() for part in value.split("+")]
     for name in names:
         if name not in PASSES:
-            raise MaskworkValueError(f"must be some of {', '.join(PASSES)} with {separator!r} between, not {name!r}")
+            raise MaskworkValueError(f"must be some of {', '.join(PASSES)} with '+' between, not {name!r}")
     return tuple(name for name in PASSES if name in names)
 
 
+_LEAST = {
+    **dict.fromkeys(("batch", "in_channels", "out_channels", "in_height", "in_width", "kernel_height", "kernel_width",
+                     "stride"), 1), "padding": 0, "dilation": 1, "groups": 1,
+}  # fmt: skip
+"""Least values of the columns that hold integers."""
+
+_DENSITIES = ("density_input", "density_weight", "density_output", "density_output_grad", "density_input_mask")
+
 _READERS: dict[str, Callable[[str], Any]] = {
-    "network": _text, "layer": _text,
-    **{name: _integer(1) for name in ("batch", "in_channels", "out_channels", "in_height", "in_width",
-                                      "kernel_height", "kernel_width", "stride")},
-    "padding": _integer(0), "dilation": _integer(1), "groups": _integer(1),
-    **{name: _density for name in ("density_input", "density_weight", "density_output", "density_output_grad",
-                                   "density_input_mask")},
-    "output_mask": _output_mask, "passes": _passes,
+    "network": str, "layer": str, **{name: _integer(least) for name, least in _LEAST.items()},
+    **dict.fromkeys(_DENSITIES, _density), "output_mask": _output_mask, "passes": _passes,
 }  # fmt: skip
 
 COLUMNS = tuple(_READERS)

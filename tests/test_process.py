@@ -46,13 +46,13 @@ def test_exit_statuses_of_the_process(folder):
     assert bad.returncode == 2 and not bad.stdout and bad.stderr.count("\n") == 1
 
 
-@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_interrupt(folder, number, status):
     os.mkfifo("pipe.npy")  # opening it waits for a writer that never comes
     before = sorted(os.listdir())
     process = subprocess.Popen(
         [*MAIN, "matmul", "--a", "pipe.npy", "--b", "b.npy", "-o", "c.npy"], stderr=subprocess.PIPE, text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        preexec_fn=lambda: [signal.signal(one, signal.SIG_DFL) for one in (signal.SIGINT, signal.SIGHUP)],
     )  # fmt: skip
     wait_for(lambda: sorted(os.listdir()) != before)
     assert any(name.startswith(".c.npy.") for name in os.listdir())

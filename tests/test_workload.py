@@ -60,6 +60,8 @@ def test_columns_in_any_order_notes_and_empty_rows_are_fine(tmp_path):
         ({"batch": "0"}, "column batch: must be an integer from 1 to 65536, not '0'"),
         ({"in_height": "two"}, "column in_height: must be an integer from 1 to 65536, not 'two'"),
         ({"stride": ""}, "column stride: must be an integer from 1"),
+        ({"padding": "--1"}, "column padding: must be an integer from 0 to 65536, not '--1'"),
+        ({"layer": "a\x1bb"}, "column layer: must be a name of printable characters"),
         ({"padding": "-1"}, "column padding: must be an integer from 0"),
         ({"in_width": "9" * 30}, "column in_width: must be an integer"),
         ({"kernel_width": "1.5"}, "column kernel_width: must be an integer"),
@@ -72,7 +74,7 @@ def test_columns_in_any_order_notes_and_empty_rows_are_fine(tmp_path):
         ({"passes": "forward+sideways"}, "column passes: must be some of forward, input_grad, weight_grad"),
         ({"passes": ""}, "column passes: must be some of"),
         ({"layer": ""}, "column layer: must be a name"),
-        ({"network": "a/b"}, "column network: must be a name without '/'"),
+        ({"network": "a/b"}, "column network: must be a name of printable characters without '/'"),
         (
             {"kernel_height": "19"},
             r"column kernel_height: must fit the padded input's 18 \(with dilation 1\), not reach",
@@ -227,7 +229,8 @@ def test_bad_mask_files(tmp_path):
         return str(error.value)[len(f"{path}, key ") :]
 
     good = np.ones((2, 16, 10, 8), bool)
-    assert message(**{"conv1.input": good[:1]}) == "'conv1.input': must have shape (2, 16, 10, 8), not (1, 16, 10, 8)"
+    expected = "'conv1.input': must have shape (2, 16, 10, 8), not (1, 16, 10, 8), for layer net/conv1"
+    assert message(**{"conv1.input": good[:1]}) == expected
     for key in ("conv9.input", "conv1.bias", "conv1", "weight"):
         line = message(**{key: good})
         assert line.startswith(f"'{key}': must be LAYER.TENSOR") and "output_grad" in line and "conv2" in line

@@ -18,6 +18,7 @@ from maskwork.fpga.dense.config import DenseConfig
 from maskwork.fpga.dense.records import Cache, record
 from maskwork.fpga.dense.route import DEVICE, routed_dense
 from maskwork.gen.bench import Bench
+from maskwork.gen.bench_jobs import processors
 from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkValueError
 from maskwork.gen.generate import emit
@@ -109,7 +110,7 @@ class Steps:
 
         self.progress("densities")
         key = {"config": config.to_dict(), "model": model_digest()}
-        return self.cache.get("curves", key, lambda: density_curves(config, step=self.progress))
+        return self.cache.get("curves", key, lambda: density_curves(config, step=self.progress, jobs=processors()))
 
     def compare(
         self, config: Config, workloads: Sequence[str], shapes: Sequence[tuple[DenseConfig, int | None]],
