@@ -36,7 +36,7 @@ _preset(
     name="dense-small", skip="", vector=True,
 )  # fmt: skip
 _preset(
-    "48 PEs for a ULX3S: 189 of 208 block RAMs, 62 of 156 multipliers, 42 k of 84 k LUTs of an ECP5-85F",
+    "48 PEs for a ULX3S: 192 of 208 block RAMs, 62 of 156 multipliers, 46 k of 84 k LUTs of an ECP5-85F, with its link",
     name="ulx3s-85f", lanes=12, k_depth=128, a_depth=2048, a_segments=256, psum_rows=32, psum_in_pe=True,
     weight_lanes=2, vector=True, hop_stages=1,
 )  # fmt: skip
