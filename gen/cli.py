@@ -18,6 +18,7 @@ from maskwork.gen.cli_serial import devices, serve
 from maskwork.gen.cli_train import train_demo
 from maskwork.gen.config import Config, preset_doc, presets
 from maskwork.gen.errors import MaskworkValueError
+from maskwork.gen.report import link_line
 
 _KIB_BITS = 8 * 1024
 
@@ -212,6 +213,8 @@ def _print_product(result: Any, written: dict[str, str]) -> None:
         total = report["cycles"] * report["pes"]
         shares = (f"{name} {count / total:.1%}" for name, count in report["pe_cycles"].items() if count)
         click.echo(f"  PE-cycles: {', '.join(shares)}")
+    if "link" in report:
+        click.echo(f"  {link_line(report)}")
     for option, path in written.items():
         click.echo(f"  {option} {path}")
 

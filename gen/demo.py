@@ -16,7 +16,7 @@ from maskwork.gen.config import Config
 from maskwork.gen.demo_net import NETWORK_FILE, integer_forward, load_images, load_network
 from maskwork.gen.errors import DeviceError, MaskworkValueError
 from maskwork.gen.generate import Generated, generate, write_files
-from maskwork.gen.report import REASONS
+from maskwork.gen.report import REASONS, link_line
 from numpy.typing import NDArray
 
 if TYPE_CHECKING:
@@ -163,6 +163,8 @@ def show(result: DemoResult, console: Console) -> None:
             row += [f"{layer['cycles']:,}", f"{layer['utilization']:.3f}", f"{layer['speedup_vs_dense']:.2f}"]
         costs.add_row(layer.get("layer", "total"), *row)
     console.print(costs)
+    if "link" in report:
+        console.print(link_line(report))
     if timed:
         reasons = new_table("PE-cycles, %", *(layer["layer"] for layer in layers), "total")
         for name in REASONS:

@@ -16,7 +16,7 @@ from maskwork.gen.execute import execute_bound
 from maskwork.gen.lower_matmul import lower_matmul
 from maskwork.gen.mask import BoolArray, Mask, as_bool
 from maskwork.gen.program import Program, bind
-from maskwork.gen.report import make_report
+from maskwork.gen.report import link_report, make_report
 from maskwork.gen.tile import tile_window
 from numpy.typing import NDArray
 
@@ -170,11 +170,12 @@ class Product:
             options["trace_window"] = tile_window(self.program, bound, tile, **options)
         with open_device(target, self.program.config, **options) as device:
             done = execute_bound(device, self.program, bound)
+            link = link_report(device)
         report = make_report(
             target, self.program.config, macs(self.operands["a"], self.operands["b"], **self.arrays, dense=self.dense),
             words_in=done.words_in, words_out=done.words_out, seconds=time.perf_counter() - start,
             counters=done.counters,
-        )  # fmt: skip
+        ) | link  # fmt: skip
         return Result(done.outputs["c"], report, self.program)
 
 

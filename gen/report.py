@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -97,6 +98,22 @@ def total_report(layers: Sequence[Mapping[str, Any]], seconds: float) -> dict[st
     report["seconds"] = seconds
     report["layers"] = [{k: v for k, v in layer.items() if k not in ("config", "target", "pes")} for layer in layers]
     return report
+
+
+def link_report(device: Any) -> dict[str, Any]:
+    """``link``: statistics of the link to a board (:class:`maskwork.fpga.link.line.LinkStatistics`), or nothing."""
+    statistics = getattr(device, "link", None)
+    return {} if statistics is None else {"link": dataclasses.asdict(statistics)}
+
+
+def link_line(report: Mapping[str, Any]) -> str:
+    """What the link lost and repeated, in words; "" without one."""
+    if "link" not in report:
+        return ""
+    link = report["link"]
+    dropped = link["answers_dropped"] + link["board_dropped"]
+    return (f"link: {link['words_sent']:,} words sent, {link['words_received']:,} received; {dropped} damaged frames "
+            f"noticed, {link['words_repeated']:,} words repeated")  # fmt: skip
 
 
 def summary(layers: Sequence[Mapping[str, Any]]) -> dict[str, Any]:

@@ -17,6 +17,7 @@ from maskwork.fpga.link.driver import SerialDevice
 from maskwork.fpga.link.faults import FaultRates
 from maskwork.fpga.link.identity import identity_words
 from maskwork.fpga.link.virtual import ModelEngine, PtyBoard, RtlEngine, VirtualBoard
+from maskwork.gen.cli import demo
 from maskwork.gen.cli_common import run_command
 from maskwork.gen.cli_serial import devices, serve
 from maskwork.gen.isa import COMMANDS, Op, Reply
@@ -233,6 +234,21 @@ def test_a_product_on_the_complete_design(rate):
     assert first.report["pe_cycles"]["effectual"] == cycle["pe_cycles"]["effectual"]
     for line in (board.to_board, board.from_board):
         assert all(line.counts.values()) if rate else not any(line.counts.values())
+
+
+@pytest.mark.slow  # a whole network through a simulated UART
+@pytest.mark.parametrize("rate", [0, 0.0005], ids=["clean", "faults"])
+def test_the_demonstration_on_the_complete_design(rate, capsys, tmp_path):
+    """It compares every output with the golden model's itself."""
+    config, report = mw.preset("small"), tmp_path / "r.json"
+    board = VirtualBoard(config, faults=FaultRates.each(rate), seed=3)
+    with board as port:
+        assert run_command(demo, ["--images", "1", "--target", f"serial:{port}", "--report", str(report)]) == 0
+    link = json.loads(report.read_text())["link"]
+    assert "link: " in capsys.readouterr().out and link["words_sent"] > 5000 and link["words_received"] > 1000
+    counts = [count for line in (board.to_board, board.from_board) for count in line.counts.values()]
+    assert all(counts) if rate else not any(counts)
+    assert not rate or (link["answers_dropped"] and link["board_dropped"] and link["words_repeated"])
 
 
 @pytest.mark.slow

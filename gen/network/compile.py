@@ -17,7 +17,7 @@ from maskwork.gen.network import fuse, fuse_pool, fuse_products, recurrent
 from maskwork.gen.network.fuse import Refused, Rule
 from maskwork.gen.network.graph import PRODUCTS, QUANTISERS, QUIET_ON_HOST, SHAPES, Graph, load
 from maskwork.gen.network.steps import HostNode, Run, Step, Tensors
-from maskwork.gen.report import total_report
+from maskwork.gen.report import link_report, total_report
 
 if TYPE_CHECKING:
     from maskwork.sim_tb.device import Device
@@ -149,6 +149,7 @@ class Compiled:
             values |= made
             computed |= made
         report = total_report(run.reports, time.perf_counter() - start) if run.reports else {}
+        report |= link_report(device)
         return Outcome({name: values[name] for name in self.graph.outputs}, report, computed)
 
 
