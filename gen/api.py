@@ -54,8 +54,7 @@ def bench(
             and scaled, with a 95 % confidence interval; 0 never samples.
         requantise: passes whose results are requantised to 8 bits before they leave.
         curves: measure utilisation against density as well.
-        jobs: processes at most. A script that asks for several needs `if __name__ == "__main__":` around what it
-            does, as always with multiprocessing.
+        jobs: processes at most.
 
     Returns:
         The report, as in docs/bench.md.

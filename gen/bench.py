@@ -71,8 +71,8 @@ class Bench:
                 raise MaskworkValueError(f"{name} must be an integer of at least {least}, not {value!r}")
         self.config, self.seed, self.sample, self.curves = config, seed, sample, curves
         for name, texts in (("masks_from", masks_from), ("layers", layers), ("skips", skips)):
-            if isinstance(texts, str):
-                raise MaskworkTypeError(f"{name} must be a list of texts, not one string {texts!r}")
+            if isinstance(texts, str | os.PathLike):
+                raise MaskworkTypeError(f"{name} must be a list of texts, not one string {os.fspath(texts)!r}")
         self.passes = _passes("passes", PASSES if passes is None else passes)
         self.requantise = _passes("requantise", requantise)
         if self.requantise and not config.post:
@@ -91,7 +91,8 @@ class Bench:
         self.masks = masks
         self.source = MaskSource(every, masks, seed)
         self.files = [os.fspath(path) for path in masks_from]
-        self.source.own = load_masks(self.files, every, [layer for layer, _ in self.tasks])
+        self._given: set[str] = set()
+        self.source.own = load_masks(self.files, every, [layer for layer, _ in self.tasks], self._given)
         self.skips = None if skips is None else list(dict.fromkeys("".join(sorted(s)) for s in skips))
         self.configs = [config] + [
             config.replace(skip=skip) for skip in self.skips or () if skip != config.skip
@@ -103,9 +104,8 @@ class Bench:
     @property
     def unread(self) -> list[str]:
         """The user's masks that no pass reads: ``network/layer.tensor``."""
-        read = {(layer.name, tensor) for layer, own in self.tasks for which in own for tensor in OPERANDS[which]}
-        given = {(layer, tensor) for layer, own in self.source.own.items() for tensor in own}
-        return sorted(f"{layer}.{tensor}" for layer, tensor in given - read)
+        read = {f"{layer.name}.{tensor}" for layer, own in self.tasks for which in own for tensor in OPERANDS[which]}
+        return sorted(self._given - read)
 
     @property
     def steps(self) -> int:
@@ -229,7 +229,7 @@ class Bench:
 
 def _sizes(layer: Layer) -> tuple[Any, ...]:
     """What programs depend on besides densities."""
-    return tuple(value for value in dataclasses.astuple(layer) if isinstance(value, int))
+    return tuple(value for value in dataclasses.astuple(layer) if type(value) is int)
 
 
 def _passes(name: str, passes: Iterable[str]) -> tuple[str, ...]:
@@ -285,7 +285,7 @@ def _sum(entries: Sequence[dict[str, Any]]) -> dict[str, Any]:
         below = [e["cycles"] - e["sample"]["cycles_95"][0] for e in sampled]
         # chance evens out; what parts load and wait for by themselves does not
         half = sum(value**2 for value in above) ** 0.5
-        apart = sum(below) - sum(above)
+        apart = sum(max(0, low - high) for low, high in zip(below, above, strict=True))
         result["sampled"] = [f"{e['network']}/{e['layer']} {e['pass']}" for e in sampled]
         result["cycles_95"] = [
             max(0, math.floor(result["cycles"] - half - apart)), math.ceil(result["cycles"] + half)

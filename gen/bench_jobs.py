@@ -1,21 +1,29 @@
-"""Parts of a benchmark in several processes at a time."""
+"""Parts of a benchmark in several processes at a time.
+
+The processes are started by hand: multiprocessing would run the caller's main script again in each of them, and shares
+its bookkeeping with whatever else the caller does with it.
+"""
 
 from __future__ import annotations
 
-import multiprocessing
 import os
-import signal
+import pickle
+import selectors
+import subprocess
+import sys
+import tempfile
 import threading
+from collections import deque
 from collections.abc import Callable
-from concurrent.futures import FIRST_EXCEPTION, ProcessPoolExecutor, wait
-from concurrent.futures.process import BrokenProcessPool
+from pathlib import Path
+from queue import SimpleQueue
 from typing import Any
 
 from maskwork.gen.errors import DeviceError
 
 Work = Callable[[int], Any]
 
-_work: Work | None = None
+_CODE = "from maskwork.gen.bench_jobs import serve; serve()"
 
 
 def processors() -> int:
@@ -32,61 +40,119 @@ def run_all(work: Work, number: int, jobs: int, ended: Callable[[int], None]) ->
         work: sent to each process once, when it starts; it and its results must be able to be pickled.
         number: how often.
         jobs: processes at most; 1 works in this one.
-        ended: called in this process, from any of its threads, with the number of each that has ended.
+        ended: called with the number of each that has ended.
 
     Raises:
-        DeviceError: if a process is killed.
+        DeviceError: if a process is killed or cannot work.
         Exception: what ``work`` raises; the other processes are then ended.
     """
     jobs = min(jobs, number)
+    results: dict[int, Any] = {}
     if jobs <= 1:
-        results = []
         for n in range(number):
-            results.append(work(n))
+            results[n] = work(n)
             ended(n)
-        return results
-    # started anew: a copy of a process with threads (a progress bar's, NumPy's) can hang
-    context = multiprocessing.get_context("spawn")
-    before = set(multiprocessing.active_children())
-    pool = ProcessPoolExecutor(jobs, context, _begin, (work,))
+        return list(results.values())
+    todo = deque(range(number))
+    workers: list[_Worker] = []
+    with tempfile.TemporaryDirectory(prefix="maskwork-") as folder, selectors.DefaultSelector() as selector:
+        path = Path(folder) / "work"
+        path.write_bytes(pickle.dumps(work))
+        try:
+            for _ in range(jobs):
+                worker = _Worker(path)
+                workers.append(worker)
+                selector.register(worker.answers, selectors.EVENT_READ, worker)
+                worker.give(todo.popleft())
+            while len(results) < number:
+                for key, _ in selector.select():
+                    n, result = key.data.take()
+                    results[n] = result
+                    ended(n)
+                    if todo:
+                        key.data.give(todo.popleft())
+        finally:
+            # whoever still works does so in vain
+            for worker in workers:
+                worker.end()
+    return [results[n] for n in range(number)]
+
+
+class _Worker:
+    def __init__(self, path: Path):
+        # a session of its own: what the keyboard or a terminal that goes sends comes to the first process alone
+        self._process = subprocess.Popen(
+            [sys.executable, "-c", _CODE, str(path)], stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+            start_new_session=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))},
+        )  # fmt: skip
+        assert self._process.stdin is not None and self._process.stdout is not None  # they are pipes
+        self._numbers, self.answers = self._process.stdin, self._process.stdout
+
+    def give(self, n: int) -> None:
+        try:
+            self._numbers.write(b"%d\n" % n)
+            self._numbers.flush()
+        except BrokenPipeError:
+            raise self._dead() from None
+
+    def take(self) -> tuple[int, Any]:
+        try:
+            n, good, value = pickle.load(self.answers)
+        except (EOFError, pickle.UnpicklingError):
+            raise self._dead() from None
+        if not good:
+            raise value
+        return n, value
+
+    def _dead(self) -> DeviceError:
+        status = self._process.wait()
+        if status < 0:
+            return DeviceError(
+                f"a process of the benchmark was killed (signal {-status}), as happens when memory runs out; fewer "
+                "--jobs take less"
+            )
+        return DeviceError(f"a process of the benchmark ended with status {status}; --jobs 1 does without")
+
+    def end(self) -> None:
+        self._process.kill()
+        self._process.wait()
+        self.answers.close()
+        try:
+            self._numbers.close()
+        except BrokenPipeError:
+            pass
+
+
+def serve() -> None:
+    """A process that works: numbers come on standard input, pickled answers go to standard output."""
+    answers = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever is printed is no answer
+    numbers: SimpleQueue[int] = SimpleQueue()
+    threading.Thread(target=_receive, args=(numbers,), daemon=True).start()
+    work: Work | None = None
+    while True:
+        n = numbers.get()
+        try:
+            if work is None:
+                work = pickle.loads(Path(sys.argv[1]).read_bytes())
+            answer = pickle.dumps((n, True, work(n)))
+        except Exception as error:
+            answer = _error(n, error)
+        answers.write(answer)
+        answers.flush()
+
+
+def _receive(numbers: SimpleQueue[int]) -> None:
+    for line in sys.stdin.buffer:
+        numbers.put(int(line))
+    os._exit(1)  # the first process has gone, however that happened
+
+
+def _error(n: int, error: Exception) -> bytes:
     try:
-        futures = [pool.submit(_call, n) for n in range(number)]
-        for n, future in enumerate(futures):
-            future.add_done_callback(lambda done, n=n: None if _failed(done) else ended(n))
-        wait(futures, return_when=FIRST_EXCEPTION)
-        for future in futures:
-            if _failed(future):
-                future.result()
-        return [future.result() for future in futures]
-    except BrokenProcessPool:
-        raise DeviceError("a process of the benchmark was killed, as happens when memory runs out; "
-                          "fewer --jobs take less") from None  # fmt: skip
-    finally:
-        # whoever still works does so in vain
-        for process in set(multiprocessing.active_children()) - before:
-            process.terminate()
-        pool.shutdown(cancel_futures=True)
-
-
-def _failed(future: Any) -> bool:
-    return future.done() and (future.cancelled() or future.exception() is not None)
-
-
-def _begin(work: Work) -> None:
-    global _work
-    _work = work
-    # an interrupt from the keyboard goes to all processes; the first one ends the others
-    signal.signal(signal.SIGINT, signal.SIG_IGN)
-    threading.Thread(target=_end_with_parent, daemon=True).start()
-
-
-def _end_with_parent() -> None:
-    parent = multiprocessing.parent_process()
-    if parent is not None:
-        parent.join()
-        os._exit(1)
-
-
-def _call(n: int) -> Any:
-    assert _work is not None  # _begin has run
-    return _work(n)
+        answer = pickle.dumps((n, False, error))
+        pickle.loads(answer)
+    except Exception:
+        # an exception that cannot be sent
+        answer = pickle.dumps((n, False, DeviceError(f"{type(error).__name__}: {error}")))
+    return answer

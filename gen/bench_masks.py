@@ -195,7 +195,7 @@ def _one_a_window(rng: np.random.Generator, shape: Sequence[int], density: float
 
 
 def load_masks(
-    paths: Iterable[str], layers: Sequence[Layer], running: Sequence[Layer] | None = None
+    paths: Iterable[str], layers: Sequence[Layer], running: Sequence[Layer] | None = None, names: set[str] | None = None
 ) -> dict[str, dict[str, BoolArray]]:
     """Masks from ``.npz`` files, for :class:`MaskSource`.
 
@@ -207,6 +207,7 @@ def load_masks(
         paths: the files.
         layers: that keys may name.
         running: those whose masks are wanted, of the shapes that they have; None for all.
+        names: gets ``network/layer.tensor`` of every mask that the files have.
 
     Raises:
         MaskworkValueError: one line naming file, key, and the shape or keys expected.
@@ -230,6 +231,8 @@ def load_masks(
                 if before is not None and before[0] != path:
                     raise MaskworkValueError(f"{path}, key {key!r}: already in {before[0]}; one mask is expected")
                 given[layer.name, tensor] = path, key, arrays[key]
+    if names is not None:
+        names.update(f"{layer}.{tensor}" for layer, tensor in given)
     own: dict[str, dict[str, BoolArray]] = {}
     for layer in layers if running is None else running:
         for tensor in TENSORS:

@@ -35,8 +35,8 @@ from maskwork.gen.errors import MaskworkValueError
               help="Seeds to try, from --seed; the one with the highest clock counts.")  # fmt: skip
 @click.option("--placer", metavar="heap|static", default="heap", show_default=True,
               help="nextpnr's; static (ECP5) for a design that is too crowded to be routed otherwise.")  # fmt: skip
-@click.option("--margin", type=click.FloatRange(0, 100), metavar="PERCENT",
-              help="How far above the clock nextpnr aims (ECP5); default: 13.")  # fmt: skip
+@click.option("--margin", type=click.FloatRange(-20, 100), metavar="PERCENT",
+              help="How far above the clock nextpnr aims (ECP5); below 0: under it; default: 13.")  # fmt: skip
 @click.option("--allow-timing-failure", is_flag=True, help="Write the bitstream even if it misses its clock.")
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def build(
@@ -105,7 +105,7 @@ def _clock(text: str | None) -> float | None:
 def _folder(output: str) -> Iterator[Path]:
     """The output directory, which goes again if it was made here and the command fails."""
     folder = Path(output)
-    made = not folder.exists()
+    made = [path for path in (folder, *folder.parents) if not path.exists()]
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -115,9 +115,9 @@ def _folder(output: str) -> Iterator[Path]:
     try:
         yield folder
     except BaseException:
-        if made:
-            with suppress(OSError):
-                folder.rmdir()
+        with suppress(OSError):
+            for path in made:
+                path.rmdir()
         raise
 
 

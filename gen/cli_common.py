@@ -173,12 +173,15 @@ class OutputFiles:
     """Output files that appear whole, all together, or not at all.
 
     Each is written under another name in its directory, which also shows early whether it can be written. Leaving
-    the ``with`` block without :meth:`commit` leaves nothing behind. Files of ``inputs`` are never overwritten.
+    the ``with`` block without :meth:`commit` leaves nothing behind. Files of ``inputs``, and that of --config, are
+    never overwritten.
     """
 
     def __init__(self, inputs: Iterable[str | os.PathLike[str]] = ()) -> None:
         self._pending: dict[Path, Path] = {}
-        self._inputs = {Path(os.path.realpath(path)) for path in inputs}
+        context = click.get_current_context(silent=True)
+        config = None if context is None else context.params.get("config_file")
+        self._inputs = {Path(os.path.realpath(path)) for path in (*inputs, config) if path is not None}
 
     def __enter__(self) -> OutputFiles:
         return self

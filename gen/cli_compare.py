@@ -87,7 +87,7 @@ def compare(
     for workload in workloads:
         Bench(workload, config, requantise=passes)  # says what is wrong before anything is routed
     records = [_named(read_record(file, "dense")) for file in files]
-    with common.OutputFiles() as outputs:
+    with common.OutputFiles([*workloads, *files, *([sparse] if sparse else [])]) as outputs:
         paths = {option: outputs.reserve(path, option) for option, path in (("--write", write), ("--svg", svg)) if path}
         with common.progress("comparing", 0) as step:
             steps = Steps(

@@ -15,7 +15,7 @@ from maskwork.gen.cli_common import new_table
 from maskwork.gen.config import Config
 from maskwork.gen.demo_net import NETWORK_FILE, integer_forward, load_images, load_network
 from maskwork.gen.errors import DeviceError, MaskworkValueError
-from maskwork.gen.generate import Generated, generate, write_files
+from maskwork.gen.generate import Generated, check_folder, generate, write_files
 from maskwork.gen.report import REASONS, link_line
 from numpy.typing import NDArray
 
@@ -87,6 +87,8 @@ def run(
     layers, test_indices, figures = load_network()
     if not 1 <= images <= len(test_indices):
         raise MaskworkValueError(f"--images must be from 1 to {len(test_indices)}, the held-back ones, not {images}")
+    if output_dir is not None:
+        check_folder(output_dir)
     names = [layer.spec.name for layer in layers]
     # a configuration that cannot run it is refused before anything is built
     compiled = compile_model(NETWORK_FILE, config, shapes={"image": (images, 1, *layers[0].spec.in_shape[:2])})

@@ -1,12 +1,13 @@
 """Errors that a user can cause: one line each, saying what was wrong and what would be accepted."""
 
+import lzma
 import tokenize
 import zipfile
 import zlib
 
 UNREADABLE = (
     ValueError, TypeError, EOFError, KeyError, SyntaxError, MemoryError, OverflowError, RuntimeError,
-    tokenize.TokenError, zipfile.BadZipFile, zlib.error,
+    tokenize.TokenError, zipfile.BadZipFile, zlib.error, lzma.LZMAError,
 )  # fmt: skip
 """What NumPy raises for files that are no arrays, or broken, encrypted or compressed in ways that nobody knows."""
 

@@ -252,6 +252,19 @@ def write_files(directory: str | os.PathLike[str], files: Mapping[str, str]) -> 
     return tuple(path for _, path in pending)
 
 
+def check_folder(directory: str | os.PathLike[str]) -> None:
+    """Refuse a directory that files could not be written to, before any work is done for them; makes nothing.
+
+    Raises:
+        MaskworkError: naming it.
+    """
+    folder = Path(directory)
+    nearest = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not nearest.is_dir() or not os.access(nearest, os.W_OK | os.X_OK):
+        why = os.strerror(errno.EACCES if nearest.is_dir() else errno.ENOTDIR)
+        raise MaskworkError(f"{folder}: cannot be written ({why}); a writable directory is expected")
+
+
 def _umask() -> int:
     mask = os.umask(0)
     os.umask(mask)

@@ -94,13 +94,16 @@ class Layer:
             value = getattr(self, name)
             if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= LARGEST_SIZE:
                 raise MaskworkValueError(f"{name}: must be an integer from {least} to {LARGEST_SIZE}, not {value!r}")
+            object.__setattr__(self, name, int(value))  # NumPy's integers would overflow
         for name in _DENSITIES:
             value = getattr(self, name)
             if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:  # also refuses NaN
                 raise MaskworkValueError(f"{name}: must be a density from 0 to 1, not {value!r}")
+            object.__setattr__(self, name, float(value))
         if self.output_mask not in OUTPUT_MASKS:
             raise MaskworkValueError(f"output_mask: must be one of {', '.join(OUTPUT_MASKS)}, not {self.output_mask!r}")
-        if not isinstance(self.passes, tuple) or not self.passes or set(self.passes) - set(PASSES):
+        own = self.passes if isinstance(self.passes, tuple) else ()
+        if not own or any(which not in PASSES for which in own) or len(set(own)) < len(own):
             raise MaskworkValueError(f"passes: must be a tuple of some of {', '.join(PASSES)}, not {self.passes!r}")
 
     @property

@@ -28,6 +28,8 @@ def make(tmp_path, fakes):
     [
         ([(0, 21.4)], 20.625, 2),  # 12 MHz * 55 / 32: not above 98 % of what is reached
         ([(0, 13.3)], 12, 2),  # the iCE40's PLL makes at least 16 MHz; 12 comes without it
+        ([(0, 12.1)], 12, 2),  # 98 % of that cannot be made
+        ([(0, 300.0), (25, 290.0)], 270, 2),  # nor more than 275 MHz: 12 MHz * 45 / 2
         ([(0, 24.2)], 24, 1),  # hardly more than the first aim
         ([(0, 30.0), (25, 26.0), (29, 28.0)], 24, 3),  # the second and third miss theirs: the first is taken
         ([(0, 30.0), (29, 28.0)], 27.375, 3),  # the second misses its clock, the third does not

@@ -71,6 +71,18 @@ def test_bad_input(tmp_path, capsys, args, message):
     assert not os.listdir(tmp_path)
 
 
+def test_a_directory_that_cannot_be_is_refused_first(tmp_path, capsys):
+    """And a run that fails leaves none."""
+    (tmp_path / "file").touch()
+    args = ("demo", "--preset", "tiny", "--set", "a_segments=128", "--images", "1")
+    for bad in ("file", "file/below"):
+        assert run(*args, "--target", "golden", "-o", tmp_path / bad) == 2
+        assert f"{bad}: cannot be written (Not a directory); a writable" in capsys.readouterr().err
+    assert run(*args, "--target", "serial:/dev/none", "-o", tmp_path / "new") == 2
+    assert "no such port" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+
+
 def test_a_wrong_output_is_an_error(monkeypatch):
     class Wrong(GoldenDevice):
         def execute(self, words, last):

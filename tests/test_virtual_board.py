@@ -169,7 +169,8 @@ def test_why_a_port_does_not_open(monkeypatch, error, message):
 # ---------------------------------------------------------------------- commands
 
 
-def test_devices_command(capsys):
+def test_devices_command(capsys, monkeypatch):
+    monkeypatch.setattr(port_module.list_ports, "comports", lambda: [])
     assert run_command(devices, ["--port", "/dev/none"]) == 2
     said = capsys.readouterr()
     assert "No board found (1 ports asked)" in said.out

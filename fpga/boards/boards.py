@@ -164,7 +164,7 @@ BOARDS: dict[str, Board] = {
             platform="maskwork.fpga.boards.platforms:ColorlightI5", programmer=("--board", "colorlight-i5"),
             preset="ecp5-25f", clock_mhz=60, baud=1_000_000, totals=ECP5_25F,
         ),
-        _ecpix5("85F", "ulx3s-85f", 75, ECP5_85F),
+        _ecpix5("85F", "ulx3s-85f", 60, ECP5_85F),
         _ecpix5("45F", "ecp5-25f", 96, ECP5_45F),
         Board(
             name="tang-nano-9k", title="Tang Nano 9K", device="GW1NR-LV9QN88PC6/I5", package="QN88P", speed="C6/I5",

