@@ -169,7 +169,7 @@ def test_a_killed_process_is_an_error():
         run_all(die, 3, 2, lambda n: None)
     with pytest.raises(DeviceError, match=r"^a process of the benchmark ended with status 3; --jobs 1 does without$"):
         run_all(stop_early, 3, 2, lambda n: None)
-    with pytest.raises(DeviceError, match="^Unpicklable: number$"):
+    with pytest.raises(DeviceError, match=r"^Unpicklable: number$"):
         run_all(fail_strangely, 3, 2, lambda n: None)
     assert children(os.getpid()) == before
 
