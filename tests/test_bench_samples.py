@@ -4,12 +4,7 @@ import maskwork as mw
 import pytest
 from maskwork.gen.workload import Layer
 
-# those of VGG16 (shared/workloads) in which parts are most unlike the whole
-CONV10 = Layer(
-    network="vgg16", layer="conv10", batch=1, in_channels=512, out_channels=512, in_height=14, in_width=14,
-    kernel_height=3, kernel_width=3, padding=1,
-    density_input=0.149, density_output_grad=0.186, density_input_mask=0.149,
-)  # fmt: skip
+# of VGG16 (shared/workloads); parts of it are most unlike the whole
 CONV12 = Layer(
     network="vgg16", layer="conv12", batch=1, in_channels=512, out_channels=512, in_height=14, in_width=14,
     kernel_height=3, kernel_width=3, padding=1,
@@ -18,13 +13,9 @@ CONV12 = Layer(
 
 
 @pytest.mark.slow  # whole layers
-@pytest.mark.parametrize(
-    ("layer", "which", "sample"),
-    [(CONV10, "forward", 10_000_000), (CONV12, "input_grad", 1_000_000), (CONV12, "weight_grad", 1_000_000)],
-    ids=["forward", "input_grad", "weight_grad"],
-)
-def test_the_whole_lies_within_the_interval(layer, which, sample):
-    whole, part = (mw.bench([layer], "sim-64", passes=[which], sample=limit) for limit in (0, sample))
+@pytest.mark.parametrize("which", ["input_grad", "weight_grad"])
+def test_the_whole_lies_within_the_interval(which):
+    whole, part = (mw.bench([CONV12], "sim-64", passes=[which], sample=limit) for limit in (0, 1_000_000))
     (entry,) = part["layers"]
     low, high = entry["sample"]["cycles_95"]
     assert part["cycles_95"] == [low, high]
