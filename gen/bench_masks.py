@@ -220,8 +220,8 @@ def load_masks(
             name, _, tensor = key.rpartition(".")
             found = [x for x in layers if name in (x.layer, x.name)]
             if tensor not in TENSORS or not found:
-                names = list(dict.fromkeys(x.layer for x in layers))
-                known = ", ".join(names[:20]) + (", ..." if len(names) > 20 else "")
+                theirs = list(dict.fromkeys(x.layer for x in layers))
+                known = ", ".join(theirs[:20]) + (", ..." if len(theirs) > 20 else "")
                 raise MaskworkValueError(
                     f"{path}, key {key!r}: must be LAYER.TENSOR or NETWORK/LAYER.TENSOR, with a tensor of "
                     f"{', '.join(TENSORS)} and a layer of {known}"

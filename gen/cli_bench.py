@@ -9,7 +9,6 @@ import click
 from maskwork.gen import cli_common as common
 from maskwork.gen.bench_sample import SAMPLE
 from maskwork.gen.config import Config
-from rich.markup import escape
 
 
 @click.command(
@@ -125,6 +124,8 @@ def _total_rows(name: str, values: Mapping[str, Any]) -> list[list[str]]:
 
 
 def _show(result: dict[str, Any]) -> None:
+    from rich.markup import escape
+
     table = common.new_table("layer", *_HEADINGS)
     table.add_column("most PE-cycles lost to", no_wrap=True)
     several = len(result["networks"]) > 1
@@ -167,6 +168,8 @@ def _show_samples(result: Mapping[str, Any]) -> None:
 
 
 def _show_ablation(rows: Sequence[Mapping[str, Any]]) -> None:
+    from rich.markup import escape
+
     networks = [network["network"] for network in rows[0]["networks"]]
     table = common.new_table("network", "pass", *(f"skip {row['skip'] or 'none'}" for row in rows))
     for i, network in enumerate(networks):

@@ -92,14 +92,17 @@ class Layer:
             _check_name(name, getattr(self, name))
         for name, least in _LEAST.items():
             value = getattr(self, name)
-            if not isinstance(value, Integral) or isinstance(value, bool) or not least <= value <= LARGEST_SIZE:
+            # NumPy's integers, which would overflow, become Python's
+            number = int(value) if isinstance(value, Integral) and not isinstance(value, bool) else None
+            if number is None or not least <= number <= LARGEST_SIZE:
                 raise MaskworkValueError(f"{name}: must be an integer from {least} to {LARGEST_SIZE}, not {value!r}")
-            object.__setattr__(self, name, int(value))  # NumPy's integers would overflow
+            object.__setattr__(self, name, number)
         for name in _DENSITIES:
             value = getattr(self, name)
-            if not isinstance(value, Real) or isinstance(value, bool) or not 0 <= value <= 1:  # also refuses NaN
+            number = float(value) if isinstance(value, Real) and not isinstance(value, bool) else -1.0
+            if not 0 <= number <= 1:  # also refuses NaN
                 raise MaskworkValueError(f"{name}: must be a density from 0 to 1, not {value!r}")
-            object.__setattr__(self, name, float(value))
+            object.__setattr__(self, name, number)
         if self.output_mask not in OUTPUT_MASKS:
             raise MaskworkValueError(f"output_mask: must be one of {', '.join(OUTPUT_MASKS)}, not {self.output_mask!r}")
         own = self.passes if isinstance(self.passes, tuple) else ()

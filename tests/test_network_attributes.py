@@ -117,7 +117,9 @@ def test_products_of_two_computed_operands(left, right, result):
 def test_a_constant_stack_of_matrices():
     build = Builder(6, opset=19)
     x = build.input((3, 5, 8), "uint8")
-    w, ws, wz = build.weights((3, 8, 6), None, 6)
+    # of 7 bits: for stacks, onnxruntime saturates sums of two larger products on processors without VNNI all the same
+    w = build.constant(build.rng.integers(-64, 64, (3, 8, 6)).astype(np.int8))
+    ws, wz = build.constant(np.float32(0.02)), build.constant(np.int8(3))
     inputs = [x, *build.parameters(build.grids[x]), w, ws, wz, *build.parameters(OTHER)]
     close(build.finish(build.node("QLinearMatMul", inputs, (3, 5, 6))), build.feed())
 
