@@ -31,8 +31,14 @@ POST_MAX_SHIFT = 47
 POST_MAX_SUM = 48
 """Most bits of an accumulator with post-processing."""
 
+DISPATCH = ("free", "turns")
+"""Values of the key ``dispatch``."""
+
 GENERATORS = ("threshold", "prune", "dropout", "norms", "project", "store")
 """Blocks of the mask unit, as the key ``generators`` names them."""
+
+_SINCE = {"dispatch": "free"}
+"""Keys that came after the first configurations that are in use, and the values that these have."""
 
 
 def _doc(text: str, default: Any) -> Any:
@@ -75,6 +81,10 @@ class Config:
     load_slots: int = _doc("slots of a PE's weights that a load writes in one cycle", 1)
     weight_lanes: int = _doc("neighbouring lanes that share a memory of weights, each reading at a port of its own", 1)
     hop_stages: int = _doc("registers more on the wires to and from each cluster, and to each PE's weights", 0)
+    dispatch: str = _doc(
+        'who gets the next row of a RUN: "free", any lane of the cluster with room; "turns", one lane after the other',
+        "free",
+    )
     lut_ram: bool = _doc("the device has LUT RAM; without it, small memories and fetch's state go to block RAM", True)
     a_spram: bool = _doc("activation banks are single-port memories, of an iCE40 UltraPlus' big single-port RAM", False)
     post: bool = _doc("post-processing (bias, requantisation, clamp) is built; without it results are raw sums", True)
@@ -116,7 +126,7 @@ class Config:
             )
         self._power_of_two("pes_per_lane", 1, 16)
         self._power_of_two("slots", 4, 32)
-        self._power_of_two("rows_in_flight", 2, 4)
+        self._power_of_two("rows_in_flight", 1, 4)
         self._power_of_two("queue_depth", 8, 64)
         self._in_range("a_width", 4, 18)
         self._in_range("b_width", 4, 18)
@@ -159,6 +169,8 @@ class Config:
                 f"words for every row in flight), not {self.fifo_depth}"
             )
         self._in_range("hop_stages", 0, 2)
+        if self.dispatch not in DISPATCH:
+            raise ConfigError(f"dispatch must be {' or '.join(DISPATCH)}, not {self.dispatch!r}")
         self._check_generators()
         if self.tile_columns > 256:
             raise ConfigError(
@@ -242,8 +254,10 @@ class Config:
 
     @cached_property
     def hash(self) -> int:
-        """32-bit hash of everything but the name: a program runs only on the configuration it was made for."""
-        fields = {k: v for k, v in self.to_dict().items() if k != "name"}
+        """32-bit hash of everything but the name: a program runs only on the configuration it was made for. A key of
+        :data:`_SINCE` counts only where it is not what it was before it was a key: older programs and designs stay.
+        """
+        fields = {k: v for k, v in self.to_dict().items() if k != "name" and (k, v) not in _SINCE.items()}
         text = json.dumps(fields, sort_keys=True, separators=(",", ":"))
         return int.from_bytes(hashlib.sha256(text.encode()).digest()[:4], "little")
 

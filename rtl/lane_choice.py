@@ -21,8 +21,9 @@ Choice = tuple[Value, Value, Value, Value]
 def choose_lane(
     m: Module, config: Config, fetch, run, index: Value, next_row: Value, sent: Value, wanted: Value
 ) -> Choice:
-    """Part of a fetch unit: any ring with room, first where a whole lane is free. A table notes where a row's first
-    K tile went, and later tiles follow it. Shared rows go to all lanes, to the rings in turn.
+    """Part of a fetch unit: any ring with room, first where a whole lane is free; with ``dispatch = "turns"`` only of
+    the lane whose turn it is, row after row. A table notes where a row's first K tile went, and later tiles follow it.
+    Shared rows go to all lanes, to the rings in turn.
 
     Rows stay in their lane for all K tiles. So first K tiles are dealt in rounds, one row to every lane that still has
     partial-sum slots: whatever their lengths, lanes have as many of them. A row without wanted columns is no turn.
@@ -59,7 +60,8 @@ def choose_lane(
     read, write = table.read_port(), table.write_port()
     keeps = Signal()  # partial sums stay: the lane needs a free slot for them
     m.d.comb += keeps.eq(run["first"] & ~run["final"])
-    had = Signal(lanes)  # had a row in this round
+    in_turn = config.dispatch == "turns"
+    had = Signal(lanes)  # had a row in this round; with lanes in turn a row without wanted columns is a turn as well
     full = Cat(Cat(used[n * rings + ring] == own_slots for ring in range(rings)).all() for n in range(lanes))
     last = Signal(lanes)  # whom the row that was given away last went to
     # registered, for the choice is not urgent: rings that could take a row, first where the whole lane is free
@@ -68,7 +70,8 @@ def choose_lane(
     common = Signal(rings)  # able in every lane
     for n in range(lanes):
         own = fetch.room[n * rings : (n + 1) * rings] & ~fetch.coming[n * rings : (n + 1) * rings]
-        has_slot = Cat(~keeps | ((used[n * rings + ring] != own_slots) & ~had[n]) for ring in range(rings))
+        waits = Const(0) if in_turn else had[n]
+        has_slot = Cat(~keeps | ((used[n * rings + ring] != own_slots) & ~waits) for ring in range(rings))
         m.d.sync += [
             able[n * rings : (n + 1) * rings].eq(own & has_slot),
             lane_free[n * rings : (n + 1) * rings].eq(Mux(own.all(), own & has_slot, 0)),
@@ -76,7 +79,10 @@ def choose_lane(
     for ring in range(rings):
         m.d.comb += common[ring].eq(Cat(able[n * rings + ring] for n in range(lanes)).all())
     settled = _settled(m, fetch, next_row)
-    candidates = Mux(lane_free.any(), lane_free, able)
+    allowed = Const(1).replicate(lanes * rings)
+    if in_turn:
+        allowed = Cat((index[: (lanes - 1).bit_length()] == n).replicate(rings) for n in range(lanes))
+    candidates = Mux((lane_free & allowed).any(), lane_free, able) & allowed
     pick = Signal(lanes * rings)
     m.d.sync += pick.eq(candidates & (~candidates + 1)[: lanes * rings])
     kept_lane, kept_ring, kept_slot = Signal(lanes), Signal(ring_bits), Signal(slot_width)

@@ -26,6 +26,7 @@ from .variants import ALL, TWO
 from .variants import CONFIGS as VARIANTS
 
 SMALL, TINY = preset("small"), preset("tiny")
+IN_TURN = TWO.replace(dispatch="turns", lanes_per_cluster=4)
 WIDE = TWO.replace(skip="ac", load_slots=2, stream_words=8)
 NINETY_SIX = Config.from_toml(Path(__file__).parents[1] / "docs/boards/ulx3s-85f-96.toml").replace(counters=True)
 CONFIGS: dict[str, tuple[Config, int]] = {
@@ -45,6 +46,12 @@ CONFIGS: dict[str, tuple[Config, int]] = {
     "ac, 8 words": (WIDE, 8),
     "8 clusters, 4 words": (  # results of many clusters wait for the stream; a result's head is one beat
         TWO.replace(lanes=16, stream_words=4, weight_lanes=2, load_slots=2, psum_in_pe=True), 10
+    ),
+    "rows in turn": (IN_TURN, 8),
+    "rows in turn, serial fetch": (TWO.replace(dispatch="turns", lut_ram=False, slots=32), 8),
+    "one row in flight": (TWO.replace(rows_in_flight=1, weight_lanes=2), 8),
+    "one row in flight, K in PEs": (
+        TWO.replace(rows_in_flight=1, dispatch="turns", psum_in_pe=True, stream_words=2, lanes_per_cluster=4), 8
     ),
     "small buffers": (
         TINY.replace(
@@ -96,8 +103,8 @@ def check(config, device, words, last, what):
 # ---------------------------------------------------------------------- against the RTL
 
 
-def test_there_are_320_programs():
-    assert sum(number for _, number in CONFIGS.values()) == 320
+def test_there_are_352_programs():
+    assert sum(number for _, number in CONFIGS.values()) == 352
     assert {config.name for config, _ in CONFIGS.values()} >= set(mw.presets())
 
 
@@ -118,6 +125,26 @@ def test_random_programs(name):
     uneven = config.lut_ram and set(config.skip) & {*"bc"}
     reached = [reason for reason in COUNTERS[:8] if reason != "imbalance" or uneven]
     assert all(charged[reason] for reason in reached), charged
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("k", [20, 80])
+def test_rows_go_to_lanes_in_turn(k):
+    """With as many rows as fit, of one K tile and of three, whatever their lengths."""
+    rng, lanes, rows = np.random.default_rng(3), IN_TURN.lanes, 4 * IN_TURN.psum_rows
+    a = rng.integers(1, 9, (rows, k)) * (rng.random((rows, k)) < rng.random((rows, 1)))
+    b = np.ones((k, 16), np.int64)
+    went = {}
+    for dispatch in ("turns", "free"):
+        config = IN_TURN.replace(dispatch=dispatch)
+        program = lower_matmul(config, rows, k, 16, mode="rows")
+        bound = bind(program, {"a": a, "b": b})
+        words, last = RtlDevice(config).execute(bound.words, bound.last)
+        packets = [decode(config, p) for p in np.split(words, np.flatnonzero(last) + 1) if p.size]
+        results = [p for p in packets if p["reply"] == Reply.RESULT]
+        went[dispatch] = [p["lane"] for p in sorted(results, key=lambda p: (p["tag"], p["row"]))]
+        assert len(results) == rows
+    assert went["turns"] == [n % lanes for n in range(rows)] != went["free"]
 
 
 @pytest.mark.slow

@@ -26,7 +26,7 @@ _CONFIG = (
     "lanes", "lanes_per_cluster", "pes_per_lane", "slots", "rows_in_flight", "queue_depth", "a_width", "b_width",
     "acc_width", "stream_words", "skip_a", "skip_b", "skip_c", "fetch_width", "k_depth", "a_depth", "a_segments",
     "c_rows", "psum_rows", "fifo_depth", "run_depth", "lut_ram", "post", "counters", "psum_in_pe",
-    "load_slots", "project_sums", "weight_lanes", "hop_stages",
+    "load_slots", "project_sums", "weight_lanes", "hop_stages", "in_turn",
 )  # fmt: skip
 _REASONS = ("fetch", "imbalance", "drain", "load", "dispatch", "idle")
 _RESULT = ("multiply", "lookup", "cycles", "words_in", "words_out", "compute_cycles", "total_cycles", "beats_in",
@@ -84,6 +84,7 @@ def _library(cache: Cache | None = None) -> ctypes.CDLL:
 def _c_config(config: Config) -> _Config:
     values = {name: int(getattr(config, name)) for name in _CONFIG if hasattr(config, name)}
     values |= {f"skip_{letter}": int(letter in config.skip) for letter in "abc"}
+    values["in_turn"] = int(config.dispatch == "turns")
     result = _Config(**values)
     run = COMMANDS[Op.RUN]
     result.run_words = run.words

@@ -139,7 +139,9 @@ struct Fetch {
         uint32_t free_lanes = own & first_rings;
         for (int n = 1; n < rings; ++n) free_lanes &= own >> n;
         const uint32_t next_free = has_slot & (free_lanes * ring_mask);
-        const uint32_t candidates = lane_free ? lane_free : able;
+        uint32_t allowed = ~0u;
+        if (config->in_turn) allowed = ring_mask << ((index & (lanes - 1)) << ring_shift);
+        const uint32_t candidates = (lane_free & allowed ? lane_free : able) & allowed;
         // ---- registers, last stage first
         if (share) {
             place.lanes = static_cast<uint8_t>((1u << lanes) - 1);
@@ -191,7 +193,8 @@ struct Fetch {
         }
         with_slot = 0;
         for (int n = 0; n < lanes * rings; ++n) {
-            with_slot |= static_cast<uint32_t>(used[n] != own_slots && !(had >> (n >> ring_shift) & 1)) << n;
+            const bool waits = !config->in_turn && (had >> (n >> ring_shift) & 1);
+            with_slot |= static_cast<uint32_t>(used[n] != own_slots && !waits) << n;
         }
     }
 

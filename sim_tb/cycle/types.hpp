@@ -48,6 +48,7 @@ struct Config {
     int32_t lanes, lanes_per_cluster, pes, slots, rings, queue_depth, a_width, b_width, acc_width, stream_words;
     int32_t skip_a, skip_b, skip_c, fetch_width, k_depth, a_depth, a_segments, c_rows, psum_rows, fifo_depth;
     int32_t run_depth, lut_ram, post, counters, psum_in_pe, load_slots, project_sums, weight_lanes, hop_stages;
+    int32_t in_turn;                    // dispatch
     int32_t run_words;                  // of a RUN's header
     int32_t header_words[256];          // of every command, 0: there is none
     BitField run[RUN_FIELDS];
