@@ -34,6 +34,7 @@ def bench(
     skips: Iterable[str] | None = None,
     sample: int = 4_000_000_000,
     requantise: Iterable[str] = (),
+    without: Iterable[str] = (),
     curves: bool = False,
     jobs: int = 1,
 ) -> dict[str, Any]:
@@ -53,6 +54,7 @@ def bench(
         sample: effectual multiplies of one pass of a layer above which a seeded sample of about so many is simulated
             and scaled, with a 95 % confidence interval; 0 never samples.
         requantise: passes whose results are requantised to 8 bits before they leave.
+        without: what to leave out, to see what it brings: of "dealing", "multicast", "operand" and "trials".
         curves: measure utilisation against density as well.
         jobs: processes at most.
 
@@ -67,7 +69,8 @@ def bench(
 
     return Bench(
         workload, as_config(config), passes=passes, batch=batch, masks=masks, masks_from=masks_from, seed=seed,
-        layers=layers, skips=skips, sample=sample, requantise=requantise, curves=curves, jobs=jobs,
+        layers=layers, skips=skips, sample=sample, requantise=requantise, without=without, curves=curves,
+        jobs=jobs,
     ).run()  # fmt: skip
 
 

@@ -10,6 +10,7 @@ import zlib
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from typing import Any
 
+from maskwork.gen.ablate import ablated, parse_without
 from maskwork.gen.bench_jobs import processors, run_all
 from maskwork.gen.bench_masks import KINDS, LayerMasks, MaskSource, load_masks
 from maskwork.gen.bench_sample import SAMPLE, Measured, measure
@@ -41,6 +42,7 @@ class Bench:
             scaled; 0 never samples.
         requantise: passes whose results are requantised to 8 bits before they leave.
         curves: measure utilisation against density as well.
+        without: what to leave out, names of :data:`~maskwork.gen.ablate.ABLATIONS`.
         jobs: processes at most; None takes as many as there are processors for a workload that is worth it. The
             report does not depend on it, but for its seconds.
 
@@ -62,25 +64,27 @@ class Bench:
         skips: Iterable[str] | None = None,
         sample: int = SAMPLE,
         requantise: Iterable[str] = (),
+        without: Iterable[str] = (),
         curves: bool = False,
         jobs: int | None = 1,
     ) -> None:
         limits = (("batch", batch, 1), ("seed", seed, 0), ("sample", sample, 0), ("jobs", jobs, 1))
         for name, value, least in limits:
-            if value is not None and (type(value) is not int or value < least):
+            none = value is None and name in ("batch", "jobs")
+            if not none and (type(value) is not int or value < least):
                 raise MaskworkValueError(f"{name} must be an integer of at least {least}, not {value!r}")
         self.config, self.seed, self.sample, self.curves = config, seed, sample, curves
-        for name, texts in (("masks_from", masks_from), ("layers", layers), ("skips", skips)):
-            if isinstance(texts, str | os.PathLike):
-                raise MaskworkTypeError(f"{name} must be a list of texts, not one string {os.fspath(texts)!r}")
+        files, chosen_layers = _texts("masks_from", masks_from) or [], _texts("layers", layers)
+        own_skips = _texts("skips", skips)
         self.passes = _passes("passes", PASSES if passes is None else passes)
         self.requantise = _passes("requantise", requantise)
+        self.without = parse_without(without)
         if self.requantise and not config.post:
             raise MaskworkValueError("requantise needs a configuration with post = true, not false")
         every, self.workload = _layers(workload)
         if batch is not None:
             every = [layer.with_batch(batch) for layer in every]
-        chosen = choose_layers(every, layers)
+        chosen = choose_layers(every, chosen_layers)
         self.tasks = [(layer, tuple(p for p in self.passes if p in layer.passes)) for layer in chosen]
         self.tasks = [(layer, own) for layer, own in self.tasks if own]
         if not self.tasks:
@@ -90,10 +94,10 @@ class Bench:
             )
         self.masks = masks
         self.source = MaskSource(every, masks, seed)
-        self.files = [os.fspath(path) for path in masks_from]
+        self.files = [os.fspath(path) for path in files]
         self._given: set[str] = set()
         self.source.own = load_masks(self.files, every, [layer for layer, _ in self.tasks], self._given)
-        self.skips = None if skips is None else list(dict.fromkeys("".join(sorted(s)) for s in skips))
+        self.skips = None if own_skips is None else list(dict.fromkeys("".join(sorted(s)) for s in own_skips))
         self.configs = [config] + [
             config.replace(skip=skip) for skip in self.skips or () if skip != config.skip
         ]  # fmt: skip
@@ -133,7 +137,8 @@ class Bench:
         layers = report.pop("layers")
         report.update(_totals(entries[0]))
         report.update(workload=self.workload, masks=self.masks, masks_from=self.files, seed=self.seed,
-                      sample_limit=self.sample, requantise=list(self.requantise))  # fmt: skip
+                      sample_limit=self.sample, requantise=list(self.requantise),
+                      without=sorted(self.without))  # fmt: skip
         if self.skips is not None:
             report["ablation"] = self._ablation(entries)
         if self.curves:
@@ -199,7 +204,7 @@ class Bench:
         programs: dict[Hashable, tuple[int, Program]],
     ) -> dict[str, Any]:  # fmt: skip
         start = time.perf_counter()
-        products = works(config, layer, which, masks, post=which in self.requantise)
+        products = ablated(works(config, layer, which, masks, post=which in self.requantise), self.without)
         keys = [self.seed, zlib.crc32(layer.name.encode()), PASSES.index(which)]
         # programs of works that are unlike the last layer's would take up memory
         own = {work.key for work in products}
@@ -230,6 +235,16 @@ class Bench:
 def _sizes(layer: Layer) -> tuple[Any, ...]:
     """What programs depend on besides densities."""
     return tuple(value for value in dataclasses.astuple(layer) if type(value) is int)
+
+
+def _texts(name: str, texts: Iterable[Any] | None) -> list[Any] | None:
+    if isinstance(texts, str | os.PathLike):
+        raise MaskworkTypeError(f"{name} must be a list of texts, not one string {os.fspath(texts)!r}")
+    found = None if texts is None else list(texts)
+    for text in found or ():
+        if not isinstance(text, str | os.PathLike):
+            raise MaskworkTypeError(f"{name} must be a list of texts, not {text!r} in it")
+    return found
 
 
 def _passes(name: str, passes: Iterable[str]) -> tuple[str, ...]:

@@ -92,6 +92,8 @@ def _subtitle(report: Mapping[str, Any]) -> str:
         f"skip {config['skip'] or 'none'}", f"{config['stream_words']} stream words",
         f"{report['masks']} masks, seed {report['seed']}",
     ]  # fmt: skip
+    if report["without"]:
+        parts.append(f"without {', '.join(report['without'])}")
     if report["masks_from"]:
         parts.append(f"masks from {', '.join(report['masks_from'])}")
     return "; ".join([*([report["workload"]] if report["workload"] else []), *parts])

@@ -36,6 +36,7 @@ from maskwork.gen.config import Config
 @click.option("--sample", metavar="N", type=click.IntRange(min=0), default=SAMPLE, show_default=True,
               help="Simulate a sample of about N effectual multiplies of a pass that has more; 0: never.")  # fmt: skip
 @click.option("--requantise", metavar="LIST", help="Passes whose results leave as 8 bits; none by default.")
+@click.option("--without", metavar="LIST", help="Leave these out: of dealing,multicast,operand,trials (docs/study.md).")
 @click.option("--jobs", metavar="N", type=click.IntRange(min=1),
               help="Processes at most; by default as many as processors, one for small workloads.")  # fmt: skip
 @click.option("--curves", is_flag=True, help="Measure utilisation against density too (--html does).")
@@ -44,8 +45,8 @@ from maskwork.gen.config import Config
 @click.option("--json", "as_json", is_flag=True, help="Print the report as JSON.")
 def bench(
     config: Config, workload: str, passes: str | None, batch: int | None, masks: str, masks_from: tuple[str, ...],
-    seed: int, layers: str | None, skips: str | None, sample: int, requantise: str | None, jobs: int | None,
-    curves: bool, report: str | None, html: str | None, as_json: bool,
+    seed: int, layers: str | None, skips: str | None, sample: int, requantise: str | None, without: str | None,
+    jobs: int | None, curves: bool, report: str | None, html: str | None, as_json: bool,
 ) -> None:  # fmt: skip
     """Cycles, utilisation and speed-up of a workload's layers, on the exact cycle model.
 
@@ -60,7 +61,8 @@ def bench(
         the_bench = Bench(
             workload, config, passes=common.names(passes, "--passes"), batch=batch, masks=masks, masks_from=masks_from,
             seed=seed, layers=common.names(layers, "--layers"), skips=_skips(skips), sample=sample,
-            requantise=common.names(requantise, "--requantise") or (), curves=curves or html is not None, jobs=jobs,
+            requantise=common.names(requantise, "--requantise") or (),
+            without=common.names(without, "--without") or (), curves=curves or html is not None, jobs=jobs,
         )  # fmt: skip
         for unread in the_bench.unread:
             click.echo(f"maskwork: warning: --masks-from: no pass that runs reads {unread}", err=True)
@@ -141,8 +143,9 @@ def _show(result: dict[str, Any]) -> None:
             table.add_row(*row)
     common.console().print(table)
     config = result["config"]
+    without = f", without {', '.join(result['without'])}" if result["without"] else ""
     click.echo(f"{config['name']}, {result['pes']} PEs, skip {config['skip'] or 'none'}, {result['masks']} masks, "
-               f"seed {result['seed']}")  # fmt: skip
+               f"seed {result['seed']}{without}")  # fmt: skip
     if "layout_words" in result:
         click.echo(f"with the layout of weight gradients' streamed operands changed while the array waits "
                    f"({result['layout_words']:,} words): {result['speedup_with_layout']:.2f} x dense")  # fmt: skip

@@ -26,6 +26,9 @@ MOST_KEPT = 0.98
 POST = {"low": -128, "high": 127}
 """Limits of requantised results."""
 
+LEAST = 0.001
+"""Density of masks that have less, to those who choose tiles."""
+
 _EXACT = 1 << 24
 """Counts below this are exact in float32."""
 
@@ -139,10 +142,9 @@ def rows_at_a_time(config: Config) -> int:
 
 
 def coarse(*masks: BoolArray | None) -> tuple[float, ...]:
-    """Densities in steps of 2 % (1 % below .1), so that groups of a layer share a program."""
-    values = [1.0 if mask is None else float(mask.mean()) for mask in masks]
-    steps = [50 if value > 0.1 else 100 for value in values]
-    return tuple(max(0.01, math.ceil(value * step) / step) for value, step in zip(values, steps, strict=True))
+    """Densities, up to 1 % of each too high, so that groups of a layer share programs."""
+    values = [1.0 if mask is None else max(LEAST, float(mask.mean())) for mask in masks]
+    return tuple(min(1.0, 1.01 ** math.ceil(math.log(value, 1.01) - 1e-9)) for value in values)
 
 
 def column_work(columns: int, *masks: BoolArray | None) -> tuple[float, ...] | None:
@@ -176,6 +178,7 @@ class ConvWork:
         dilation: of rows and columns.
         groups: groups merged in this product; the mask of the weights is then block-diagonal.
         post: results are requantised.
+        dealt: columns are dealt to PEs by their expected work.
     """
 
     shape: Shape4
@@ -188,6 +191,7 @@ class ConvWork:
     dilation: tuple[int, int] = (1, 1)
     groups: int = 1
     post: bool = False
+    dealt: bool = True
 
     @property
     def output(self) -> Shape4:
@@ -210,8 +214,8 @@ class ConvWork:
 
     @property
     def _column_work(self) -> tuple[float, ...] | None:
-        """Expected work of each column, in steps of 2 % of the mean."""
-        return column_work(self.output[3], self.b, self.c)
+        """Expected work of each column, in steps of 2 % of the mean; None where they are not dealt by it."""
+        return column_work(self.output[3], self.b, self.c) if self.dealt else None
 
     @cached_property
     def _whole(self) -> bool:

@@ -49,6 +49,7 @@ class WeightGradWork:
         post: results are requantised.
         exchanged: it is the swapped one.
         groups: groups merged in this product; the mask of C is then block-diagonal.
+        dealt: channels and columns are dealt by their expected work.
 
     Swapped, shape, a, grad and b are those of the other operand, results are (kh, kw, Cout, Cin) with taps in reverse.
     """
@@ -65,6 +66,7 @@ class WeightGradWork:
     post: bool = False
     exchanged: bool = False
     groups: int = 1
+    dealt: bool = True
 
     @property
     def _density(self) -> tuple[float, ...]:
@@ -77,14 +79,16 @@ class WeightGradWork:
 
     @property
     def _row_work(self) -> tuple[float, ...] | None:
-        """Expected work of each channel of A, in steps of 1 % of the mean."""
+        """Expected work of each channel of A, in steps of 1 % of the mean; None where they are not dealt by it."""
+        if not self.dealt:
+            return None
         wanted = None if self.c is None else self.c.transpose(0, 1, 3, 2)
         return column_work(self.shape[3], self.a, wanted)
 
     @property
     def _column_work(self) -> tuple[float, ...] | None:
         """The same of each column."""
-        return column_work(self.grad[3], self.b, self.c)
+        return column_work(self.grad[3], self.b, self.c) if self.dealt else None
 
     @property
     def key(self) -> Hashable:

@@ -33,7 +33,8 @@ ROWS = (
 
 KEYS = {"target", "config", "pes", "macs_dense", "macs_effectual", "cycles", "compute_cycles", "utilization",
         "speedup_vs_dense", "bound", "bound_fraction", "pe_cycles", "words_in", "words_out", "seconds", "layers",
-        "networks", "passes", "workload", "masks", "masks_from", "seed", "sample_limit", "requantise"}  # fmt: skip
+        "networks", "passes", "workload", "masks", "masks_from", "seed", "sample_limit", "requantise",
+        "without"}  # fmt: skip
 LAYOUT = {"layout_words", "speedup_with_layout"}
 
 
@@ -365,6 +366,7 @@ def test_samples_are_stated(folder, model, capsys):
         (("w.csv", "--batch", "60000000"), "net/conv1: batch: must be an integer from 1 to 65536, not 60000000"),
         (("w.csv", "--skips", "abd"), 'skip must hold each of the letters "a", "b" and "c"'),
         (("w.csv", "--requantise", "forward", "--set", "post=false"), "requantise needs a configuration with post"),
+        (("w.csv", "--without", "deal"), "without must be of dealing, multicast, operand, trials, not 'deal'"),
         (("w.csv", "--html", "no/r.html"), "--html no/r.html: cannot be written"),
         (("bad.csv",), "bad.csv, row 2, column density_input: must be a density from 0 to 1, not '2'"),
     ],
@@ -384,8 +386,13 @@ def test_bad_arguments(folder):
         Bench("w.csv", mw.preset("small"), passes="forward")
     with pytest.raises(MaskworkTypeError, match="workload must be a CSV file's name, or layers"):
         mw.bench([1])
-    with pytest.raises(MaskworkValueError, match="seed must be an integer of at least 0, not -1"):
-        mw.bench("w.csv", seed=-1)
+    for wrong in (-1, None, 1.0):
+        with pytest.raises(MaskworkValueError, match=f"seed must be an integer of at least 0, not {wrong}"):
+            mw.bench("w.csv", seed=wrong)
+    with pytest.raises(MaskworkTypeError, match="layers must be a list of texts, not 3 in it"):
+        mw.bench("w.csv", layers=["conv*", 3])
+    with pytest.raises(MaskworkTypeError, match="without must be a list of names, not one string 'trials'"):
+        mw.bench("w.csv", without="trials")
 
 
 def test_every_operand_of_a_pass_is_a_tensor():
