@@ -78,7 +78,7 @@ def _program(config: Config, ways: Sequence[Work], tune: bool) -> tuple[int, Pro
     cycles = []
     for way, program in zip(ways, programs, strict=True):
         tried = trial(program, operands(way, program), max(1, way.macs()[1]), LONGEST)
-        cycles.append(math.inf if tried is None else tried.cycles)
+        cycles.append(math.inf if tried is None else tried)
     best = min(range(len(ways)), key=cycles.__getitem__)
     return best, programs[best]
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
 from math import inf
 from typing import Any, TypeVar
 
@@ -23,27 +22,48 @@ SAMPLE = 12_000_000
 """Products of a trial, about: whole chains of K tiles, two at least."""
 
 WHOLE = 200_000_000
-"""Products of a program, below which the best plans are run to their end where wanted positions are known: parts are
-then of different sizes, and none stands for the others."""
+"""Products of a program, below which the best plans are run to their end if they are close; where wanted positions are
+known always, for parts are then of different sizes, and none stands for the others."""
 
 FINALISTS = 3
 """Such plans."""
+
+CLOSE = 1.05
+"""Cycles of close plans against the best one's, at most, by trials of their beginnings."""
 
 LONGEST = 60_000_000
 """Products of a trial, at most, about, where chains are long: one has to do, or a part of it."""
 
 
-def beginning(program: Program, chains: int) -> tuple[Program, int]:
-    """A program's commands up to the end of so many chains of K tiles, and how many chains it has in all."""
-    commands, number, ends = program.commands, 0, len(program.commands)
-    is_final = [command["op"] == "RUN" and bool(command.get("final")) for command in commands]
-    for index, final in enumerate(is_final):
-        if final and not is_final[index - 1]:
-            number += 1
-        if not final and is_final[index - 1] and number == chains:
-            ends = min(ends, index)
+def chains_of(program: Program) -> list[tuple[int, int]]:
+    """Of each chain of K tiles, the number of commands up to its end, and its work: what the cluster with most rows
+    has to do, for a chain takes as long as that.
+    """
+    found: list[tuple[int, int]] = []
+    clusters: dict[int, int] = {}
+    final = False
+    for index, command in enumerate([*program.commands, {"op": "SYNC"}]):
+        was_final, final = final, command["op"] == "RUN" and bool(command.get("final"))
+        if was_final and not final:
+            found.append((index, max(clusters.values())))
+            clusters = {}
+        if command["op"] == "RUN":
+            for n in range(32):
+                if command.get("clusters", 1) >> n & 1:
+                    own = command.get("rows", 0) * (command.get("columns", 0) + 1)
+                    clusters[n] = clusters.get(n, 0) + own
+    return found
+
+
+def beginning(program: Program, chains: int) -> tuple[Program, float]:
+    """A program's commands up to the end of so many chains of K tiles, and their share of the work of all."""
+    every = chains_of(program)
+    commands, ends = program.commands, every[min(chains, len(every)) - 1][0]
     kept = [*commands[:ends], {"op": "SYNC"}] if commands[ends - 1]["op"] != "SYNC" else commands
-    return Program(program.config, program.operands, kept, [], program.outputs, program.products), number
+    if chains >= len(every):
+        kept = commands if commands[-1]["op"] == "SYNC" else [*commands, {"op": "SYNC"}]
+    share = sum(work for _, work in every[:chains]) / max(1, sum(work for _, work in every))
+    return Program(program.config, program.operands, kept, [], program.outputs, program.products), share
 
 
 def _shortened(program: Program, share: float) -> tuple[Program, float]:
@@ -55,27 +75,15 @@ def _shortened(program: Program, share: float) -> tuple[Program, float]:
     return short, number / len(runs)
 
 
-@dataclass(frozen=True)
-class Trial:
-    """What the beginning of a program says.
-
-    Members:
-        pace: products that it computes in a cycle.
-        cycles: of the whole program, if all its chains take as long.
-    """
-
-    pace: float
-    cycles: float
-
-
 def trial(
     program: Program,
     values: Mapping[str, NDArray[Any]],
     products: float,
     most: float = inf,
     sample: float | None = None,
-) -> Trial | None:
-    """Simulate the beginning of a program; None where the operands do not fit the banks.
+) -> float | None:
+    """Cycles that a program seems to take, from its beginning: its other chains should take as long for their work.
+    None where the operands do not fit the banks.
 
     Args:
         program: the whole program.
@@ -86,13 +94,12 @@ def trial(
     """
     from maskwork.sim_tb.cycle import simulate
 
-    chains = beginning(program, 1)[1]
+    chains = len(chains_of(program))
     wanted = SAMPLE if sample is None else sample
     number = max(2, round(min(1.0, wanted / products) * chains))
     if number * products > most * chains:
         number = max(1, int(most * chains / products))
-    tried, _ = beginning(program, number)
-    share = min(1.0, number / max(1, chains))
+    tried, share = beginning(program, number)
     if share * products > most:
         tried, kept = _shortened(tried, most / (share * products))
         share *= kept
@@ -101,7 +108,7 @@ def trial(
         counters = simulate(program.config, bound.words, bound.last)
     except BankOverflow:
         return None
-    return Trial(counters["multiply"] / counters["cycles"], counters["cycles"] / share)
+    return counters["cycles"] / share
 
 
 def _c_mask(
@@ -119,16 +126,15 @@ def fastest(
     scheduler: Scheduler, schedule: Callable[[P], None], plans: Sequence[P], density: Density, few_chains: bool = False,
     positions: NDArray[np.bool_] | None = None, sample: float | None = None,
 ) -> P:  # fmt: skip
-    """The plan that computes most products in a cycle.
+    """The plan that seems to take the fewest cycles.
 
     Args:
         scheduler: of the program, which has its operands, and BEGIN only.
         schedule: emits a plan's commands.
         plans: the most promising first; the first is taken where nothing else can be simulated.
         density: of A, B and C, for random masks.
-        few_chains: chains are few and long. Trials may end within one, and the plan is the one with the fewest cycles
-            if other chains take as long: the last ones may not have rows for all clusters, and be none the shorter.
-            That is less exact, so the first plan stays unless another one is better by :data:`SURE`.
+        few_chains: chains are few and long. Trials may end within one, which is less exact, so the first plan stays
+            unless another one is better by :data:`SURE`.
         positions: where results are wanted, (N, OH, OW), if that is known.
         sample: products of each trial, about, if not :data:`SAMPLE`.
     """
@@ -146,18 +152,20 @@ def fastest(
     rows = float(np.prod([float(size) for size in program.outputs["c"]["shape"][:-1]]))
     products = inner * rows * density[0] * density[1] * density[2]
 
-    def paces(plans: Sequence[P], sample: float | None) -> list[tuple[float, P]]:
+    def ranked(plans: Sequence[P], most: float, sample: float | None, sure: float) -> list[tuple[float, P]]:
         found = []
         for plan in plans:
             schedule(plan)
-            tried = trial(program, values, products, LONGEST if few_chains else inf, sample)
+            cycles = trial(program, values, products, most, sample)
             program.commands, program.results, scheduler.finals = list(before), list(results), finals
-            if tried is not None:
-                pace = products / tried.cycles if few_chains else tried.pace
-                found.append((pace / SURE if few_chains and plan is not plans[0] else pace, plan))
-        return sorted(found, key=lambda one: -one[0])
+            if cycles is not None:
+                found.append((cycles * (sure if plan is not plans[0] else 1.0), plan))
+        return sorted(found, key=lambda one: one[0])
 
-    ranked = paces(plans, sample)
-    if positions is not None and (SAMPLE if sample is None else sample) < products < WHOLE:
-        ranked = paces([plan for _, plan in ranked[:FINALISTS]], inf) or ranked
-    return ranked[0][1] if ranked else plans[0]
+    best = ranked(plans, LONGEST if few_chains else inf, sample, SURE if few_chains else 1.0)
+    if (SAMPLE if sample is None else sample) < products < WHOLE:
+        near = inf if positions is not None else CLOSE
+        close = [plan for cycles, plan in best if cycles <= near * best[0][0]][:FINALISTS]
+        if len(close) > 1:
+            best = ranked(close, inf, inf, 1.0) or best
+    return best[0][1] if best else plans[0]

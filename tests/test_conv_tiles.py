@@ -1,6 +1,7 @@
 """Plans of convolutions: clusters with different columns, and the choice among plans by simulation."""
 
 from dataclasses import dataclass
+from math import inf
 
 import numpy as np
 import pytest
@@ -11,7 +12,7 @@ from maskwork.gen.check import check_program
 from maskwork.gen.config import preset
 from maskwork.gen.conv_axis import Axis, Geometry
 from maskwork.gen.conv_tiles import MOST_PLANS, NEAR, Cut, plans
-from maskwork.gen.errors import BankOverflow, MaskworkValueError
+from maskwork.gen.errors import MaskworkValueError
 from maskwork.gen.execute import execute
 from maskwork.gen.isa import ISA_VERSION
 from maskwork.gen.lower_conv import lower_conv
@@ -178,33 +179,49 @@ def test_plans_come_in_order():
 # ---------------------------------------------------------------------- choice by simulation
 
 
-def commands(text):
+def commands(text, **fields):
     """A program of commands: L(oad), r(un), f(inal run), S(YNC)."""
     names = {"L": {"op": "LOAD_A"}, "r": {"op": "RUN"}, "f": {"op": "RUN", "final": 1}, "S": {"op": "SYNC"}}
+    names = {name: command | (fields if command["op"] == "RUN" else {}) for name, command in names.items()}
     return Program(preset("small"), commands=[{"op": "BEGIN", "version": ISA_VERSION}, *(names[c] for c in text)])
 
 
-@pytest.mark.parametrize(("text", "chains", "kept", "number"), [
-    ("LrLffLrLfS", 1, "LrLffS", 2),  # two RUNs end a chain together
-    ("LrLffLrLfS", 2, "LrLffLrLfS", 2),
-    ("LrLfLf", 1, "LrLfS", 2),
-    ("LrLfLf", 2, "LrLfLfS", 2),  # without an end: one is added
-    ("LrLfLfLrf", 5, "LrLfLfLrfS", 3),  # fewer chains than that
+@pytest.mark.parametrize(("text", "chains", "kept", "share"), [
+    ("LrLffLrLfS", 1, "LrLffS", 3 / 5),  # two RUNs end a chain together
+    ("LrLffLrLfS", 2, "LrLffLrLfS", 1),
+    ("LrLfLf", 1, "LrLfS", 2 / 3),
+    ("LrLfLf", 2, "LrLfLfS", 1),  # without an end: one is added
+    ("LrLfLfLrf", 5, "LrLfLfLrfS", 1),  # fewer chains than that
 ])  # fmt: skip
-def test_beginning_ends_with_a_chain(text, chains, kept, number):
-    program = commands(text)
-    first, count = tune.beginning(program, chains)
-    assert count == number
-    assert first.commands == commands(kept).commands
-    assert program.commands == commands(text).commands
+def test_beginning_ends_with_a_chain(text, chains, kept, share):
+    program = commands(text, rows=3, columns=7)
+    first, part = tune.beginning(program, chains)
+    assert part == pytest.approx(share)
+    assert first.commands == commands(kept, rows=3, columns=7).commands
+    assert program.commands == commands(text, rows=3, columns=7).commands
+
+
+def test_a_chain_takes_as_long_as_its_busiest_cluster():
+    """Of 28 rows in two blocks of four clusters the second may have as much to do as the first."""
+
+    def run(clusters, rows, final=1):
+        return {"op": "RUN", "clusters": clusters, "rows": rows, "columns": 15, "final": final}
+
+    load = {"op": "LOAD_B"}
+    blocks = [run(0b1111, 4), load, run(0b0001, 4), run(0b0110, 3), load, run(0b1000, 2)]
+    program = Program(preset("small"), commands=[load, *blocks])
+    assert tune.chains_of(program) == [(2, 64), (5, 64), (7, 32)]
+    steps = [run(0b11, 4, 0), load, run(0b11, 4, 0), load, run(0b11, 4)]
+    assert tune.chains_of(Program(preset("small"), commands=steps)) == [(5, 192)]
+    assert tune.beginning(program, 1)[1] == 0.4
 
 
 @dataclass
 class Way:
-    """A stub of a plan: what the model would count, or None for operands that do not fit."""
+    """A stub of a plan: cycles by a trial, None for operands that do not fit, and all of its cycles if they differ."""
 
-    multiply: int
     cycles: int | None
+    whole: int = 0
 
 
 class Stub:
@@ -227,43 +244,49 @@ class Stub:
         self.finals += 1
 
 
-@pytest.mark.parametrize(("ways", "best"), [
-    ([Way(100, 50), Way(300, 100), Way(200, 80)], 1),  # a trial need not be as long as the others
-    ([Way(100, 50), Way(100, 50)], 0),
-    ([Way(900, None), Way(100, 50)], 1),
-    ([Way(900, None), Way(900, None)], 0),
+@pytest.mark.parametrize(("ways", "best", "again"), [
+    ([Way(50), Way(100), Way(40)], 2, []),
+    ([Way(50), Way(50)], 0, [0, 1]),
+    ([Way(None), Way(50)], 1, []),
+    ([Way(None), Way(None)], 0, []),
+    # close ones run to their end, three of them at most
+    ([Way(102, 90), Way(100, 100), Way(106, 80)], 0, [1, 0]),
+    ([Way(102, 90), Way(100, 100), Way(101, 95), Way(103, 80)], 0, [1, 2, 0]),
 ])  # fmt: skip
-def test_the_fastest_computes_most_products_in_a_cycle(monkeypatch, ways, best):
+@pytest.mark.parametrize("known", [False, True])
+def test_the_fastest_takes_the_fewest_cycles(monkeypatch, ways, best, again, known):
+    """Of the stub's programs, which have 16 products and one chain."""
     stub = Stub()
+    samples = []
 
-    @dataclass
-    class Bound:
-        words: Way
-        last: None = None
-
-    def bind(program, values, check_sums):
-        assert set(values) == {"a", "b"} and not check_sums and program.commands[-1]["op"] == "SYNC"
+    def trial(program, values, products, most, sample):
+        assert set(values) == {"a", "b"} and products == 16 and program.commands[-1]["op"] == "RUN"
+        samples.append(sample)
         way = stub.tried[-1]
-        if way.cycles is None:
-            raise BankOverflow("too dense")
-        return Bound(way)
+        return way.cycles if way.cycles is None or sample != inf else way.whole or way.cycles
 
-    def simulate(config, way, last):
-        return {"multiply": way.multiply, "cycles": way.cycles}
-
-    monkeypatch.setattr(tune, "bind", bind)
-    monkeypatch.setattr("maskwork.sim_tb.cycle.simulate", simulate)
-    assert tune.fastest(stub, stub.schedule, ways, (0.5, 0.5, 1.0)) is ways[best]
-    assert stub.tried == ways
-    # where positions are known the best of the trials run to their end
-    monkeypatch.setattr(tune, "FINALISTS", 1)
-    stub.tried.clear()
-    positions = np.ones((1, 2, 2), dtype=np.bool_)
-    assert tune.fastest(stub, stub.schedule, ways, (0.5, 0.5, 1.0), positions=positions, sample=1) is ways[best]
-    assert stub.tried == [*ways, *([ways[best]] if ways[best].cycles else [])]
+    monkeypatch.setattr(tune, "trial", trial)
+    options = {"sample": 1, "positions": np.ones((1, 2, 2), dtype=np.bool_) if known else None}
+    expected = ways[best]
+    if known:  # whatever their trials said
+        runs = [way for way in sorted(ways, key=lambda way: way.cycles or 0) if way.cycles][:3]
+        again = [ways.index(way) for way in runs] if len(runs) > 1 else []
+        expected = min(runs, key=lambda way: way.whole or way.cycles) if runs else ways[0]
+    assert tune.fastest(stub, stub.schedule, ways, (0.5, 0.5, 1.0), **options) is expected
+    assert stub.tried == ways + [ways[i] for i in again]
+    assert samples == [1] * len(ways) + [inf] * len(again)
     # as it was, for the plan that is taken
     assert [command["op"] for command in stub.program.commands] == ["BEGIN"]
     assert not stub.program.results and stub.finals == 3
+    # nor do short or long programs run twice
+    stub.tried.clear()
+    monkeypatch.setattr(tune, "SAMPLE", 16)
+    tune.fastest(stub, stub.schedule, ways, (0.5, 0.5, 1.0))
+    assert stub.tried == ways
+    stub.tried.clear()
+    monkeypatch.setattr(tune, "WHOLE", 16)
+    tune.fastest(stub, stub.schedule, ways, (0.5, 0.5, 1.0), sample=1)
+    assert stub.tried == ways
 
 
 @pytest.mark.parametrize("whole", [False, True])

@@ -188,7 +188,7 @@ def test_the_faster_way_by_simulation_runs(monkeypatch):
     def trial(program, values, products, most):
         tried.append(program)
         assert products == work.macs()[1] and set(values) == {"a", "b"}
-        return None if len(tried) == 1 else tune.Trial(1.0, 1000.0)
+        return None if len(tried) == 1 else 1000.0
 
     def run(program, values):
         assert program is programs[work.key][1] and np.array_equal(values["b"], work.ways(config)[1].b)
@@ -207,7 +207,7 @@ def test_the_faster_way_by_simulation_runs(monkeypatch):
 @pytest.mark.parametrize(("most", "chains"), [(float("inf"), 2), (1e9, 2), (400, 1), (100, None)])
 def test_a_trial_is_no_longer_than_asked_for(monkeypatch, most, chains):
     """Four chains of three RUNs; 1000 products."""
-    runs = [{"op": "RUN"}, {"op": "RUN"}, {"op": "RUN", "final": 1}] * 4
+    runs = [{"op": "RUN", "rows": 2, **last} for last in ({}, {}, {"final": 1})] * 4
     program = tune.Program(SMALL, commands=[{"op": "BEGIN"}, *runs, {"op": "SYNC"}])
 
     def bind(tried, values, check_sums):
@@ -217,11 +217,11 @@ def test_a_trial_is_no_longer_than_asked_for(monkeypatch, most, chains):
     bound = type("Bound", (), {"words": None, "last": None})
     monkeypatch.setattr(tune, "bind", bind)
     monkeypatch.setattr(tune, "SAMPLE", 10)
-    monkeypatch.setattr("maskwork.sim_tb.cycle.simulate", lambda *_: {"multiply": 50, "cycles": 10})
+    monkeypatch.setattr("maskwork.sim_tb.cycle.simulate", lambda *_: {"cycles": 10})
     got = tune.trial(program, {}, 1000, most)
     number = sum(command["op"] == "RUN" for command in bound.commands)
     assert number == (1 if chains is None else 3 * chains)
-    assert bound.commands[-1]["op"] == "SYNC" and got == tune.Trial(5.0, pytest.approx(10 * 12 / number))
+    assert bound.commands[-1]["op"] == "SYNC" and got == pytest.approx(10 * 12 / number)
 
 
 def test_tuned_programs_give_the_same_results(monkeypatch):
