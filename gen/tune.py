@@ -40,18 +40,17 @@ def chains_of(program: Program) -> list[tuple[int, int]]:
     has to do, for a chain takes as long as that.
     """
     found: list[tuple[int, int]] = []
-    clusters: dict[int, int] = {}
+    by_clusters: dict[int, int] = {}
     final = False
     for index, command in enumerate([*program.commands, {"op": "SYNC"}]):
         was_final, final = final, command["op"] == "RUN" and bool(command.get("final"))
         if was_final and not final:
-            found.append((index, max(clusters.values())))
-            clusters = {}
+            busy = range(max(by_clusters).bit_length())
+            found.append((index, max(sum(own for mask, own in by_clusters.items() if mask >> n & 1) for n in busy)))
+            by_clusters = {}
         if command["op"] == "RUN":
-            for n in range(32):
-                if command.get("clusters", 1) >> n & 1:
-                    own = command.get("rows", 0) * (command.get("columns", 0) + 1)
-                    clusters[n] = clusters.get(n, 0) + own
+            mask, own = command.get("clusters", 1), command.get("rows", 0) * (command.get("columns", 0) + 1)
+            by_clusters[mask] = by_clusters.get(mask, 0) + own
     return found
 
 

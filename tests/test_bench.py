@@ -59,6 +59,8 @@ def model(monkeypatch):
 
     original = bench_sample.operands
     monkeypatch.setattr(bench_curves, "DENSITIES", (0.2, 1.0))
+    monkeypatch.setattr(bench_sample, "TUNED", float("inf"))  # trials would run it too
+    monkeypatch.setattr("maskwork.gen.bench.processors", lambda: 1)  # other processes would run the real one
     monkeypatch.setattr(bench_sample, "operands", operands)
     monkeypatch.setattr(bench_sample, "run_program", run)
     return ran

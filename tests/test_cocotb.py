@@ -52,7 +52,7 @@ def run(component, name, bench, simulator, **parameters):
 def of(name):
     """A configuration, and how much of a bench it has to do: all if it is the plain one."""
     config = preset("tiny").replace(**CONFIGS[name])
-    return config, {"config": config.to_dict(), "share": 1.0 if name == "tiny" else 0.4}
+    return config, {"config": config.to_dict(), "share": 1.0 if name == "tiny" else 0.2}
 
 
 @pytest.mark.parametrize(("simulator", "name"), cases(["tiny"], ["tiny", "dense", "4 rows"]))

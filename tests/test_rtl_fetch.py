@@ -93,8 +93,7 @@ def random_run(config, rng, cluster, kind):
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-@pytest.mark.parametrize("pauses", [0.0, 0.4])
-@pytest.mark.parametrize("unit", [Fetch, SerialFetch])
+@pytest.mark.parametrize(("unit", "pauses"), [(Fetch, 0.0), (Fetch, 0.4), (SerialFetch, 0.4)])
 def test_fetch(unit, name, pauses):
     """Every row's words and segments in order, on a lane and ring with room; K tiles of a row stay in one place."""
     config = Config(**CONFIGS[name])
