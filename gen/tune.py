@@ -49,8 +49,8 @@ def chains_of(program: Program) -> list[tuple[int, int]]:
             found.append((index, max(sum(own for mask, own in by_clusters.items() if mask >> n & 1) for n in busy)))
             by_clusters = {}
         if command["op"] == "RUN":
-            mask, own = command.get("clusters", 1), command.get("rows", 0) * (command.get("columns", 0) + 1)
-            by_clusters[mask] = by_clusters.get(mask, 0) + own
+            rows, columns, mask = (int(command.get(*pair)) for pair in (("rows", 0), ("columns", 0), ("clusters", 1)))
+            by_clusters[mask] = by_clusters.get(mask, 0) + rows * (columns + 1)
     return found
 
 

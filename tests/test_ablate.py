@@ -6,9 +6,10 @@ import maskwork as mw
 import numpy as np
 import pytest
 from maskwork.gen import cli_common, tune
-from maskwork.gen.ablate import ABLATIONS, ablated
+from maskwork.gen.ablate import ABLATIONS, ablated, parse_without
 from maskwork.gen.bench_masks import LayerMasks
 from maskwork.gen.cli import cli
+from maskwork.gen.errors import MaskworkTypeError, MaskworkValueError
 from maskwork.gen.execute import execute_bound
 from maskwork.gen.passes import works
 from maskwork.gen.program import bind
@@ -78,6 +79,14 @@ def test_without_trials(masks, monkeypatch):
         other.lower(TWO_CLUSTERS, tune=True)
         with pytest.raises(AssertionError, match="a trial"):
             plain.lower(TWO_CLUSTERS, tune=True)
+
+
+def test_names():
+    assert parse_without([]) == frozenset() and parse_without(ABLATIONS) == set(ABLATIONS)
+    with pytest.raises(MaskworkTypeError, match="without must be a list of names, not one string 'trials'"):
+        parse_without("trials")
+    with pytest.raises(MaskworkValueError, match="without must be of dealing, multicast, operand, trials, not 'deal'"):
+        parse_without(["operand", "deal"])
 
 
 def test_nothing_left_out(masks):

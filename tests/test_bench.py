@@ -393,8 +393,6 @@ def test_bad_arguments(folder):
             mw.bench("w.csv", seed=wrong)
     with pytest.raises(MaskworkTypeError, match="layers must be a list of texts, not 3 in it"):
         mw.bench("w.csv", layers=["conv*", 3])
-    with pytest.raises(MaskworkTypeError, match="without must be a list of names, not one string 'trials'"):
-        mw.bench("w.csv", without="trials")
 
 
 def test_every_operand_of_a_pass_is_a_tensor():
