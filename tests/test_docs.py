@@ -190,6 +190,15 @@ def test_configuration_keys():
                     default.replace(**{key: wrong})
 
 
+def test_hashes_stay():
+    """Programs and bitstreams made before a key was added are still for the same configuration."""
+    config = presets()["tiny"]
+    assert config.hash == 2831662460 == config.replace(name="other").hash  # as before there was `dispatch`
+    assert config.replace(dispatch="turns").hash != config.hash != config.replace(slots=4).hash
+    with pytest.raises(ConfigError, match="dispatch must be free or turns, not 'striped'"):
+        config.replace(dispatch="striped")
+
+
 def test_tables_of_presets():
     table = rows_of(DOCS / "configuration.md", "Presets")
     assert table == [
