@@ -242,7 +242,7 @@ def _texts(name: str, texts: Iterable[Any] | None) -> list[Any] | None:
         raise MaskworkTypeError(f"{name} must be a list of texts, not one string {os.fspath(texts)!r}")
     found = None if texts is None else list(texts)
     for text in found or ():
-        if not isinstance(text, str | os.PathLike):
+        if not isinstance(text, str if name != "masks_from" else str | os.PathLike):
             raise MaskworkTypeError(f"{name} must be a list of texts, not {text!r} in it")
     return found
 

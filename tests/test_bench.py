@@ -391,8 +391,9 @@ def test_bad_arguments(folder):
     for wrong in (-1, None, 1.0):
         with pytest.raises(MaskworkValueError, match=f"seed must be an integer of at least 0, not {wrong}"):
             mw.bench("w.csv", seed=wrong)
-    with pytest.raises(MaskworkTypeError, match="layers must be a list of texts, not 3 in it"):
-        mw.bench("w.csv", layers=["conv*", 3])
+    for name, wrong in (("layers", 3), ("skips", 0)):
+        with pytest.raises(MaskworkTypeError, match=f"{name} must be a list of texts, not .* in it"):
+            mw.bench("w.csv", **{name: ["a", wrong]})
 
 
 def test_every_operand_of_a_pass_is_a_tensor():
