@@ -146,12 +146,12 @@ class Config:
         self._power_of_two("fetch_width", 2, 8)
         for name, low, high in (("k_depth", 16, 8192), ("a_depth", 64, 65536), ("a_segments", 16, 16384),
                                 ("c_rows", 16, 16384), ("psum_rows", 1, 256), ("fifo_depth", 32, 4096),
-                                ("run_depth", 2, 32), ("load_slots", 1, 4), ("weight_lanes", 1, 2)):  # fmt: skip
+                                ("run_depth", 2, 32), ("load_slots", 1, 8), ("weight_lanes", 1, 2)):  # fmt: skip
             self._power_of_two(name, low, high)
-        if 4 * self.load_slots > self.slots or self.load_slots * self.pes_per_lane > 16:
+        if 2 * self.load_slots > self.slots or self.load_slots * self.pes_per_lane > 32:
             raise ConfigError(
-                f"load_slots must be at most slots / 4 = {self.slots // 4} and 16 / pes_per_lane = "
-                f"{16 // self.pes_per_lane}, not {self.load_slots}"
+                f"load_slots must be at most slots / 2 = {self.slots // 2} and 32 / pes_per_lane = "
+                f"{32 // self.pes_per_lane}, not {self.load_slots}"
             )
         if self.lanes_per_cluster < self.weight_lanes or self.k_depth < 16 * self.weight_lanes:
             raise ConfigError(

@@ -117,7 +117,8 @@ class Costs:
         # dense rows have no bitmaps, whose values are counted in a cycle of their own
         beats += pack.bitmap_words(self.columns, sw) / sw + 1 if b < 1 else 0
         chance = 1 - (1 - b) ** (config.pes_per_lane * config.load_slots)
-        return max(beats, at_least(-(-self.slots // config.load_slots), chance, 3 if masks else 1) + 0.1)
+        least = (2 if config.slots // config.load_slots < 3 else 3) if masks else 1
+        return max(beats, at_least(-(-self.slots // config.load_slots), chance, least) + 0.1)
 
     def c_row(self) -> float:
         """Loading one row of C's mask."""

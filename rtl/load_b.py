@@ -19,7 +19,7 @@ class LoadB(wiring.Component):
 
     While a row's slots are written, the next row's bitmap is taken. Dense rows are announced while the values of the
     row before are still coming, so that these come without a pause. A row's masks stay where they are until they were
-    written: at least 3 cycles.
+    written: at least 3 cycles. Where a row has two slots only, they go along with its first one, and it is 2 cycles.
 
     Members:
         write: to the lanes.
@@ -43,36 +43,39 @@ class LoadB(wiring.Component):
         pes, columns = config.pes_per_lane * config.load_slots, config.tile_columns
         beats = max(1, -(-columns // config.beat_bits))
         ahead = pes >= COUNTED_AHEAD
-        masks, nibbles = "b" in config.skip, config.slots // config.load_slots // 4
+        masks, slots = "b" in config.skip, config.slots // config.load_slots
+        some = min(4, slots)  # of a row's slots are chosen from at a time
+        nibbles = slots // some
+        along = masks and slots < 3
         rows = Signal.like(load.count)
         beat_number = Signal(range(max(2, beats)))
         dense_mask = Signal(columns)
         m.d.sync += dense_mask.eq(Const((1 << columns) - 1, columns) >> (-load.length)[: (columns - 1).bit_length()])
 
         # three stages: the row that comes; the row whose slots are chosen, four of them at a time (`flags`: those that
-        # still wait); four slots of which one after the other leaves
+        # still wait) or the two there are; four slots of which one after the other leaves
         taken, full = Signal(columns), Signal()
         mask, outer = Signal(columns, reset_less=True), Signal()
         flags = Signal(nibbles, reset_less=True)
         first, unwritten = Signal(reset_less=True), Signal()  # of the row's fours; its masks were not written
-        four, inner = Signal(4 * pes, reset_less=True), Signal()
-        bits = Signal(4, reset_less=True)
+        four, inner = Signal(some * pes, reset_less=True), Signal()
+        bits = Signal(some, reset_less=True)
         nibble = Signal(range(max(2, nibbles)), reset_less=True)
         inner_first = Signal(reset_less=True)
         # and the slot whose columns wait until the gearbox has their values
         pending, begins = Signal(), Signal()
-        slot = Signal(range(config.slots // config.load_slots))
+        slot = Signal(range(slots))
         enable = Signal(pes)
         # for each PE: enabled PEs before it. From a register: what picks its value is behind it
         before = [Signal(range(pe + 1), name=f"before{pe}", reset_less=True) for pe in range(pes)]
         need = Signal(range(pes + 1))  # in this cycle
         # values of each of the four slots
-        sums = [Signal(range(pes + 1), name=f"sum{n}", reset_less=True) for n in range(4)]
+        sums = [Signal(range(pes + 1), name=f"sum{n}", reset_less=True) for n in range(some)]
         k = Signal(config.k_width)
 
         outer_free, inner_free, pending_free, given = Signal(), Signal(), Signal(), Signal()
-        which, place = Signal(range(max(2, nibbles))), Signal(2)
-        fours, chosen = Signal(4 * pes), Signal(pes)
+        which, place = Signal(range(max(2, nibbles))), Signal(range(some))
+        fours, chosen = Signal(some * pes), Signal(pes)
         m.d.comb += [
             self.need.eq(Mux(~pending_free, need, Mux(inner, Array(sums)[place] if ahead else sum_bits(chosen), 0))),
             given.eq(pending & self.given),
@@ -80,7 +83,7 @@ class LoadB(wiring.Component):
             inner_free.eq(~inner | (single(bits) & pending_free)),
             outer_free.eq((~outer | (single(flags) & inner_free)) & (~unwritten | (given & begins))),
             which.eq(lowest(flags) if nibbles > 1 else 0),
-            fours.eq(mask.word_select(which, 4 * pes)),
+            fours.eq(mask.word_select(which, some * pes)),
             place.eq(lowest(bits)),
             chosen.eq(four.word_select(place, pes)),
         ]
@@ -88,13 +91,20 @@ class LoadB(wiring.Component):
         with m.If(outer_free):
             m.d.sync += [
                 mask.eq(taken),
-                flags.eq(Cat(taken.word_select(n, 4 * pes).any() | (not masks) for n in range(nibbles))),
+                flags.eq(Cat(taken.word_select(n, some * pes).any() | (not masks) for n in range(nibbles))),
                 first.eq(1),
                 outer.eq(full),
             ]
         with m.Elif(inner_free & outer):
             m.d.sync += [flags.eq(flags & (flags - 1)[:nibbles]), first.eq(0), outer.eq(~single(flags))]
-        if masks:
+        if along:
+            first_mask, written_mask = (Signal(columns, name=name, reset_less=True) for name in ("first_mask", "written"))
+            with m.If(inner_free):
+                m.d.sync += first_mask.eq(mask)
+            with m.If(pending_free & inner_first):
+                m.d.sync += written_mask.eq(first_mask)
+        elif masks:
+            written_mask = mask
             with m.If(given & begins):
                 m.d.sync += unwritten.eq(0)
             with m.If(outer_free):
@@ -102,15 +112,15 @@ class LoadB(wiring.Component):
         with m.If(inner_free):
             m.d.sync += [
                 four.eq(fours),
-                *(sums[n].eq(sum_bits(fours.word_select(n, pes))) for n in range(4 * ahead)),
+                *(sums[n].eq(sum_bits(fours.word_select(n, pes))) for n in range(some * ahead)),
                 # without masks, what a row leaves out is a weight of 0, and has to be written
-                bits.eq(Cat(fours.word_select(n, pes).any() | (not masks) for n in range(4))),
+                bits.eq(Cat(fours.word_select(n, pes).any() | (not masks) for n in range(some))),
                 nibble.eq(which),
                 inner_first.eq(first),
                 inner.eq(outer),
             ]
         with m.Elif(pending_free):
-            m.d.sync += [bits.eq(bits & (bits - 1)[:4]), inner_first.eq(0)]
+            m.d.sync += [bits.eq(bits & (bits - 1)[:some]), inner_first.eq(0)]
         with m.If(pending_free):
             m.d.sync += [
                 pending.eq(inner),
@@ -130,7 +140,7 @@ class LoadB(wiring.Component):
             value = Array([self.values[n][: config.b_width] for n in range(pe + 1)])[before[pe]]
             m.d.comb += self.write.values[pe].eq(Mux(enable[pe], value, 0))
         if masks:
-            m.d.comb += self.write.mask.eq(mask)
+            m.d.comb += self.write.mask.eq(written_mask)
         last_column = (load.length - 1)[: len(load.length)]
         with m.If(given):
             m.d.comb += self.write.enable.eq(enable if masks else ~0)

@@ -27,7 +27,7 @@ from .variants import CONFIGS as VARIANTS
 
 SMALL, TINY = preset("small"), preset("tiny")
 IN_TURN = TWO.replace(dispatch="turns", lanes_per_cluster=4)
-WIDE = TWO.replace(skip="ac", load_slots=2, stream_words=8)
+WIDE = TWO.replace(skip="ac", load_slots=4, stream_words=8)
 NINETY_SIX = Config.from_toml(Path(__file__).parents[1] / "docs/boards/ulx3s-85f-96.toml").replace(counters=True)
 CONFIGS: dict[str, tuple[Config, int]] = {
     "tiny": (TINY, 13),

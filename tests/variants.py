@@ -28,11 +28,13 @@ CONFIGS = {
     "icebreaker": preset("icebreaker").replace(counters=True),
     "K in PEs, abc": TWO.replace(psum_in_pe=True),  # sums in LUT RAM
     "K in PEs, a": TWO.replace(psum_in_pe=True, skip="a", rows_in_flight=4, fifo_depth=128, psum_rows=16),
-    "K in PEs, none": TWO.replace(psum_in_pe=True, skip="", stream_words=4, psum_rows=16, vector=True, stochastic=True),
+    "K in PEs, none": TWO.replace(
+        psum_in_pe=True, skip="", stream_words=4, load_slots=4, psum_rows=16, vector=True, stochastic=True
+    ),
     "K in PEs, icebreaker": preset("icebreaker").replace(counters=True, psum_in_pe=True),
     "shared weights": TWO.replace(weight_lanes=2, psum_in_pe=True, load_slots=2, stream_words=2),
     "shared weights, none": TWO.replace(weight_lanes=2, lanes=8, lanes_per_cluster=4, skip="", fifo_depth=64),
     "shared weights, b": TWO.replace(weight_lanes=2, skip="b", lut_ram=False, rows_in_flight=4, fifo_depth=128),
     "hops 1": TWO.replace(hop_stages=1, psum_in_pe=True, run_depth=4, vector=True, generators=ALL),
-    "hops 2": TWO.replace(hop_stages=2, weight_lanes=2, load_slots=2, stream_words=2, stochastic=True),
+    "hops 2": TWO.replace(hop_stages=2, weight_lanes=2, load_slots=4, stream_words=4, b_width=8, stochastic=True),
 }

@@ -225,10 +225,10 @@ struct LoadB {
     size_t row = 0;             // whose mask is written next
     bool is_inside = false;
     // the row that comes; the row whose slots are chosen; four of its slots; one slot
-    uint32_t taken[MASK_WORDS] = {}, mask[MASK_WORDS] = {};
+    uint32_t taken[MASK_WORDS] = {}, mask[MASK_WORDS] = {}, first_mask[MASK_WORDS] = {}, written[MASK_WORDS] = {};
     bool full = false, outer = false, first = false, unwritten = false;
     uint32_t flags = 0, bits = 0;
-    uint64_t four = 0;
+    uint32_t four[4] = {};
     bool inner = false, inner_first = false, pending = false, begins = false;
     int needs = 0, k = 0;
 
@@ -257,6 +257,12 @@ struct LoadB {
     bool empty() const { return state == ROW && inactive() && !is_inside; }
     int need() const { return needs; }
 
+    // Slots of which one is written in a cycle, and how many are chosen from at a time: four, or the two there are.
+    int slots() const { return config->slots / config->load_slots; }
+    int in_four() const { return std::min(4, slots()); }
+    // With two slots a row's masks go along with the first, with more they wait where they are until they were written.
+    bool waits_for_mask() const { return config->skip_b && slots() > 2; }
+
     uint32_t of_slot(const uint32_t* words, int slot) const {
         // as in rtl/load_b.py: what a cycle writes counts as one slot of so many more PEs
         const int width = config->pes * config->load_slots, bit = slot * width;
@@ -265,7 +271,6 @@ struct LoadB {
 
     Asked step(bool free, bool gear_given, const uint32_t* beat, bool valid, bool& done) {
         Asked asked;
-        const int pes = config->pes * config->load_slots;
         const bool masks = config->skip_b;
         const bool given = pending && gear_given;
         const bool pending_free = !pending || given;
@@ -277,42 +282,41 @@ struct LoadB {
         if (mask_leaves) write_mask();
 
         // from the last stage to the first
-        const auto columns = static_cast<uint32_t>((uint64_t{1} << pes) - 1);
         if (pending_free) {
             const int place = bits ? std::countr_zero(bits) : 0;
-            const auto chosen = static_cast<uint32_t>(four >> (place * pes)) & columns;
+            const uint32_t chosen = four[place];
             pending = inner;
             begins = inner_first;
+            if (inner_first) std::memcpy(written, first_mask, sizeof written);
             needs = inner ? std::popcount(chosen) : 0;
             if (inner && inner_first) k = (k + 1) & (config->k_depth - 1);
         }
         if (inner_free) {
             const int which = flags ? std::countr_zero(flags) : 0;
             bits = 0;
-            four = 0;
-            for (int n = 0; n < 4; ++n) {
-                const uint32_t slot = of_slot(mask, 4 * which + n);
-                bits |= static_cast<uint32_t>(slot != 0 || !masks) << n;
-                four |= static_cast<uint64_t>(slot) << (n * pes);
+            for (int n = 0; n < in_four(); ++n) {
+                four[n] = of_slot(mask, 4 * which + n);
+                bits |= static_cast<uint32_t>(four[n] != 0 || !masks) << n;
             }
+            std::memcpy(first_mask, mask, sizeof first_mask);
             inner_first = first;
             inner = outer;
         } else if (pending_free) {
             bits &= bits - 1;
             inner_first = false;
         }
-        if (masks && mask_leaves) unwritten = false;
+        if (waits_for_mask() && mask_leaves) unwritten = false;
         if (outer_free) {
             std::memcpy(mask, taken, sizeof mask);
             flags = 0;
-            for (int n = 0; n < config->slots / config->load_slots / 4; ++n) {
+            for (int n = 0; n < slots() / in_four(); ++n) {
                 bool any = !masks;
-                for (int slot = 0; slot < 4; ++slot) any |= of_slot(taken, 4 * n + slot) != 0;
+                for (int slot = 0; slot < in_four(); ++slot) any |= of_slot(taken, 4 * n + slot) != 0;
                 flags |= static_cast<uint32_t>(any) << n;
             }
             first = true;
             outer = full;
-            if (masks) unwritten = full;
+            if (waits_for_mask()) unwritten = full;
             full = false;
         } else if (inner_free && outer) {
             outer = !single(flags);
@@ -368,7 +372,7 @@ struct LoadB {
         for (int slot = 0; slot < config->slots; ++slot) {
             for (int n = 0; n < pes; ++n) {
                 const int column = slot * pes + n;
-                const uint32_t present = mask[column >> 5] >> (column & 31) & 1;
+                const uint32_t present = written[column >> 5] >> (column & 31) & 1;
                 of_pe[n] |= present << slot;
                 if (present && (!load.dense || dense.nonzero(row, column))) nonzero[n] |= 1u << slot;
             }
