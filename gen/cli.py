@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import os
 import signal
+import subprocess
 import sys
+import threading
+from types import FrameType
 from typing import Any
 
 import click
@@ -48,7 +52,12 @@ def main() -> None:
     """
     ended: list[int] = []
 
-    def end(number: int, _frame: object) -> None:
+    def end(number: int, frame: FrameType | None) -> None:
+        if _starts_a_tool(frame):  # nobody knows it yet who could end it: a moment later
+            later = threading.Timer(0.02, os.kill, (os.getpid(), number))
+            later.daemon = True
+            later.start()
+            return
         signal.signal(number, signal.SIG_IGN)
         ended.append(number)
         raise KeyboardInterrupt
@@ -59,6 +68,12 @@ def main() -> None:
         signal.signal(signal.SIGHUP, end)
     status = common.run_command(cli)
     sys.exit(128 + ended[0] if ended and status == common.INTERRUPTED else status)
+
+
+def _starts_a_tool(frame: FrameType | None) -> bool:
+    while frame and frame.f_code is not subprocess.Popen.__init__.__code__:
+        frame = frame.f_back
+    return frame is not None
 
 
 @cli.command(

@@ -63,8 +63,19 @@ def test_interrupt(folder, number, status):
     assert sorted(os.listdir()) == before
 
 
-def test_a_terminated_build_ends_its_tools(folder):
-    """A yosys that sleeps for ever, and notes its process number."""
+SLOW_START = """
+import subprocess, time
+start = subprocess.Popen._execute_child
+def and_wait(*args, **kwargs):
+    start(*args, **kwargs)
+    time.sleep(1)
+subprocess.Popen._execute_child = and_wait
+"""
+
+
+@pytest.mark.parametrize("before", ["", SLOW_START], ids=["running", "starting"])
+def test_a_terminated_build_ends_its_tools(folder, before):
+    """A yosys that sleeps for ever, and notes its process number; the signal may come while it is being started."""
     tools = folder / "tools"
     tools.mkdir()
     (tools / "yosys").write_text("#!/bin/sh\n[ $1 = -V ] && exec echo Yosys 0.60\necho $$ > $NOTE\nexec sleep 1000\n")
@@ -74,7 +85,7 @@ def test_a_terminated_build_ends_its_tools(folder):
         "PATH": f"{tools}:{os.environ['PATH']}", "NOTE": str(note), "MASKWORK_CACHE": str(folder / "cache"),
         "AMARANTH_USE_YOSYS": "builtin",
     }  # fmt: skip
-    command = [*MAIN, "build", "--board", "icebreaker", "-o", "out"]
+    command = [*MAIN[:2], before + MAIN[2], "build", "--board", "icebreaker", "-o", "out"]
     process = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, **own})
     wait_for(lambda: note.exists() and note.read_text())
     process.send_signal(signal.SIGTERM)
