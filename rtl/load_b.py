@@ -97,14 +97,15 @@ class LoadB(wiring.Component):
             ]
         with m.Elif(inner_free & outer):
             m.d.sync += [flags.eq(flags & (flags - 1)[:nibbles]), first.eq(0), outer.eq(~single(flags))]
+        written_mask = mask
         if along:
-            first_mask, written_mask = (Signal(columns, name=name, reset_less=True) for name in ("first_mask", "written"))
+            first_mask = Signal(columns, reset_less=True)
+            written_mask = Signal(columns, reset_less=True)
             with m.If(inner_free):
                 m.d.sync += first_mask.eq(mask)
             with m.If(pending_free & inner_first):
                 m.d.sync += written_mask.eq(first_mask)
         elif masks:
-            written_mask = mask
             with m.If(given & begins):
                 m.d.sync += unwritten.eq(0)
             with m.If(outer_free):
