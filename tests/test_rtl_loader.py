@@ -283,12 +283,10 @@ def test_load_b(name, idle):
     bench(name, body)
 
 
-@pytest.mark.parametrize("name", ["small", "4 words", "wide tile"])
+@pytest.mark.parametrize("name", ["small", "4 words", "wide tile", "half a row"])
 @pytest.mark.parametrize(("density", "dense"), [(0, 0), (0.05, 0), (0.2, 0), (0.5, 0), (1, 0), (1, 1)])
 def test_load_b_pace(name, density, dense):
-    """A cycle for each slot with a value, or for each beat, whichever are more, and one unless rows are dense; 3 at
-    least, or 2 where a row has but two slots.
-    """
+    """A cycle for each slot with a value, or each beat if more, and one unless dense; at least 3, of two slots 2."""
 
     async def body(ctx, dut, config, rng):
         rows, columns = 24, config.tile_columns
@@ -298,14 +296,10 @@ def test_load_b_pace(name, density, dense):
         fields = a_fields(0, 0, dense, rows, columns) | {"kind": Load.B, "lanes": 1}
         writes = await load(ctx, dut, fields, to_beats(words, config), rng)
         of_row = config.slots // config.load_slots
-        present = np.ones_like(mask) if dense else mask
-        slots = [int(row.any(1).sum()) for row in present.reshape(rows, of_row, -1)]
-        if "b" not in config.skip:
-            slots = [of_row] * rows
+        slots = [int(row.any(1).sum()) for row in (mask | bool(dense)).reshape(rows, of_row, -1)]
         beats = beats_of(mask, dense, config.b_width, config)
-        least = 3 if "b" in config.skip and of_row > 2 else 2
-        pause = not dense
-        each = [max(max(s, b) + pause, least) for s, b in zip(slots, beats, strict=True)]
+        least = 3 if of_row > 2 else 2
+        each = [max(max(s, b) + (not dense), least) for s, b in zip(slots, beats, strict=True)]
         mixed = 0.05 if 0 < density < 1 else 0  # the gearbox is small
         assert max(sum(slots), sum(beats)) <= writes.cycles <= (1 + mixed) * sum(each) + START_AND_END
 
