@@ -199,7 +199,7 @@ def _densities(report: Mapping[str, Any]) -> str:
     panels = [("Layers of this workload", svg.plane("Utilisation of layers by combined density",
                                                     "combined density (1 / bound)", points=points))]  # fmt: skip
     legend = color_key([(p["pass"], PASS_NAMES[p["pass"]]) for p in report["passes"]])
-    curves = report.get("curves")
+    curves, note = report.get("curves"), ""
     if curves:
         names = list(dict.fromkeys(point["masks"] for point in curves["points"]))
         lines = [
@@ -208,8 +208,9 @@ def _densities(report: Mapping[str, Any]) -> str:
             for name in names
         ]  # fmt: skip
         plot = svg.plane("Utilisation by density of masks", "density of each operand that is masked", lines)
+        note = "<p>Tiles of the curves' layer are chosen by expected cycles, without trials.</p>"
         panels.append((curves["layer"], plot + color_key([(name, _CURVE_NAMES[name]) for name in names])))
-    return "<h2>Utilisation against density</h2>" + legend + plots(panels)
+    return "<h2>Utilisation against density</h2>" + note + legend + plots(panels)
 
 
 def _ablation(report: Mapping[str, Any]) -> str:
