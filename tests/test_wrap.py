@@ -33,7 +33,6 @@ def run(config, bus, simulator, **parameters):
 @pytest.mark.parametrize(
     ("bus", "words", "simulator"),
     [
-        pytest.param("axi", 1, "icarus", marks=ICARUS),
         pytest.param("axi", 2, "icarus", marks=ICARUS),
         pytest.param("wishbone", 1, "icarus", marks=ICARUS),
         pytest.param("wishbone-pipelined", 2, "icarus", marks=ICARUS),
