@@ -115,7 +115,8 @@ flip-flops there, so that "gowin block", for configurations without ``lut_ram``,
 
 _HIDE = "rename -hide w:*\\[*\\]\n"
 """Elements of Amaranth's arrays are wires called ``name[0]``, which `abc9_ops -reintegrate` of Yosys 0.70 takes for
-bits of ``name`` and then fails on an assertion. Where registers on long wires are kept, clusters should be, too."""
+bits of ``name`` and then fails on an assertion. Where registers on long wires are kept, clusters should be, too;
+elsewhere it is the last thing to try."""
 
 KEPT = ("*_lane *_cluster *_hop *_hop_? *_hop_??", "*_lane *_hop *_hop_? *_hop_??", "none")
 """Modules that are synthesised once each on ECP5, by Yosys' pattern; the next is tried if Yosys 0.70 fails, which its
@@ -152,9 +153,10 @@ def synthesise_text(text: str, name: str, folder: Path, family: str = "ecp5", co
     (folder / f"{name}.sv").write_text(text, encoding="utf-8")
     netlist = folder / f"{name}.json"
     netlist.unlink(missing_ok=True)
-    hops = re.search(r"^module \w+_hop\(", text, re.MULTILINE)
-    for kept in KEPT if family == "ecp5" else ("",):
-        command = COMMANDS[commands or family].format(top=name, kept=kept, hide=_HIDE if hops else "")
+    hops = bool(re.search(r"^module \w+_hop\(", text, re.MULTILINE))
+    attempts = [(kept, hops) for kept in KEPT] + [(KEPT[-1], True)] * (not hops) if family == "ecp5" else [("", hops)]
+    for kept, hides in attempts:
+        command = COMMANDS[commands or family].format(top=name, kept=kept, hide=_HIDE if hides else "")
         script = f"read_verilog -sv {name}.sv\n{command}\ntee -q -o {name}.stat stat -json -top {name}\n"
         (folder / f"{name}.ys").write_text(script, encoding="utf-8")
         done = subprocess.run([*find_yosys().command, f"{name}.ys"], cwd=folder, capture_output=True, text=True)

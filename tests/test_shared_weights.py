@@ -74,6 +74,13 @@ def test_block_ram(tmp_path):
     assert bits == memory_bits(preset("sim-64").replace(weight_lanes=1, k_depth=64))["weights"]
 
 
+@pytest.mark.slow  # Yosys fails three times before
+def test_wide_words_are_synthesised(tmp_path):
+    """Of which Yosys takes elements of arrays for bits of them, unless their names are hidden."""
+    config = PAIRS.replace(slots=16, load_slots=8)
+    assert synthesise(SharedWeights(config), "weights", tmp_path).brams == 16
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
