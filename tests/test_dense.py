@@ -257,7 +257,7 @@ def test_place_and_route():
     from maskwork.fpga.dense.route import routed_dense
 
     config = DenseConfig(rows=2, columns=2, dsps=3)
-    one = record(routed_dense(config), "dense-soft")
+    one = record(routed_dense(config, freq=100), "dense-soft")
     assert one["dsps"]["used"] == 3 and one["brams"]["used"] == config.brams == 8
     assert one["fmax_mhz"] > 50 and DenseConfig(**one["config"]) == config
     # a product of LUTs is one row of nine LUTs and eight of twelve halves of carry cells

@@ -10,9 +10,10 @@ from maskwork.gen.config import Config
 from maskwork.gen.errors import MaskworkError, MaskworkValueError
 from maskwork.gen.isa import COMMANDS, REPLIES, Op, Reply
 from maskwork.sim_tb import tools
-from maskwork.sim_tb.cache import Cache
 from maskwork.sim_tb.device import Device, RtlDevice, open_device
 from maskwork.sim_tb.run import RunLimits, limits_for
+
+from .caches import empty_cache
 
 icarus = pytest.param("icarus", marks=[
     pytest.mark.icarus, pytest.mark.skipif(not tools.have_icarus(), reason="Icarus Verilog is not on PATH"),
@@ -99,9 +100,10 @@ def test_rtl_device(simulator, monkeypatch, tmp_path):
     monkeypatch.setattr(generate_module, "_accelerator", accelerator)
     config = Config(name="dense-small")
     words = np.array([0x84, 0x85, 0], np.uint32)
+    cache = empty_cache(tmp_path)
     for _ in range(2):
         limits = RunLimits(idle_limit=30)
-        with open_device("rtl", config, simulator=simulator, limits=limits, cache=Cache(tmp_path)) as device:
+        with open_device("rtl", config, simulator=simulator, limits=limits, cache=cache) as device:
             assert isinstance(device, RtlDevice)
             assert isinstance(device, Device)
             replies, last = device.execute(words, [0, 0, 1])

@@ -20,6 +20,8 @@ from maskwork.sim_tb.run import (
 )
 from maskwork.sim_tb.verilator import VerilatedModel
 
+from .caches import empty_cache
+
 QUICK = RunLimits(max_cycles=100_000, idle_limit=50, stuck_limit=200)
 
 icarus = pytest.param("icarus", marks=[
@@ -351,7 +353,7 @@ def test_bad_arguments(simulator):
 def test_a_netlist_that_cannot_be_built(simulator, tmp_path):
     cls = VerilatedModel if simulator == "verilator" else IcarusModel
     with pytest.raises(MaskworkError, match="failed with status") as caught:
-        cls("module echo(; endmodule", "echo", 1, cache=Cache(tmp_path))
+        cls("module echo(; endmodule", "echo", 1, cache=empty_cache(tmp_path))
     assert "\n" not in str(caught.value)
     assert not [path for path in tmp_path.rglob("model.*") if path.is_file()]
 
@@ -362,12 +364,13 @@ def test_a_netlist_that_cannot_be_built(simulator, tmp_path):
 @pytest.mark.slow
 def test_the_second_build_runs_nothing(monkeypatch, tmp_path):
     text, _ = emit(Faulty(), "echo")
-    first = verilator.build(text, "echo", 1, cache=Cache(tmp_path))
+    cache = empty_cache(tmp_path)
+    first = verilator.build(text, "echo", 1, cache=cache)
 
     def fail(*_):
         raise AssertionError("a tool was run")
 
     monkeypatch.setattr(verilator, "run_tool", fail)
-    assert verilator.build(text, "echo", 1, cache=Cache(tmp_path)) == first
+    assert verilator.build(text, "echo", 1, cache=Cache(cache.root)) == first
     with pytest.raises(AssertionError):
-        verilator.build(text + "\n", "echo", 1, cache=Cache(tmp_path))
+        verilator.build(text + "\n", "echo", 1, cache=cache)

@@ -6,7 +6,9 @@ from maskwork.gen.config import preset
 from maskwork.gen.mask import Mask
 from maskwork.sim_tb import regress
 
-TWO = preset("tiny").replace(name="two", lanes=4, lanes_per_cluster=2, psum_rows=8, stream_words=4)
+from .variants import CONFIGS
+
+TWO = CONFIGS["abc-4-2"]
 
 
 @pytest.mark.slow

@@ -15,6 +15,8 @@ from maskwork.gen.program import Program, bind
 from maskwork.sim_tb.device import open_device
 from maskwork.sim_tb.golden.requantise import requantise_unchecked
 
+from .variants import CONFIGS as VARIANTS
+
 SMALL = preset("small")
 CONFIGS = (
     preset("tiny"),
@@ -137,9 +139,9 @@ def test_rtl(which):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("psum_in_pe", [False, True])
-def test_rtl_cluster(psum_in_pe):
-    with open_device("rtl", CONFIGS[3].replace(psum_in_pe=psum_in_pe)) as device:
+@pytest.mark.parametrize("config", [CONFIGS[3], VARIANTS["K in PEs, abc"]], ids=["sums in clusters", "sums in PEs"])
+def test_rtl_cluster(config):
+    with open_device("rtl", config) as device:
         for seed in range(8):
             run_random(device, 6000 + seed, False, "cluster")
 
