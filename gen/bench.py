@@ -82,9 +82,9 @@ class Bench:
         if self.requantise and not config.post:
             raise MaskworkValueError("requantise needs a configuration with post = true, not false")
         every, self.workload = _layers(workload)
-        if batch is not None:
-            every = [layer.with_batch(batch) for layer in every]
         chosen = choose_layers(every, chosen_layers)
+        if batch is not None:  # of those that run: others may be too large for so many
+            chosen = [layer.with_batch(batch) for layer in chosen]
         self.tasks = [(layer, tuple(p for p in self.passes if p in layer.passes)) for layer in chosen]
         self.tasks = [(layer, own) for layer, own in self.tasks if own]
         if not self.tasks:

@@ -150,15 +150,17 @@ def _sampled(
 ) -> Measured:
     rng = np.random.default_rng(np.random.SeedSequence(list(seed)))
     chosen = sorted(rng.choice(len(parts), number, replace=False).tolist())
+    dense, total = macs
+    if not any(parts[i].macs()[1] for i in chosen):
+        # a sample without one effectual product says nothing about their time: half of it is drawn from those with some
+        full = rng.permutation([i for i, part in enumerate(parts) if part.macs()[1]])[: number // 2].tolist()
+        chosen = sorted([*full, *chosen[: number - len(full)]])
     counted = [run(parts[i]) for i in chosen]
-    own = np.array([parts[i].macs() for i in chosen], dtype=np.float64)
-    dense, effectual = macs
-    # a sample without one effectual product says nothing about their number: its dense ones have to do
-    sizes, total = (own[:, 1], effectual) if own[:, 1].any() else (own[:, 0], dense)
+    sizes = np.array([parts[i].macs()[1] for i in chosen], dtype=np.float64)
     scale = total / sizes.sum()
     summed = {name: sum(c[name] for c in counted) for name in COUNTERS}
     cycles = math.ceil(summed["cycles"] * scale)
-    counters = _scaled(config, summed, int(own[:, 1].sum()), cycles, effectual)
+    counters = _scaled(config, summed, int(sizes.sum()), cycles, total)
     counters.update({name: round(summed[name] * scale) for name in _OTHERS})
     ratio = summed["cycles"] / sizes.sum()
     residual = np.array([c["cycles"] for c in counted]) - ratio * sizes
@@ -168,10 +170,10 @@ def _sampled(
     # every part loads, starts and ends by itself, which the whole does once, or partly: at most so much less
     apart = sum(summed[name] for name in _APART) / config.pes * scale * (1 - 1 / len(parts))
     sample = {
-        "parts": len(parts), "simulated": number, "share": float(own[:, 1].sum() / effectual),
+        "parts": len(parts), "simulated": number, "share": float(sizes.sum() / total),
         "cycles_95": [max(0, math.floor(cycles - half - apart)), math.ceil(cycles + half)],
     }  # fmt: skip
-    return Measured(counters, dense, effectual, number, sample)
+    return Measured(counters, dense, total, number, sample)
 
 
 def _scaled(config: Config, summed: Mapping[str, int], own: int, cycles: int, effectual: int) -> dict[str, int]:

@@ -166,6 +166,8 @@ class Costs:
         lane that has most to do, where that is known.
         """
         lanes = self.config.lanes_per_cluster
+        if not rows:  # every position of a block may be masked out
+            return 40
         lane, feed, post = self.row(k, segments, elements, final)
         each = busiest or (rows if shared else -(-rows // lanes))
         cluster = max(feed, post * lanes if shared else post)

@@ -1,6 +1,9 @@
 """Samples against the whole, on the cycle model: the whole's cycles lie within the interval that is stated."""
 
+import dataclasses
+
 import maskwork as mw
+import numpy as np
 import pytest
 from maskwork.gen.workload import Layer
 
@@ -21,3 +24,30 @@ def test_the_whole_lies_within_the_interval(which):
     assert part["cycles_95"] == [low, high]
     assert 0 < low <= whole["cycles"] <= high < 1.2 * whole["cycles"]
     assert entry["macs_effectual"] == whole["macs_effectual"] and entry["sample"]["share"] < 0.6
+
+
+IMAGES = Layer(
+    network="n", layer="c", batch=16, in_channels=16, out_channels=16, in_height=16, in_width=16,
+    kernel_height=3, kernel_width=3, padding=1,
+)  # fmt: skip
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_most_images_are_empty(tmp_path, seed):
+    """Whichever parts are drawn, nothing is scaled up to more than all PEs can do."""
+    present = np.zeros((16, 16, 16, 16), dtype=bool)
+    present[2:4] = True
+    np.savez(tmp_path / "m.npz", **{"c.input": present, "c.output_mask": present})
+    report = mw.bench([IMAGES], "tiny", passes=["forward"], masks_from=[tmp_path / "m.npz"], sample=700_000, seed=seed)
+    (entry,) = report["layers"]
+    low, high = entry["sample"]["cycles_95"]
+    assert entry["sample"]["simulated"] < entry["sample"]["parts"] and low <= entry["cycles"] <= high
+    assert 0 < entry["utilization"] <= 1 and min(entry["pe_cycles"].values()) >= 0
+    assert sum(entry["pe_cycles"].values()) == entry["cycles"] * report["pes"]
+
+
+@pytest.mark.parametrize("config", ["sim-64", "ulx3s-85f"])
+def test_no_output_is_wanted(config):
+    layer = dataclasses.replace(IMAGES, batch=2, density_output=0.0, in_channels=64, in_height=28, in_width=28)
+    (entry,) = mw.bench([layer], config, passes=["forward"])["layers"]
+    assert entry["macs_effectual"] == 0 < entry["cycles"] and entry["utilization"] == 0
