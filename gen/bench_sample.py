@@ -37,8 +37,8 @@ _T95 = (12.706, 4.303, 3.182, 2.776, 2.571, 2.447, 2.365, 2.306, 2.262, 2.228, 2
 """Student's t for 95 % at 1, 2, ... degrees of freedom."""
 
 _REASONS = COUNTERS[:8]
-_APART = ("load", "dispatch", "idle")
-"""Reasons for which PEs wait where a part begins and ends; within it as well."""
+_APART = ("drain", "load", "dispatch", "idle")
+"""Reasons for which PEs wait where a part begins and ends, and sums leave that the whole adds to; within it as well."""
 
 _OTHERS = ("words_in", "words_out", "compute_cycles")
 

@@ -26,6 +26,19 @@ def test_the_whole_lies_within_the_interval(which):
     assert entry["macs_effectual"] == whole["macs_effectual"] and entry["sample"]["share"] < 0.6
 
 
+def test_sums_that_parts_drain_each():
+    """A weight gradient's parts add to the same sums, which the whole drains once."""
+    # conv2 of VGG8 at 80 % sparsity (shared/workloads)
+    layer = Layer(
+        network="vgg8", layer="conv2", batch=1, in_channels=128, out_channels=256, in_height=16, in_width=16,
+        kernel_height=3, kernel_width=3, padding=1,
+        density_input=0.2, density_output=0.2, density_output_grad=0.2, density_input_mask=0.2,
+    )  # fmt: skip
+    whole, part = (mw.bench([layer], passes=["weight_grad"], sample=limit) for limit in (0, 1_000_000))
+    low, high = part["cycles_95"]
+    assert part["layers"][0]["sample"]["parts"] > 4 and low <= whole["cycles"] <= high
+
+
 IMAGES = Layer(
     network="n", layer="c", batch=16, in_channels=16, out_channels=16, in_height=16, in_width=16,
     kernel_height=3, kernel_width=3, padding=1,
