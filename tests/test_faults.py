@@ -317,6 +317,17 @@ def test_garbage_is_survived(device):
         check_good_program(device)
 
 
+def replies_of(device, packets, out_stall, seed):
+    """What netlist and golden model answer to packets."""
+    words, last = joined(device.config, packets)
+    limits = limits_for(words, last, device.config.stream_words, LIMITS)
+    result = device.model.run(words, last, out_stall=out_stall, seed=seed, limits=limits)
+    return (
+        [decode(device.config, p) for p in np.split(w, (np.flatnonzero(e) + 1) * device.config.stream_words)[:-1]]
+        for w, e in ((result.words, result.last), GoldenDevice(device.config).execute(words, last))
+    )
+
+
 def in_any_order(device, seed):
     """Replies of netlist and golden model to a program's packets, shuffled; their faults are the same."""
     chance = random.Random(f"order {seed}")
@@ -325,13 +336,7 @@ def in_any_order(device, seed):
     chance.shuffle(packets)
     make = Packets(device.config)
     packets = [make.command(Op.ABORT), make.begin_packet(), *packets, make.command(Op.SYNC, tag=1)]
-    words, last = joined(device.config, packets)
-    limits = limits_for(words, last, device.config.stream_words, LIMITS)
-    result = device.model.run(words, last, out_stall=chance.choice((0.0, 0.5)), seed=seed, limits=limits)
-    ours, golden = (
-        [decode(device.config, p) for p in np.split(w, (np.flatnonzero(e) + 1) * device.config.stream_words)[:-1]]
-        for w, e in ((result.words, result.last), GoldenDevice(device.config).execute(words, last))
-    )
+    ours, golden = replies_of(device, packets, chance.choice((0.0, 0.5)), seed)
     errors = [[r for r in replies if r["reply"] == Reply.ERROR] for replies in (ours, golden)]
     assert faults(errors[0]) == faults(errors[1])
     return ours, golden
@@ -367,13 +372,7 @@ def test_abort_in_the_middle(device):
         make = Packets(device.config)
         cut = chance.randint(2, len(program.packets) - 3)
         packets = [*program.packets[:cut], make.command(Op.ABORT), make.run(1, 1), make.command(Op.SYNC)]
-        words, last = joined(device.config, packets)
-        limits = limits_for(words, last, device.config.stream_words, LIMITS)
-        result = device.model.run(words, last, out_stall=chance.choice((0.0, 0.5)), seed=seed, limits=limits)
-        ours, golden = (
-            [decode(device.config, p) for p in np.split(w, (np.flatnonzero(e) + 1) * device.config.stream_words)[:-1]]
-            for w, e in ((result.words, result.last), GoldenDevice(device.config).execute(words, last))
-        )
+        ours, golden = replies_of(device, packets, chance.choice((0.0, 0.5)), seed)
         assert ours[-2:] == golden[-2:] and ours[-2]["fault"] == Fault.BANK_EMPTY
         assert any(r["reply"] == Reply.ABORTED for r in ours)
         mine, all_of_them = summary(ours)[0], summary(golden)[0]
